@@ -1,0 +1,1 @@
+//! GPUs: what is there, and what a container needs to use it.

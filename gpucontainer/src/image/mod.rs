@@ -1,0 +1,1 @@
+//! Images: references, manifests, configuration, registries, archives, building.

@@ -1,0 +1,1 @@
+//! One layer: its archive, and the directory or image it becomes.

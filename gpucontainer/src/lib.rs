@@ -1,0 +1,20 @@
+//! GPU containers as a function call.
+
+pub mod cgroup;
+pub mod error;
+pub mod gpu;
+pub mod host;
+pub mod image;
+pub mod net;
+pub mod progress;
+pub mod rootfs;
+pub mod sandbox;
+pub mod seccomp;
+
+mod claim;
+mod layer;
+mod store;
+mod sys;
+
+pub use error::{Error, ErrorKind, Result};
+pub use progress::{Cancel, Phase, Progress};

@@ -1,0 +1,1 @@
+//! From layers to a root file system that can be mounted.

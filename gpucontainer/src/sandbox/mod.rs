@@ -1,0 +1,1 @@
+//! Sandboxes: from a configuration to a running application.

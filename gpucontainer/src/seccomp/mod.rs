@@ -1,0 +1,1 @@
+//! System call filters: the profile and the program made of it.

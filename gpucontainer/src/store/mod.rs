@@ -1,0 +1,1 @@
+//! Content-addressed storage: blobs, layers, references, locks and garbage collection.

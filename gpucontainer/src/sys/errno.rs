@@ -1,0 +1,39 @@
+//! Error numbers in words.
+
+use crate::error::{Error, ErrorKind};
+use nix::errno::Errno;
+
+use std::fmt;
+
+/// The kind that an error number alone implies.
+pub(crate) fn kind(errno: i32) -> ErrorKind {
+    match Errno::from_raw(errno) {
+        Errno::EACCES | Errno::EPERM | Errno::EROFS => ErrorKind::PermissionDenied,
+        Errno::ENOSPC | Errno::EDQUOT => ErrorKind::NoSpace,
+        Errno::ENOENT => ErrorKind::NotFound,
+        Errno::EEXIST => ErrorKind::AlreadyExists,
+        Errno::EBUSY | Errno::ETXTBSY => ErrorKind::Busy,
+        Errno::ENOSYS | Errno::EOPNOTSUPP => ErrorKind::Unsupported,
+        Errno::ETIMEDOUT => ErrorKind::TimedOut,
+        _ => ErrorKind::SystemCall,
+    }
+}
+
+/// The call, the kernel's sentence and the number's name: `open("/x"): No such file or directory (ENOENT)`.
+pub(crate) fn describe(call: &impl fmt::Display, errno: i32) -> String {
+    let number = Errno::from_raw(errno);
+    format!("{call}: {} ({number:?})", number.desc())
+}
+
+/// The error of a call made through `rustix`.
+pub(crate) fn failed(call: impl fmt::Display, errno: rustix::io::Errno) -> Error {
+    Error::from_errno(call, errno.raw_os_error())
+}
+
+/// The error of a call made through `nix`.
+pub(crate) fn failed_nix(call: impl fmt::Display, errno: Errno) -> Error {
+    Error::from_errno(call, errno as i32)
+}
+
+/// Something of that name exists already.
+pub(crate) const EEXIST: i32 = libc::EEXIST;

@@ -1,0 +1,140 @@
+//! Files of the host, by path: `std::fs` whose errors name the call and the file.
+//!
+//! Paths of a container's tree are never opened here; see [`super::root`].
+
+use super::errno::failed;
+use crate::error::{Error, Result};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+macro_rules! on_path {
+    ($(#[$doc:meta])* $name:ident($call:path) -> $output:ty) => {
+        $(#[$doc])*
+        pub(crate) fn $name(path: &Path) -> Result<$output> {
+            $call(path).map_err(|e| Error::from_io(format!(concat!(stringify!($name), "({:?})"), path), e).with_path(path))
+        }
+    };
+}
+
+on_path! {
+    /// The bytes of a file.
+    read(std::fs::read) -> Vec<u8>
+}
+on_path! {
+    /// The text of a file.
+    read_to_string(std::fs::read_to_string) -> String
+}
+on_path! {
+    /// Makes a directory and those above it.
+    create_dir_all(std::fs::create_dir_all) -> ()
+}
+on_path! {
+    /// Makes one directory.
+    create_dir(std::fs::create_dir) -> ()
+}
+on_path! {
+    /// Removes a file or a link.
+    remove_file(std::fs::remove_file) -> ()
+}
+on_path! {
+    /// Removes an empty directory.
+    remove_dir(std::fs::remove_dir) -> ()
+}
+on_path! {
+    /// Removes a directory and what is in it; links are removed, not followed.
+    remove_dir_all(std::fs::remove_dir_all) -> ()
+}
+on_path! {
+    /// What is known of a file; links are followed.
+    metadata(std::fs::metadata) -> std::fs::Metadata
+}
+on_path! {
+    /// What is known of a file or a link itself.
+    symlink_metadata(std::fs::symlink_metadata) -> std::fs::Metadata
+}
+on_path! {
+    /// Opens a file for reading.
+    open(File::open) -> File
+}
+on_path! {
+    /// Where a link leads.
+    read_link(std::fs::read_link) -> PathBuf
+}
+on_path! {
+    /// The path without links and dots.
+    canonicalize(std::fs::canonicalize) -> PathBuf
+}
+
+/// The paths in a directory, in the order of their names.
+pub(crate) fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::from_io(format!("read_dir({path:?})"), e).with_path(path);
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        entries.push(entry.map_err(failed)?.path());
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// Writes a file whole, made or truncated. Not atomic: see [`publish`].
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
+}
+
+/// Renames within one file system.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|e| Error::from_io(format!("rename({from:?}, {to:?})"), e).with_path(to))
+}
+
+/// Opens a directory as a place to start paths from.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| failed(format!("open({path:?}, O_DIRECTORY)"), e).with_path(path))
+}
+
+/// Makes `path` appear with all of `bytes`, durable, or not at all; an old file is replaced.
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let wrap = |call: &str, e| Error::from_io(format!("{call}({path:?})"), e).with_path(path);
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", unique()));
+    let temporary = directory.join(name);
+    let result = (|| {
+        let mut file = File::options().write(true).create_new(true).open(&temporary).map_err(|e| wrap("create", e))?;
+        file.write_all(bytes).map_err(|e| wrap("write", e))?;
+        file.sync_all().map_err(|e| wrap("fsync", e))?;
+        rename(&temporary, path)?;
+        sync_dir(directory)
+    })();
+    if result.is_err() && temporary.exists() {
+        remove_file(&temporary)?;
+    }
+    result
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    rustix::fs::fsync(open_dir(path)?).map_err(|e| failed(format!("fsync({path:?})"), e).with_path(path))
+}
+
+/// Makes everything written to the file system of `path` durable.
+pub(crate) fn sync_filesystem(path: &Path) -> Result<()> {
+    rustix::fs::syncfs(open_dir(path)?).map_err(|e| failed(format!("syncfs({path:?})"), e).with_path(path))
+}
+
+/// Whether the caller may write to `path`, by its effective ids.
+pub(crate) fn writable(path: &Path) -> bool {
+    rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+}
+
+/// A name that no other call on this host gets: 128 random bits in hexadecimal.
+pub(crate) fn unique() -> String {
+    let mut bytes = [0_u8; 16];
+    // The kernel's pool is initialised long before any user program runs, so this cannot come short.
+    let filled = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
+    debug_assert_eq!(filled, Ok(16));
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

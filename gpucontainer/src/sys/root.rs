@@ -1,0 +1,99 @@
+//! A container's tree, by descriptor: no path of an image ever leads outside of it.
+
+use super::errno::failed;
+use crate::error::{Error, Result};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// A directory that acts as `/` for every path opened through it.
+///
+/// Links, also absolute ones and `..`, are resolved by the kernel inside the directory
+/// (`RESOLVE_IN_ROOT`); magic links of procfs are refused.
+#[derive(Debug)]
+pub(crate) struct Root {
+    fd: OwnedFd,
+    /// For error messages alone.
+    path: PathBuf,
+}
+
+impl Root {
+    /// Opens the directory `path` of the host.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Ok(Self { fd: super::fs::open_dir(path)?, path: path.to_owned() })
+    }
+
+    /// The directory's path on the host, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens `path` inside, whatever links are on the way.
+    ///
+    /// # Errors
+    /// The error of `openat2(2)`, its message naming both the root and the path.
+    pub(crate) fn open_at(&self, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+        loop {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, resolve) {
+                Ok(fd) => return Ok(fd),
+                // A rename on the host raced with `..`; the kernel asks to try again.
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(e) => return Err(failed(format!("openat2({:?}, {path:?})", self.path), e).with_path(path)),
+            }
+        }
+    }
+
+    /// Opens a regular file inside for reading; anything else (a fifo, a device) is an error, never opened.
+    pub(crate) fn open_file(&self, path: &Path) -> Result<File> {
+        let file = File::from(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?);
+        let metadata = file.metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e).with_path(path))?;
+        if metadata.is_file() {
+            Ok(file)
+        } else {
+            Err(Error::from_errno(format!("open({path:?}) as a regular file"), libc::EINVAL).with_path(path))
+        }
+    }
+
+    /// Reads a small file inside, at most `limit` bytes of it.
+    pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open_file(path)?
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::from_io(format!("read({path:?})"), e).with_path(path))?;
+        Ok(bytes)
+    }
+
+    /// Whether `path` leads to something inside.
+    pub(crate) fn exists(&self, path: &Path) -> bool {
+        self.open_at(path, OFlags::PATH, Mode::empty()).is_ok()
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_inside() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("etc")).unwrap();
+        std::fs::write(directory.path().join("etc/passwd"), "inside").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", directory.path().join("absolute")).unwrap();
+        std::os::unix::fs::symlink("../../../../etc/passwd", directory.path().join("dots")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/root/etc/passwd", directory.path().join("magic")).unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        assert_eq!(root.read(Path::new("/absolute"), 100).unwrap(), b"inside");
+        assert_eq!(root.read(Path::new("dots"), 100).unwrap(), b"inside");
+        assert!(!root.exists(Path::new("magic")));
+    }
+}

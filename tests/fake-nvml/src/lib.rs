@@ -1,0 +1,1 @@
+//! A stand-in for NVIDIA's management library, for tests only.
