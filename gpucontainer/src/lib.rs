@@ -16,5 +16,9 @@ mod layer;
 mod store;
 mod sys;
 
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 pub use error::{Error, ErrorKind, Result};
 pub use progress::{Cancel, Phase, Progress};

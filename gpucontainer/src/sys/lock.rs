@@ -113,10 +113,10 @@ fn kind(mode: Mode) -> libc::c_int {
 /// Between opening and locking, the last holder may have removed the file: such a lock excludes nobody.
 fn still_there(file: &File, path: &Path) -> Result<bool> {
     let held = file.metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e).with_path(path))?;
-    match std::fs::metadata(path) {
+    match super::fs::metadata(path) {
         Ok(named) => Ok(named.ino() == held.ino() && named.dev() == held.dev()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::from_io(format!("stat({path:?})"), e).with_path(path)),
+        Err(e) if e.kind() == crate::error::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

@@ -1,0 +1,151 @@
+//! What a test leaves behind: descriptors, mounts, processes, cgroups, links, files.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One watcher at a time in a process: the tests of one binary share its descriptors and children.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// How long something may take to vanish, such as a namespace whose last process was just reaped.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Compares the system after a test with the system before it.
+///
+/// The guard holds a lock of the whole process, so watched tests run one after the other.
+/// Tests without a guard may run beside it: what they have open for less than three seconds is
+/// not taken for a leak.
+#[derive(Debug)]
+pub(crate) struct Leaks {
+    before: BTreeSet<String>,
+    checked: bool,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Leaks {
+    /// Notes what there is. Open what the test itself keeps (temporary directories are fine) after this.
+    pub(crate) fn watch() -> Self {
+        // A test that failed while it was watched must not fail those after it.
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { before: everything(), checked: false, _alone: alone }
+    }
+
+    /// Asserts that nothing was left behind, and no mount taken away. Dropping the guard does the same.
+    #[track_caller]
+    pub(crate) fn check(mut self) {
+        self.compare();
+    }
+
+    #[track_caller]
+    fn compare(&mut self) {
+        self.checked = true;
+        let is_mount = |item: &&String| item.starts_with("mount ");
+        let start = Instant::now();
+        let mut left: Option<BTreeSet<String>> = None;
+        loop {
+            let now = everything();
+            let more = now.difference(&self.before).cloned();
+            let gone = self.before.difference(&now).filter(is_mount).map(|item| format!("gone: {item}"));
+            let different: BTreeSet<String> = more.chain(gone).collect();
+            let still: BTreeSet<String> = match left {
+                None => different,
+                Some(before) => before.intersection(&different).cloned().collect(),
+            };
+            if still.is_empty() {
+                return;
+            }
+            let lines: Vec<&str> = still.iter().map(String::as_str).collect();
+            assert!(start.elapsed() < PATIENCE, "left behind:\n  {}", lines.join("\n  "));
+            left = Some(still);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Leaks {
+    fn drop(&mut self) {
+        // The first failure is the one to read.
+        if !self.checked && !std::thread::panicking() {
+            self.compare();
+        }
+    }
+}
+
+fn everything() -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    descriptors(&mut all);
+    mounts(&mut all);
+    children(&mut all);
+    let cgroups = Path::new("/sys/fs/cgroup");
+    for directory in names(cgroups).into_iter().map(|name| cgroups.join(name)) {
+        cgroup_directories(&directory, 5, &mut all);
+    }
+    all.extend(names("/sys/class/net".as_ref()).into_iter().map(|name| format!("link {name}")));
+    all.extend(names("/run/gpucontainer".as_ref()).into_iter().map(|name| format!("file /run/gpucontainer/{name}")));
+    let temporary = std::env::temp_dir();
+    let ours = names(&temporary).into_iter().filter(|name| name.starts_with("gpuc"));
+    all.extend(ours.map(|name| format!("file {}/{name}", temporary.display())));
+    all
+}
+
+fn descriptors(all: &mut BTreeSet<String>) {
+    let directory = Path::new("/proc/self/fd");
+    for name in names(directory) {
+        // The descriptor of this listing is closed by now; of the rest the target tells one from the next.
+        if let Ok(target) = std::fs::read_link(directory.join(&name)) {
+            all.insert(format!("fd {name} -> {}", target.display()));
+        }
+    }
+}
+
+fn mounts(all: &mut BTreeSet<String>) {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for line in text.lines() {
+        // Identifier, place and kind; the options of a superblock may change by themselves.
+        let words: Vec<&str> = line.split(' ').collect();
+        let kind = words.iter().skip_while(|word| **word != "-").nth(1).unwrap_or(&"");
+        if let (Some(identifier), Some(place)) = (words.first(), words.get(4)) {
+            all.insert(format!("mount {identifier} {kind} on {place}"));
+        }
+    }
+}
+
+fn children(all: &mut BTreeSet<String>) {
+    let own = std::process::id().to_string();
+    for name in names("/proc".as_ref()) {
+        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
+        // `pid (name) state parent …`, where the name may hold anything.
+        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
+        let mut words = tail.split_whitespace();
+        if let (Some(state), Some(parent)) = (words.next(), words.next()) {
+            if parent == own {
+                all.insert(format!("child {head}) {state}"));
+            }
+        }
+    }
+}
+
+fn cgroup_directories(directory: &Path, depth: u32, all: &mut BTreeSet<String>) {
+    let text = directory.to_string_lossy();
+    if text.contains("/gpuc") {
+        all.insert(format!("cgroup {text}"));
+    }
+    if depth == 0 {
+        return;
+    }
+    for name in names(directory) {
+        let path = directory.join(name);
+        if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            cgroup_directories(&path, depth - 1, all);
+        }
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+}
