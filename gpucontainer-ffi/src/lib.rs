@@ -1,1 +1,14 @@
-//! The C face of gpucontainer.
+//! The C face of gpucontainer: conversions alone, no behaviour.
+//!
+//! Ownership is in the signatures: `Option<Box<T>>` is a pointer that is given away, `Option<&T>`
+//! one that is lent, and both may be `NULL`. The header `include/gpucontainer.h` is made from
+//! these files by this crate's tests.
+
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the comments of these functions are those of the C header, which says in prose what pointers must be"
+)]
+
+mod boundary;
+pub mod error;
+pub mod version;
