@@ -1,1 +1,16 @@
-//! The Python face of gpucontainer.
+//! The Python face of gpucontainer: conversions alone, no behaviour.
+
+mod error;
+
+use pyo3::prelude::*;
+
+/// The compiled half of the package `gpucontainer`.
+#[pymodule(gil_used = false)]
+mod _native {
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -4,10 +4,11 @@ mod common;
 
 use common::Leaks;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 fn complaint(leave: impl FnOnce() + std::panic::UnwindSafe) -> String {
     let panic = std::panic::catch_unwind(|| {
-        let leaks = Leaks::watch();
+        let leaks = Leaks::watch_for(Duration::from_millis(200));
         leave();
         leaks.check();
     });

@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Leaks {
     before: BTreeSet<String>,
+    patience: Duration,
     checked: bool,
     _alone: MutexGuard<'static, ()>,
 }
@@ -26,9 +27,14 @@ pub(crate) struct Leaks {
 impl Leaks {
     /// Notes what there is. Open what the test itself keeps (temporary directories are fine) after this.
     pub(crate) fn watch() -> Self {
+        Self::watch_for(PATIENCE)
+    }
+
+    /// The same, with another time for things to vanish in.
+    pub(crate) fn watch_for(patience: Duration) -> Self {
         // A test that failed while it was watched must not fail those after it.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Self { before: everything(), checked: false, _alone: alone }
+        Self { before: everything(), patience, checked: false, _alone: alone }
     }
 
     /// Asserts that nothing was left behind, and no mount taken away. Dropping the guard does the same.
@@ -56,7 +62,7 @@ impl Leaks {
                 return;
             }
             let lines: Vec<&str> = still.iter().map(String::as_str).collect();
-            assert!(start.elapsed() < PATIENCE, "left behind:\n  {}", lines.join("\n  "));
+            assert!(start.elapsed() < self.patience, "left behind:\n  {}", lines.join("\n  "));
             left = Some(still);
             std::thread::sleep(Duration::from_millis(10));
         }
