@@ -138,3 +138,19 @@ pub(crate) fn unique() -> String {
     debug_assert_eq!(filled, Ok(16));
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// Removes a directory and all below it, however deep, also where its owner had shut itself out; nothing there is fine.
+///
+/// Links are removed, not followed. Goes on after an error, and returns the first.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = match open_dir(parent) {
+        Err(e) if e.kind() == crate::error::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    super::tree::remove(std::os::fd::AsFd::as_fd(&directory), path.file_name().unwrap_or_default())
+        .map_err(|e| e.context(format!("remove {path:?}")).with_path(path))
+}
