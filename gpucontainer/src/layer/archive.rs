@@ -7,7 +7,7 @@
 use super::input::Input;
 use super::pax;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::sys::tree::{Kind, Moment};
+use crate::sys::fs::tree::{Kind, Moment};
 use tar::Header;
 
 const BLOCK: usize = 512;

@@ -55,7 +55,7 @@ impl UnpackOptions {
     /// owners, makes device nodes and sets capabilities; for anybody else everything belongs to that user,
     /// capabilities are left out, and a device node is an error.
     pub(crate) fn for_this_user() -> Self {
-        Self { keep_owners: crate::sys::tree::privileged(), max_bytes: u64::MAX, cancel: Cancel::new() }
+        Self { keep_owners: crate::sys::fs::tree::privileged(), max_bytes: u64::MAX, cancel: Cancel::new() }
     }
 
     /// Refuses an archive of more than `bytes` bytes (headers and padding count, holes do not). No limit by default.

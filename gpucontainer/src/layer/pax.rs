@@ -1,7 +1,7 @@
 //! The records of a PAX extended header: `LENGTH KEY=VALUE\n`, the length in decimal and of the whole record.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::tree::Moment;
+use crate::sys::fs::tree::Moment;
 
 /// Splits `bytes` into keys and values, which may contain any byte.
 ///

@@ -113,11 +113,11 @@ fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
     let root = crate::sys::root::Root::open(path.parent().unwrap()).unwrap();
     let name_of_file = Path::new(path.file_name().unwrap());
     let opened: std::os::fd::OwnedFd = if path.is_dir() {
-        root.open_directory(name_of_file).unwrap()
+        crate::sys::fs::tree::open_inside(&root, name_of_file).unwrap()
     } else {
         root.open_file(name_of_file).unwrap().into()
     };
-    crate::sys::tree::attribute(std::os::fd::AsFd::as_fd(&opened), OsStr::new(name)).unwrap()
+    crate::sys::fs::tree::attribute(std::os::fd::AsFd::as_fd(&opened), OsStr::new(name)).unwrap()
 }
 
 fn root() -> bool {

@@ -3,8 +3,8 @@
 use super::UnpackOptions;
 use super::archive::{Archive, Member, Segment, What};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::fs::tree::{self, Kind, Moment};
 use crate::sys::root::Root;
-use crate::sys::tree::{self, Kind, Moment};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -134,7 +134,7 @@ impl<'a> Tree<'a> {
                 return Ok(parent);
             }
         }
-        match self.root.open_directory(&path) {
+        match tree::open_inside(&self.root, &path) {
             Ok(fd) => self.opened(path, fd),
             Err(error) if above.is_empty() || !may_be_missing(&error) => Err(error),
             Err(_) => self.make_above(above),
@@ -147,10 +147,10 @@ impl<'a> Tree<'a> {
     }
 
     fn make_above(&mut self, above: &[&OsStr]) -> Result<Parent> {
-        let mut here = self.opened(PathBuf::from("."), self.root.open_directory(Path::new("."))?)?;
+        let mut here = self.opened(PathBuf::from("."), tree::open_inside(&self.root, Path::new("."))?)?;
         for (index, name) in above.iter().enumerate() {
             let path: PathBuf = above[..=index].iter().collect();
-            here = match self.root.open_directory(&path) {
+            here = match tree::open_inside(&self.root, &path) {
                 Ok(fd) => self.opened(path, fd)?,
                 Err(error) if !may_be_missing(&error) => return Err(error),
                 Err(error) => {
@@ -309,7 +309,7 @@ impl<'a> Tree<'a> {
         let missing = || invalid(format!("a hard link to {shown:?}, which is no file of the layer so far"));
         let (source, above) = names.split_last().ok_or_else(missing)?;
         let path: PathBuf = if above.is_empty() { PathBuf::from(".") } else { above.iter().collect() };
-        let from = self.root.open_directory(&path).map_err(|error| missing().with_cause(error))?;
+        let from = tree::open_inside(&self.root, &path).map_err(|error| missing().with_cause(error))?;
         let wanted = match tree::status(from.as_fd(), source)? {
             None => return Err(missing()),
             Some(status) if matches!(status.kind, Kind::Directory | Kind::WHITEOUT) => return Err(missing()),

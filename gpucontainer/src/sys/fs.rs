@@ -2,6 +2,9 @@
 //!
 //! Paths of a container's tree are never opened here; see [`super::root`].
 
+#[path = "tree.rs"]
+pub(crate) mod tree;
+
 use super::errno::failed;
 use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -151,6 +154,6 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
         Err(e) if e.kind() == crate::error::ErrorKind::NotFound => return Ok(()),
         opened => opened?,
     };
-    super::tree::remove(std::os::fd::AsFd::as_fd(&directory), path.file_name().unwrap_or_default())
+    tree::remove(std::os::fd::AsFd::as_fd(&directory), path.file_name().unwrap_or_default())
         .map_err(|e| e.context(format!("remove {path:?}")).with_path(path))
 }

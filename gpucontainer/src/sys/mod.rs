@@ -4,4 +4,3 @@ pub(crate) mod errno;
 pub(crate) mod fs;
 pub(crate) mod lock;
 pub(crate) mod root;
-pub(crate) mod tree;

@@ -57,11 +57,6 @@ impl Root {
         }
     }
 
-    /// Opens a directory inside, whatever links lead to it.
-    pub(crate) fn open_directory(&self, path: &Path) -> Result<OwnedFd> {
-        self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
-    }
-
     /// Reads a small file inside, at most `limit` bytes of it.
     pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();

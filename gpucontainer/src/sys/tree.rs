@@ -3,8 +3,9 @@
 //! Every function takes an open directory and one name in it, never a path: no link is followed, nothing
 //! outside of the directory can be named. The process's umask never matters and is never changed.
 
-use super::errno::failed;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::errno::failed;
+use crate::sys::root::Root;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 /// What kind of thing a name stands for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -142,6 +144,11 @@ pub(crate) fn open_directory(directory: BorrowedFd<'_>, name: &OsStr) -> Result<
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(directory, name, flags, Mode::empty())
         .map_err(|e| failed(format!("openat({name:?}, O_DIRECTORY)"), e))
+}
+
+/// Opens the directory at `path` inside of a root, whatever links lead to it.
+pub(crate) fn open_inside(root: &Root, path: &Path) -> Result<OwnedFd> {
+    root.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }
 
 /// Writes `bytes` at `offset`, all of them.
@@ -299,7 +306,7 @@ fn empty(top: BorrowedFd<'_>, directory: BorrowedFd<'_>, depth: u32, moved: &mut
         };
         if depth == 0 {
             *moved += 1;
-            let free = OsString::from_vec(format!(".removed-{}-{}", super::fs::unique(), *moved).into_bytes());
+            let free = OsString::from_vec(format!(".removed-{}-{}", crate::sys::fs::unique(), *moved).into_bytes());
             if let Err(e) = rustix::fs::renameat(directory, &name, top, &free) {
                 // Not counted, or the caller would come back for it without end.
                 *moved -= 1;
@@ -348,7 +355,7 @@ pub(crate) fn privileged() -> bool {
 
 /// Whether this process's ids are the host's: inside another user namespace capabilities do not reach far.
 pub(crate) fn initial_user_namespace() -> bool {
-    let Ok(map) = super::fs::read_to_string(std::path::Path::new("/proc/self/uid_map")) else { return false };
+    let Ok(map) = crate::sys::fs::read_to_string(Path::new("/proc/self/uid_map")) else { return false };
     map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
