@@ -21,4 +21,5 @@ mod sys;
 mod common;
 
 pub use error::{Error, ErrorKind, Result};
+pub use gpu::{GpuGrant, GpuRequest};
 pub use progress::{Cancel, Phase, Progress};

@@ -9,7 +9,7 @@ use super::errno::failed;
 use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +69,14 @@ on_path! {
 on_path! {
     /// The path without links and dots.
     canonicalize(std::fs::canonicalize) -> PathBuf
+}
+
+/// The bytes of a file that is small if all is well, mostly one of the kernel: at most 1 MiB of it.
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = open(path)?.take(1 << 20).read_to_end(&mut bytes);
+    read.map_err(|e| Error::from_io(format!("read({path:?})"), e).with_path(path))?;
+    Ok(bytes)
 }
 
 /// The paths in a directory, in the order of their names.

@@ -1,0 +1,152 @@
+//! What belongs to which part of NVIDIA's driver.
+//!
+//! # References
+//! The names are those of the files in the driver's own package; see the list of installed components in
+//! <https://download.nvidia.com/XFree86/Linux-x86_64/550.163.01/README/installedcomponents.html>.
+
+use crate::gpu::request::DriverCapability;
+
+use DriverCapability::{Compute, Graphics, Ngx, Utility, Video};
+
+/// Libraries whose file is named `<name>.so.<driver version>`, without the prefix `lib`.
+const VERSIONED: &[(&str, DriverCapability)] = &[
+    ("nvidia-ml", Utility),
+    ("nvidia-cfg", Utility),
+    ("nvidia-nscq", Utility),
+    ("cuda", Compute),
+    ("cudadebugger", Compute),
+    ("nvidia-opencl", Compute),
+    ("nvidia-gpucomp", Compute),
+    ("nvidia-ptxjitcompiler", Compute),
+    ("nvidia-fatbinaryloader", Compute),
+    ("nvidia-allocator", Compute),
+    ("nvidia-compiler", Compute),
+    ("nvidia-pkcs11", Compute),
+    ("nvidia-pkcs11-openssl3", Compute),
+    ("nvidia-nvvm", Compute),
+    ("nvidia-tileiras", Compute),
+    ("vdpau_nvidia", Video),
+    ("nvidia-encode", Video),
+    ("nvidia-opticalflow", Video),
+    ("nvcuvid", Video),
+    ("nvidia-eglcore", Graphics),
+    ("nvidia-glcore", Graphics),
+    ("nvidia-tls", Graphics),
+    ("nvidia-glsi", Graphics),
+    ("nvidia-fbc", Graphics),
+    ("nvidia-ifr", Graphics),
+    ("nvidia-rtcore", Graphics),
+    ("nvoptix", Graphics),
+    ("GLX_nvidia", Graphics),
+    ("EGL_nvidia", Graphics),
+    ("GLESv2_nvidia", Graphics),
+    ("GLESv1_CM_nvidia", Graphics),
+    ("nvidia-glvkspirv", Graphics),
+    ("nvidia-cbl", Graphics),
+    ("nvidia-vulkan-producer", Graphics),
+    ("nvidia-ngx", Ngx),
+];
+
+/// Libraries with versions of their own.
+const OTHERWISE_VERSIONED: &[(&str, DriverCapability)] = &[
+    ("nvidia-nvvm70", Compute),
+    ("nvidia-egl-gbm", Graphics),
+    ("nvidia-egl-wayland", Graphics),
+    ("nvidia-egl-wayland2", Graphics),
+    ("nvidia-egl-xcb", Graphics),
+    ("nvidia-egl-xlib", Graphics),
+];
+
+/// Parts of the desktop: the settings program's windows, and modules of the X server.
+const NEVER: &[&str] = &["nvidia-gtk2", "nvidia-gtk3", "nvidia-wfb", "nvidia-wayland-client", "glxserver_nvidia"];
+
+/// Programs, which go to `/usr/bin`.
+pub(crate) const PROGRAMS: &[(&str, DriverCapability)] = &[
+    ("nvidia-smi", Utility),
+    ("nvidia-debugdump", Utility),
+    ("nvidia-persistenced", Utility),
+    ("nv-fabricmanager", Utility),
+    ("nvidia-cuda-mps-control", Compute),
+    ("nvidia-cuda-mps-server", Compute),
+];
+
+/// Configuration: where a driver may have put a file, best first, and what it is for. The first
+/// place is where it goes in a container.
+pub(crate) const CONFIGURATION: &[(&[&str], DriverCapability)] = &[
+    (&["/etc/OpenCL/vendors/nvidia.icd"], Compute),
+    (&["/usr/share/glvnd/egl_vendor.d/10_nvidia.json", "/etc/glvnd/egl_vendor.d/10_nvidia.json"], Graphics),
+    (
+        &[
+            "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
+            "/etc/egl/egl_external_platform.d/15_nvidia_gbm.json",
+        ],
+        Graphics,
+    ),
+    (
+        &[
+            "/usr/share/egl/egl_external_platform.d/10_nvidia_wayland.json",
+            "/etc/egl/egl_external_platform.d/10_nvidia_wayland.json",
+        ],
+        Graphics,
+    ),
+    (&["/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"], Graphics),
+    (
+        &["/etc/vulkan/implicit_layer.d/nvidia_layers.json", "/usr/share/vulkan/implicit_layer.d/nvidia_layers.json"],
+        Graphics,
+    ),
+    (&["/usr/share/nvidia/nvoptix.bin"], Graphics),
+];
+
+/// Links that programs expect and that no library asks for by its own name: the link, and what it says.
+pub(crate) const LINKS: &[(&str, &str)] =
+    &[("libcuda.so", "libcuda.so.1"), ("libnvidia-opticalflow.so", "libnvidia-opticalflow.so.1")];
+
+/// The part of the driver that the library `file` of the driver `version` belongs to.
+///
+/// A library of the driver's own version that no table knows counts as `compute`: each new driver
+/// splits libraries, and a container must not lose CUDA for it.
+pub(crate) fn capability(file: &str, version: &str) -> Option<DriverCapability> {
+    let (name, suffix) = file.strip_prefix("lib")?.split_once(".so.")?;
+    if NEVER.contains(&name) {
+        return None;
+    }
+    let find = |table: &[(&str, DriverCapability)]| {
+        table.iter().find(|(known, _)| *known == name).map(|(_, capability)| *capability)
+    };
+    if suffix == version {
+        return find(VERSIONED).or_else(|| find(OTHERWISE_VERSIONED)).or(if name.starts_with("nvidia-") {
+            Some(Compute)
+        } else {
+            None
+        });
+    }
+    let numbers = suffix.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    if numbers { find(OTHERWISE_VERSIONED) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_sorted_by_what_they_are_for() {
+        let table = [
+            ("libcuda.so.550.163.01", Some(Compute)),
+            ("libnvidia-ml.so.550.163.01", Some(Utility)),
+            ("libGLX_nvidia.so.550.163.01", Some(Graphics)),
+            ("libnvidia-egl-wayland.so.1.1.13", Some(Graphics)),
+            ("libnvidia-nvvm70.so.4", Some(Compute)),
+            ("libnvidia-invented.so.550.163.01", Some(Compute)),
+            ("libnvidia-gtk3.so.550.163.01", None),
+            ("libGLX.so.550.163.01", None),
+            ("libcuda.so.1", None),
+            ("libcuda.so.535.1.1", None),
+            ("libcuda.so", None),
+            ("cuda.so.550.163.01", None),
+            ("libnvidia-nvvm70.so.4.bak", None),
+        ];
+        for (file, expected) in table {
+            assert_eq!(capability(file, "550.163.01"), expected, "{file}");
+        }
+    }
+}

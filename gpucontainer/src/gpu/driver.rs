@@ -1,0 +1,364 @@
+//! The user space of an installed NVIDIA driver: its version, and the files that programs need of it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::catalog;
+use crate::gpu::driver_root::DriverRoot;
+use crate::gpu::elf::{self, Machine};
+use crate::gpu::loader_cache;
+use crate::gpu::request::DriverCapability;
+
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Directories of native libraries, best first: distributions, NVIDIA's installer, Google's nodes, NixOS, WSL.
+pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/aarch64-linux-gnu",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/aarch64-linux-gnu/nvidia/current",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/usr/lib/x86_64-linux-gnu/nvidia/current",
+    "/usr/local/nvidia/lib64",
+    "/home/kubernetes/bin/nvidia/lib64",
+    "/run/opengl-driver/lib",
+    "/lib64",
+    "/lib",
+];
+
+/// Directories of 32-bit libraries.
+const LIBRARY_DIRECTORIES_32: &[&str] = &["/usr/lib/i386-linux-gnu", "/usr/lib32", "/run/opengl-driver-32/lib"];
+
+const PROGRAM_DIRECTORIES: &[&str] = &[
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/local/bin",
+    "/usr/local/nvidia/bin",
+    "/home/kubernetes/bin/nvidia/bin",
+    "/run/opengl-driver/bin",
+    "/bin",
+];
+
+/// A file of the driver.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DriverFile {
+    /// The file on the host, without links.
+    pub host_path: PathBuf,
+    /// Its place in a container; for a library, its place below the directory of libraries.
+    pub place: PathBuf,
+    /// What it is for.
+    pub capability: DriverCapability,
+}
+
+/// A library of the driver.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DriverLibrary {
+    /// The file.
+    pub file: DriverFile,
+    /// The name that programs ask for; `None` if it is the file's own.
+    pub soname: Option<String>,
+    /// Whether it is for 32-bit programs.
+    pub thirty_two_bit: bool,
+}
+
+/// The user space of an installed NVIDIA driver.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Driver {
+    /// The version, as in `550.163.01`.
+    pub version: String,
+    /// The libraries, by name.
+    pub libraries: Vec<DriverLibrary>,
+    /// The programs.
+    pub programs: Vec<DriverFile>,
+    /// Configuration files, and the firmware.
+    pub data: Vec<DriverFile>,
+    /// Sockets of the driver's services.
+    pub sockets: Vec<DriverFile>,
+    /// The directory of pipes of a running Multi-Process Service.
+    pub multi_process_service: Option<PathBuf>,
+}
+
+impl Driver {
+    /// Finds the driver in `root`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::GpuUnavailable`] if there is none, or none that fits the loaded kernel module.
+    pub fn discover(root: &DriverRoot) -> Result<Self> {
+        let directories = library_directories(root);
+        let version = version(root, &directories)?;
+        let mut libraries = Vec::new();
+        for directory in &directories {
+            add_libraries(root, directory, Path::new(""), &version, Machine::Native, &mut libraries);
+            add_libraries(
+                root,
+                &directory.join("vdpau"),
+                Path::new("vdpau"),
+                &version,
+                Machine::Native,
+                &mut libraries,
+            );
+        }
+        for directory in LIBRARY_DIRECTORIES_32 {
+            add_libraries(root, Path::new(directory), Path::new(""), &version, Machine::X86, &mut libraries);
+        }
+        libraries.sort_by(|a, b| (a.thirty_two_bit, &a.file.place).cmp(&(b.thirty_two_bit, &b.file.place)));
+        Ok(Self {
+            libraries,
+            programs: programs(root),
+            data: configuration(root).into_iter().chain(firmware(root, &version)).collect(),
+            sockets: sockets(root),
+            multi_process_service: multi_process_service(root),
+            version,
+        })
+    }
+}
+
+/// Whether `text` is a version of a driver, as in `550.163.01`; it becomes part of file names.
+pub(crate) fn is_version(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('.').collect();
+    let digits = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    (2..=4).contains(&parts.len()) && text.len() <= 32 && parts.iter().all(digits)
+}
+
+/// The version of the loaded kernel module, if one is loaded.
+pub(crate) fn kernel_version(root: &DriverRoot) -> Option<String> {
+    let text = root.text("/proc/driver/nvidia/version")?;
+    let line = text.lines().find(|line| line.starts_with("NVRM"))?;
+    line.split_whitespace().find(|word| is_version(word)).map(str::to_owned)
+}
+
+/// The directories in which the loader of the host found a driver.
+pub(crate) fn cached_directories(root: &DriverRoot) -> Vec<PathBuf> {
+    let Ok(path) = root.resolve(Path::new("/etc/ld.so.cache")) else { return Vec::new() };
+    let Ok(cache) = crate::sys::fs::read_small(&path) else { return Vec::new() };
+    loader_cache::directories(&cache, |name| name.starts_with("libcuda.so.") || name.starts_with("libnvidia-ml.so."))
+}
+
+/// Every directory with libraries of a driver, best first, each once however it is linked.
+fn library_directories(root: &DriverRoot) -> Vec<PathBuf> {
+    let mut seen = BTreeSet::new();
+    let all = LIBRARY_DIRECTORIES.iter().map(PathBuf::from).chain(cached_directories(root));
+    all.filter(|directory| root.resolve(directory).is_ok_and(|path| seen.insert(path))).collect()
+}
+
+/// The versions of the installed libraries: several if a driver was not removed cleanly.
+fn installed_versions(root: &DriverRoot, directories: &[PathBuf]) -> Vec<String> {
+    let mut versions = Vec::new();
+    for prefix in ["libcuda.so.", "libnvidia-ml.so."] {
+        for directory in directories {
+            for name in root.names(directory) {
+                match name.strip_prefix(prefix) {
+                    Some(version) if is_version(version) && !versions.iter().any(|known| known == version) => {
+                        versions.push(version.to_owned());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if !versions.is_empty() {
+            break;
+        }
+    }
+    versions
+}
+
+fn version(root: &DriverRoot, directories: &[PathBuf]) -> Result<String> {
+    let installed = installed_versions(root, directories);
+    let unavailable = |why: String| Err(Error::new(ErrorKind::GpuUnavailable, why));
+    match (kernel_version(root), installed.as_slice()) {
+        (_, []) => unavailable(format!(
+            "no driver library (libcuda.so.VERSION or libnvidia-ml.so.VERSION) is in {}",
+            root.path().display()
+        )),
+        (Some(kernel), installed) if installed.contains(&kernel) => Ok(kernel),
+        (Some(kernel), installed) => unavailable(format!(
+            "the loaded kernel module is version {kernel}, but the installed libraries are version {}: \
+             the driver was updated, and the module not yet reloaded",
+            installed.join(" and ")
+        )),
+        (None, [only]) => Ok(only.clone()),
+        (None, installed) => unavailable(format!(
+            "driver versions {} are installed side by side, and no loaded kernel module says which one is in use",
+            installed.join(" and ")
+        )),
+    }
+}
+
+fn add_libraries(
+    root: &DriverRoot,
+    directory: &Path,
+    below: &Path,
+    version: &str,
+    machine: Machine,
+    libraries: &mut Vec<DriverLibrary>,
+) {
+    for name in root.names(directory) {
+        let Some(capability) = catalog::capability(&name, version) else { continue };
+        let Ok(host_path) = root.resolve(&directory.join(&name)) else { continue };
+        // A link, as `libnvidia-nvvm70.so.4`, is made anew in the container, from the name in its file.
+        let Some(own) = host_path.file_name().and_then(|own| own.to_str()).filter(|own| elf::is_file_name(own)) else {
+            continue;
+        };
+        let thirty_two_bit = machine == Machine::X86;
+        let place = below.join(own);
+        if libraries.iter().any(|known| known.file.place == place && known.thirty_two_bit == thirty_two_bit) {
+            continue;
+        }
+        let object = match crate::sys::fs::open(&host_path).map(|file| elf::read(&file)) {
+            Ok(Ok(object)) if object.machine == machine => object,
+            Ok(Ok(_)) => continue,
+            Ok(Err(why)) => {
+                tracing::debug!(library = %host_path.display(), why, "driver library left out");
+                continue;
+            }
+            Err(error) => {
+                tracing::debug!(library = %host_path.display(), %error, "driver library left out");
+                continue;
+            }
+        };
+        let soname = object.soname.filter(|soname| soname != own);
+        libraries.push(DriverLibrary { file: DriverFile { host_path, place, capability }, soname, thirty_two_bit });
+    }
+}
+
+fn programs(root: &DriverRoot) -> Vec<DriverFile> {
+    let find = |(name, capability): &(&str, DriverCapability)| {
+        let paths = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name));
+        let host_path = paths.filter_map(|path| root.resolve(&path).ok()).find(|path| is_program(path))?;
+        Some(DriverFile { host_path, place: Path::new("/usr/bin").join(name), capability: *capability })
+    };
+    catalog::PROGRAMS.iter().filter_map(find).collect()
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    crate::sys::fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}
+
+fn is_file(path: &Path) -> bool {
+    crate::sys::fs::metadata(path).is_ok_and(|data| data.is_file())
+}
+
+fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
+    let find = |(places, capability): &(&[&str], DriverCapability)| {
+        let host_path =
+            places.iter().filter_map(|place| root.resolve(Path::new(place)).ok()).find(|path| is_file(path))?;
+        Some(DriverFile { host_path, place: places.first()?.into(), capability: *capability })
+    };
+    catalog::CONFIGURATION.iter().filter_map(find).collect()
+}
+
+/// The firmware of the GPUs' own processors, which the management library reads the version of.
+fn firmware(root: &DriverRoot, version: &str) -> Vec<DriverFile> {
+    let configured = root.text("/sys/module/firmware_class/parameters/path").map(|path| path.trim().to_owned());
+    let configured = configured.filter(|path| path.starts_with('/'));
+    let bases = configured.into_iter().chain(["/lib/firmware/updates".to_owned(), "/lib/firmware".to_owned()]);
+    for base in bases {
+        let directory = Path::new(&base).join("nvidia").join(version);
+        let names = root.names(&directory).into_iter().filter(|name| name.starts_with("gsp") && name.ends_with(".bin"));
+        let files: Vec<DriverFile> = names
+            .filter_map(|name| {
+                let host_path = root.resolve(&directory.join(&name)).ok().filter(|path| is_file(path))?;
+                let place = Path::new("/lib/firmware/nvidia").join(version).join(name);
+                Some(DriverFile { host_path, place, capability: DriverCapability::Utility })
+            })
+            .collect();
+        if !files.is_empty() {
+            return files;
+        }
+    }
+    Vec::new()
+}
+
+fn sockets(root: &DriverRoot) -> Vec<DriverFile> {
+    use std::os::unix::fs::FileTypeExt;
+    let places = ["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket"];
+    let found = places.iter().filter_map(|place| {
+        let host_path = root.resolve(Path::new(place)).or_else(|_| root.resolve(&Path::new("/var").join(&place[1..])));
+        let host_path = host_path.ok()?;
+        let socket = crate::sys::fs::metadata(&host_path).is_ok_and(|data| data.file_type().is_socket());
+        socket.then(|| DriverFile { host_path, place: place.into(), capability: DriverCapability::Utility })
+    });
+    found.collect()
+}
+
+fn multi_process_service(root: &DriverRoot) -> Option<PathBuf> {
+    let configured = std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").filter(|path| !path.is_empty() && root.is_host());
+    let directory = configured.map_or_else(|| PathBuf::from("/tmp/nvidia-mps"), PathBuf::from);
+    // The pipe is there while the daemon runs.
+    root.resolve(&directory.join("control")).ok()?;
+    root.resolve(&directory).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(files: &[(&str, &str)]) -> (tempfile::TempDir, DriverRoot) {
+        let directory = tempfile::tempdir().unwrap();
+        for (path, contents) in files {
+            let path = directory.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, contents).unwrap();
+        }
+        let root = DriverRoot::new(directory.path());
+        (directory, root)
+    }
+
+    const NVRM: &str = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Tue Apr  8 12:41:17 UTC 2025\n\
+                        GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n";
+
+    #[test]
+    fn versions_have_a_form() {
+        for good in ["550.163.01", "535.54", "460.32.03", "1.2.3.4"] {
+            assert!(is_version(good), "{good}");
+        }
+        for bad in ["1", "", "550.", ".5", "550.163.01.2.3", "550.x", "../5.4", "-5.4"] {
+            assert!(!is_version(bad), "{bad}");
+        }
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\n";
+        let (_directory, root) = root(&[("proc/driver/nvidia/version", open)]);
+        assert_eq!(kernel_version(&root).as_deref(), Some("570.86.15"));
+    }
+
+    #[test]
+    fn the_kernel_decides_between_versions() {
+        let (old, new) = ("usr/lib64/libcuda.so.535.54.03", "usr/lib64/libcuda.so.550.163.01");
+        let kernel = ("proc/driver/nvidia/version", NVRM);
+        type Files<'a> = &'a [(&'a str, &'a str)];
+        let table: [(Files<'_>, Result<&str, &str>); 6] = [
+            (&[], Err("no driver library")),
+            (&[kernel], Err("no driver library")),
+            (&[(old, "")], Ok("535.54.03")),
+            (&[(old, ""), (new, "")], Err("535.54.03 and 550.163.01 are installed side by side")),
+            (&[(old, ""), (new, ""), kernel], Ok("550.163.01")),
+            (&[(old, ""), kernel], Err("kernel module is version 550.163.01, but the installed")),
+        ];
+        for (files, expected) in table {
+            let (_directory, root) = root(files);
+            match (Driver::discover(&root), expected) {
+                (Ok(driver), Ok(version)) => assert_eq!(driver.version, version),
+                (Err(error), Err(words)) => {
+                    assert_eq!(error.kind(), ErrorKind::GpuUnavailable);
+                    assert!(error.to_string().contains(words), "{error}");
+                }
+                (found, expected) => panic!("{files:?}: {found:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_library_is_left_out() {
+        let (_directory, root) = root(&[("usr/lib64/libcuda.so.550.163.01", "#!/bin/sh"), ("usr/bin/nvidia-smi", "")]);
+        let driver = Driver::discover(&root).unwrap();
+        assert!(driver.libraries.is_empty(), "{driver:?}");
+        assert!(driver.programs.is_empty(), "a program must be executable: {driver:?}");
+    }
+}

@@ -1,0 +1,123 @@
+//! What a container needs to use its GPUs, as plain data.
+//!
+//! A grant makes nothing and opens nothing: whoever builds the container carries it out. All paths
+//! of the container are absolute and have no `..`, but may lead over links of the image, so they
+//! must be resolved inside its tree.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A device node that the container gets, and that its device filter must let through.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DeviceNode {
+    /// Where the node goes in the container.
+    pub path: PathBuf,
+    /// The node of the host that can be bound there; `None` if the host has the device but no node for
+    /// it (yet), so that only a process that may make nodes can give it.
+    pub host_path: Option<PathBuf>,
+    /// The major number; all nodes of a grant are character devices.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+    /// Permission bits for a node made anew, as in `0o666`.
+    pub mode: u32,
+}
+
+/// What is mounted from the host.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum MountKind {
+    /// A regular file.
+    File,
+    /// A directory with all that is in it.
+    Directory,
+    /// A socket of a service of the host.
+    Socket,
+}
+
+/// A file, directory or socket of the host that the container sees.
+///
+/// Every one is to be mounted `nosuid`, `nodev` and private.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct FileMount {
+    /// What to mount: a path of the host without links.
+    pub source: PathBuf,
+    /// Where it goes in the container.
+    pub target: PathBuf,
+    /// What it is, and hence what to make at the target before mounting over it.
+    pub kind: MountKind,
+    /// Whether the container may only read it.
+    pub read_only: bool,
+    /// Whether the container may execute it or map it executable; `noexec` if not.
+    pub executable: bool,
+}
+
+/// A symbolic link that the container gets; one that the image has there is replaced.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[non_exhaustive]
+pub struct Symlink {
+    /// Where the link goes in the container.
+    pub link: PathBuf,
+    /// What it says.
+    pub target: PathBuf,
+}
+
+/// A file whose contents are known beforehand.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TextFile {
+    /// Its path below the directory that it is in; the directories between are made with mode `0o555`.
+    pub path: PathBuf,
+    /// What is in it.
+    pub contents: String,
+    /// Its permission bits, as in `0o444`.
+    pub mode: u32,
+}
+
+/// A directory of the container that is replaced as a whole: a tmpfs with these files and no others,
+/// read-only once they are there.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct FileTree {
+    /// The directory; if the container does not have it, there is nothing to hide and nothing to do.
+    pub path: PathBuf,
+    /// The files.
+    pub files: Vec<TextFile>,
+}
+
+/// Everything that a container needs for the GPUs that it was granted, and nothing of any other GPU.
+///
+/// Empty by default, which grants nothing.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct GpuGrant {
+    /// The identifiers of the granted GPUs and MIG devices, in the order of the container's indices.
+    pub gpus: Vec<String>,
+    /// The device nodes to make, and to allow `rw` and `mknod` in the device filter.
+    pub device_nodes: Vec<DeviceNode>,
+    /// What of the host to mount.
+    pub mounts: Vec<FileMount>,
+    /// The links to make, after the mounts.
+    pub links: Vec<Symlink>,
+    /// Directories to replace.
+    pub trees: Vec<FileTree>,
+    /// The directories of the container in which the granted libraries are, best first.
+    ///
+    /// The dynamic loader of the image searches them by default, so nothing more is needed for
+    /// programs to find the libraries; a cache of its own may name them for speed.
+    pub library_directories: Vec<PathBuf>,
+    /// Variables to set, over those of the image and under those of the caller.
+    pub environment: Vec<(String, String)>,
+    /// The version of the driver whose files are granted.
+    pub driver_version: Option<String>,
+}
+
+impl GpuGrant {
+    /// Whether nothing is granted.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
