@@ -22,4 +22,5 @@ mod common;
 
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{GpuGrant, GpuRequest};
+pub use host::Host;
 pub use progress::{Cancel, Phase, Progress};

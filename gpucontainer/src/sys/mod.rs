@@ -6,4 +6,5 @@ pub(crate) mod fs;
 pub(crate) mod lock;
 #[cfg(feature = "nvml")]
 pub(crate) mod nvml;
+pub(crate) mod probe;
 pub(crate) mod root;
