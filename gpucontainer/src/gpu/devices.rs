@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver_root::DriverRoot;
 use crate::gpu::grant::DeviceNode;
-use crate::sys::device;
+use crate::sys::fs::device;
 
 use std::path::Path;
 

@@ -59,7 +59,7 @@ impl DriverRoot {
 
     /// The path of the host, without links, that `inside` leads to when links are resolved inside.
     pub(crate) fn resolve(&self, inside: &Path) -> Result<PathBuf> {
-        Root::open(&self.path)?.host_path(inside)
+        crate::sys::fs::host_path(&Root::open(&self.path)?, inside)
     }
 
     /// The text of a small file, mostly one of the kernel; `None` if it cannot be read.

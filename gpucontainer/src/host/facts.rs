@@ -3,7 +3,7 @@
 use crate::gpu::{Inventory, Vendor};
 use crate::host::Capability;
 use crate::host::kernel::{Kernel, Presence};
-use crate::sys::probe::{self, Call};
+use crate::sys::fs::probe::{self, Call};
 
 use std::path::{Path, PathBuf};
 

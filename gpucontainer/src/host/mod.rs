@@ -53,9 +53,9 @@ impl Host {
         let store = facts::store();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: crate::sys::probe::kernel_release(),
+            kernel: crate::sys::fs::probe::kernel_release(),
             architecture: std::env::consts::ARCH.to_owned(),
-            user: crate::sys::probe::effective_user(),
+            user: crate::sys::fs::probe::effective_user(),
             capabilities: facts::capabilities(store.as_deref(), &gpus),
             store: store.ok(),
             gpus,

@@ -1,7 +1,7 @@
 //! Device nodes of the host: their kind and number.
 
-use super::errno::failed;
 use crate::error::Result;
+use crate::sys::errno::failed;
 
 use rustix::fs::{FileType, Stat};
 use std::path::Path;

@@ -2,6 +2,13 @@
 //!
 //! Paths of a container's tree are never opened here; see [`super::root`].
 
+#[path = "device.rs"]
+pub(crate) mod device;
+#[cfg(feature = "nvml")]
+#[path = "nvml.rs"]
+pub(crate) mod nvml;
+#[path = "probe.rs"]
+pub(crate) mod probe;
 #[path = "tree.rs"]
 pub(crate) mod tree;
 
@@ -10,7 +17,7 @@ use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 macro_rules! on_path {
@@ -98,6 +105,12 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Renames within one file system.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| Error::from_io(format!("rename({from:?}, {to:?})"), e).with_path(to))
+}
+
+/// The path of the host, without links, of what `path` leads to inside `root`.
+pub(crate) fn host_path(root: &super::root::Root, path: &Path) -> Result<PathBuf> {
+    let fd = root.open_at(path, OFlags::PATH, Mode::empty())?;
+    read_link(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())))
 }
 
 /// Opens a directory as a place to start paths from.

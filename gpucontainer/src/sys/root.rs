@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A directory that acts as `/` for every path opened through it.
@@ -65,12 +65,6 @@ impl Root {
             .read_to_end(&mut bytes)
             .map_err(|e| Error::from_io(format!("read({path:?})"), e).with_path(path))?;
         Ok(bytes)
-    }
-
-    /// The path of the host, without links, of what `path` leads to inside.
-    pub(crate) fn host_path(&self, path: &Path) -> Result<PathBuf> {
-        let fd = self.open_at(path, OFlags::PATH, Mode::empty())?;
-        super::fs::read_link(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())))
     }
 
     /// Whether `path` leads to something inside.
