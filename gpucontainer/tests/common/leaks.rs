@@ -61,7 +61,7 @@ impl Leaks {
             if still.is_empty() {
                 return;
             }
-            let lines: Vec<&str> = still.iter().map(String::as_str).collect();
+            let lines: Vec<String> = still.iter().map(described).collect();
             assert!(start.elapsed() < self.patience, "left behind:\n  {}", lines.join("\n  "));
             left = Some(still);
             std::thread::sleep(Duration::from_millis(10));
@@ -120,18 +120,27 @@ fn mounts(all: &mut BTreeSet<String>) {
 fn children(all: &mut BTreeSet<String>) {
     let own = std::process::id().to_string();
     for name in names("/proc".as_ref()) {
-        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
-            continue;
-        }
-        let stat = std::fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
         // `pid (name) state parent …`, where the name may hold anything.
-        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
-        let mut words = tail.split_whitespace();
-        if let (Some(state), Some(parent)) = (words.next(), words.next()) {
-            if parent == own {
-                all.insert(format!("child {head}) {state}"));
-            }
+        let stat = std::fs::read_to_string(format!("/proc/{name}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, tail)| tail.split_whitespace().nth(1));
+        if parent == Some(own.as_str()) {
+            // Its name and state may change while one looks.
+            all.insert(format!("child {name}"));
         }
+    }
+}
+
+/// What to print of an item.
+fn described(item: &String) -> String {
+    let stat =
+        item.strip_prefix("child ").and_then(|child| std::fs::read_to_string(format!("/proc/{child}/stat")).ok());
+    let words = stat.as_deref().and_then(|stat| Some((stat.split_once('(')?.1, stat.rsplit_once(')')?.1)));
+    match words {
+        Some((name, rest)) => {
+            let name = name.rsplit_once(')').map_or(name, |(name, _)| name);
+            format!("{item}: {name}, state {}", rest.split_whitespace().next().unwrap_or("?"))
+        }
+        None => item.clone(),
     }
 }
 
