@@ -1,6 +1,7 @@
 //! GPU containers as a function call.
 
 pub mod cgroup;
+pub mod digest;
 pub mod error;
 pub mod gpu;
 pub mod host;
@@ -20,7 +21,9 @@ mod sys;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{GpuGrant, GpuRequest};
 pub use host::Host;
+pub use image::{Image, ImageStore};
 pub use progress::{Cancel, Phase, Progress};

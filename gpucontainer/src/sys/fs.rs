@@ -4,6 +4,8 @@
 
 #[path = "device.rs"]
 pub(crate) mod device;
+#[path = "look.rs"]
+pub(crate) mod look;
 #[cfg(feature = "nvml")]
 #[path = "nvml.rs"]
 pub(crate) mod nvml;
@@ -15,10 +17,13 @@ pub(crate) mod tree;
 use super::errno::failed;
 use crate::error::{Error, Result};
 use rustix::fs::{AtFlags, Mode, OFlags};
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(crate) use std::fs::{File, Metadata};
 
 macro_rules! on_path {
     ($(#[$doc:meta])* $name:ident($call:path) -> $output:ty) => {
@@ -102,6 +107,61 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
 }
 
+/// Writes a new file whole and makes its bytes durable; its name is made durable by [`sync_dir`].
+pub(crate) fn write_durable(path: &Path, bytes: &[u8]) -> Result<()> {
+    let wrap = |call: &str, e| Error::from_io(format!("{call}({path:?})"), e).with_path(path);
+    let mut file = File::options().write(true).create_new(true).open(path).map_err(|e| wrap("create", e))?;
+    file.write_all(bytes).map_err(|e| wrap("write", e))?;
+    file.sync_all().map_err(|e| wrap("fsync", e))
+}
+
+/// Makes a new file, open for reading and writing.
+pub(crate) fn create_new(path: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(|e| Error::from_io(format!("create({path:?})"), e).with_path(path))
+}
+
+/// A stretch of a file, read on its own: others may read the same file at the same time.
+#[derive(Debug)]
+pub(crate) struct Slice {
+    file: Arc<File>,
+    offset: u64,
+    left: u64,
+}
+
+impl Slice {
+    /// The `length` bytes from `offset`.
+    pub(crate) fn new(file: Arc<File>, offset: u64, length: u64) -> Self {
+        Self { file, offset, left: length }
+    }
+
+    /// Bytes not read yet.
+    pub(crate) fn len(&self) -> u64 {
+        self.left
+    }
+}
+
+impl std::io::Read for Slice {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.file.read_at(&mut buffer[..wanted], self.offset)?;
+        let moved = u64::try_from(count).unwrap_or(u64::MAX);
+        self.offset += moved;
+        self.left -= moved;
+        Ok(count)
+    }
+}
+
+/// Sets the permission bits of a file; links are followed.
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(|e| Error::from_io(format!("chmod({path:?}, {mode:#o})"), e).with_path(path))
+}
+
 /// Renames within one file system.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| Error::from_io(format!("rename({from:?}, {to:?})"), e).with_path(to))
@@ -152,6 +212,16 @@ pub(crate) fn sync_filesystem(path: &Path) -> Result<()> {
 /// Whether the caller may write to `path`, by its effective ids.
 pub(crate) fn writable(path: &Path) -> bool {
     rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+}
+
+/// The value of an environment variable that is a path; unset and empty are `None`.
+pub(crate) fn path_from_environment(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Whether the effective user is 0.
+pub(crate) fn is_root_user() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// A name that no other call on this host gets: 128 random bits in hexadecimal.
