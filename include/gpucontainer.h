@@ -148,6 +148,11 @@ typedef enum {
  */
 typedef struct gpuc_error_t gpuc_error_t;
 
+/**
+ * What this host can do for the user who asked; a snapshot. Any number of threads may use it at once.
+ */
+typedef struct gpuc_host_t gpuc_host_t;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -188,6 +193,53 @@ const char *gpuc_error_path(const gpuc_error_t *error);
  * @param error  may be NULL
  */
 void gpuc_error_free(gpuc_error_t *error);
+
+/**
+ * Looks at everything that matters to a container. Changes nothing.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_host_free; NULL on failure
+ */
+gpuc_host_t *gpuc_host_probe(gpuc_error_t **error);
+
+/**
+ * Whether the host has a capability, as in "user-namespaces". The names are those that gpuc_host_text shows.
+ *
+ * @param host  may be NULL, which has none
+ * @param name  may be NULL, which no host has
+ */
+bool gpuc_host_has(const gpuc_host_t *host,
+                   const char *name);
+
+/**
+ * How many GPUs the host has, split ones counted once.
+ *
+ * @param host  may be NULL, which has none
+ */
+size_t gpuc_host_gpu_count(const gpuc_host_t *host);
+
+/**
+ * A table for people: one line for each capability and each GPU.
+ *
+ * @param host  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_host_text(const gpuc_host_t *host);
+
+/**
+ * Everything as one JSON object.
+ *
+ * @param host  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_host_json(const gpuc_host_t *host);
+
+/**
+ * Frees what gpuc_host_probe returned.
+ *
+ * @param host  may be NULL
+ */
+void gpuc_host_free(gpuc_host_t *host);
 
 /**
  * The version of the library that is running, as in `"0.1.0"`.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "exported names could clash with those of another library")]
 
 use gpucontainer::ErrorKind;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
 
 macro_rules! kinds {
@@ -125,11 +125,6 @@ impl Error {
     pub(crate) fn new(kind: gpuc_error_kind_t, message: &str) -> Self {
         Self { kind, errno: 0, message: c_string(message.as_bytes()), path: None }
     }
-
-    /// The words.
-    pub(crate) fn message(&self) -> &CStr {
-        &self.message
-    }
 }
 
 impl From<gpucontainer::Error> for Error {
@@ -144,7 +139,7 @@ impl From<gpucontainer::Error> for Error {
 }
 
 /// The bytes up to the first zero byte, which C could not see beyond.
-fn c_string(bytes: &[u8]) -> CString {
+pub(crate) fn c_string(bytes: &[u8]) -> CString {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     CString::new(&bytes[..end]).unwrap_or_default()
 }

@@ -11,4 +11,5 @@
 
 mod boundary;
 pub mod error;
+pub mod host;
 pub mod version;

@@ -2,6 +2,8 @@
 //!
 //! `UPDATE=1 cargo test -p gpucontainer-ffi` writes the header anew.
 
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,7 +42,7 @@ fn generate() -> String {
         usize_is_size_t: true,
         ..cbindgen::Config::default()
     };
-    for (rust, c) in [("Error", "gpuc_error_t")] {
+    for (rust, c) in [("Error", "gpuc_error_t"), ("Host", "gpuc_host_t")] {
         config.export.rename.insert(rust.to_owned(), c.to_owned());
     }
     let mut bytes = Vec::new();

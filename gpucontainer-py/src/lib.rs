@@ -1,6 +1,7 @@
 //! The Python face of gpucontainer: conversions alone, no behaviour.
 
 mod error;
+mod host;
 
 use pyo3::prelude::*;
 
@@ -8,6 +9,9 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _native {
     use super::*;
+
+    #[pymodule_export]
+    use super::host::probe;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

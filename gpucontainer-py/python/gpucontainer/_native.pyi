@@ -1,3 +1,5 @@
-__all__ = ["__version__"]
+__all__ = ["__version__", "probe"]
 
 __version__: str
+
+def probe() -> tuple[str, str]: ...

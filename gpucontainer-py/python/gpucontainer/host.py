@@ -1,0 +1,144 @@
+"""What this host can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from . import _native
+
+
+@dataclasses.dataclass(frozen=True)
+class Capability:
+    """Something that the host has or lacks."""
+
+    #: A name that stays the same in later versions, as in ``user-namespaces``.
+    name: str
+    #: Whether the host has it, for this user.
+    available: bool
+    #: How it has it, or why it lacks it.
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuMemory:
+    """The memory of a GPU or a slice of one, in bytes, at the moment of the probe."""
+
+    total: int
+    free: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MigDevice:
+    """A slice of a GPU in MIG mode."""
+
+    #: ``MIG-…``, stable while the slice exists.
+    uuid: str
+    #: The number of the slice among those of its GPU.
+    index: int
+    #: The profile, as in ``1g.10gb``; empty if the driver does not say.
+    profile: str
+    memory: GpuMemory | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One GPU of the host."""
+
+    vendor: str
+    #: ``GPU-…`` for NVIDIA.
+    uuid: str
+    #: Its place among the GPUs of its vendor, by bus address, from 0. May change at a reboot.
+    index: int
+    #: The name of the product.
+    name: str
+    memory: GpuMemory | None
+    #: The CUDA compute capability, as in ``(9, 0)``; NVIDIA only.
+    compute_capability: tuple[int, int] | None
+    #: The bus address, as in ``0000:07:00.0``.
+    pci_bus_id: str
+    #: Its slices; empty if it is not split.
+    mig_devices: tuple[MigDevice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """What this host can do, for the user who asks; a snapshot. ``str()`` is a table for people."""
+
+    #: The version of the library.
+    version: str
+    #: The kernel's release, as in ``6.12.5-amd64``.
+    kernel: str
+    #: As in ``x86_64``.
+    architecture: str
+    #: The effective user of this process.
+    user: int
+    #: The directory of the user's images; it need not exist. None if the environment names none.
+    store: Path | None
+    #: Everything that was looked for, in a fixed order.
+    capabilities: tuple[Capability, ...]
+    gpus: tuple[Gpu, ...]
+    #: Why no NVIDIA GPU can be used; None if one can.
+    gpus_unavailable: str | None
+    #: The version of the NVIDIA driver, if there is one.
+    driver_version: str | None
+    _text: str = dataclasses.field(repr=False, compare=False)
+
+    @staticmethod
+    def probe() -> Host:
+        """Looks at everything that matters to a container. Changes nothing."""
+        encoded, text = _native.probe()
+        facts: dict[str, Any] = json.loads(encoded)
+        inventory = facts["gpus"]
+        return Host(
+            version=facts["version"],
+            kernel=facts["kernel"],
+            architecture=facts["architecture"],
+            user=facts["user"],
+            store=None if facts["store"] is None else Path(facts["store"]),
+            capabilities=tuple(Capability(**capability) for capability in facts["capabilities"]),
+            gpus=tuple(_gpu(gpu) for gpu in inventory["gpus"]),
+            gpus_unavailable=inventory["unavailable"],
+            driver_version=inventory["driver_version"],
+            _text=text,
+        )
+
+    def capability(self, name: str) -> Capability | None:
+        """The capability of that name, if it is one that is looked for."""
+        return next((capability for capability in self.capabilities if capability.name == name), None)
+
+    def has(self, name: str) -> bool:
+        """Whether the host has the capability of that name."""
+        capability = self.capability(name)
+        return capability is not None and capability.available
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def _memory(facts: dict[str, int] | None) -> GpuMemory | None:
+    return None if facts is None else GpuMemory(total=facts["total"], free=facts["free"])
+
+
+def _gpu(facts: dict[str, Any]) -> Gpu:
+    capability = facts["compute_capability"]
+    return Gpu(
+        vendor=facts["vendor"],
+        uuid=facts["uuid"],
+        index=facts["index"],
+        name=facts["name"],
+        memory=_memory(facts["memory"]),
+        compute_capability=None if capability is None else (capability[0], capability[1]),
+        pci_bus_id=facts["pci_bus_id"],
+        mig_devices=tuple(
+            MigDevice(
+                uuid=device["uuid"],
+                index=device["index"],
+                profile=device["profile"],
+                memory=_memory(device["memory"]),
+            )
+            for device in facts["mig_devices"]
+        ),
+    )
