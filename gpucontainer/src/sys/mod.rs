@@ -1,6 +1,10 @@
 //! The only door to the kernel: everything unsafe, and every use of `libc`, `nix` and `rustix`, is behind it.
 
+pub(crate) mod calls;
 pub(crate) mod errno;
 pub(crate) mod fs;
+pub(crate) mod launch;
 pub(crate) mod lock;
+pub(crate) mod process;
+pub(crate) mod program;
 pub(crate) mod root;

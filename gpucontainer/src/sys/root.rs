@@ -6,6 +6,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// A directory that acts as `/` for every path opened through it.
@@ -67,10 +68,54 @@ impl Root {
         Ok(bytes)
     }
 
+    /// What is at `path`, whose last part is not followed.
+    pub(crate) fn look(&self, path: &Path) -> Result<Entry> {
+        let fd = match self.open_at(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(e) if matches!(e.errno(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(Entry::Missing),
+            Err(e) => return Err(e),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|e| failed(format!("fstat({path:?})"), e).with_path(path))?;
+        Ok(match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+            rustix::fs::FileType::Directory => Entry::Directory,
+            rustix::fs::FileType::RegularFile => Entry::File,
+            rustix::fs::FileType::CharacterDevice if stat.st_rdev == 0 => Entry::Whiteout,
+            rustix::fs::FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&fd, "", Vec::new())
+                    .map_err(|e| failed(format!("readlink({path:?})"), e).with_path(path))?;
+                Entry::Link(PathBuf::from(std::ffi::OsString::from_vec(target.into_bytes())))
+            }
+            _ => Entry::Other,
+        })
+    }
+
+    /// Whether the directory at `path` hides those of the layers below (overlayfs `opaque`).
+    pub(crate) fn is_opaque(&self, path: &Path) -> bool {
+        let Ok(fd) = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) else {
+            return false;
+        };
+        ["trusted.overlay.opaque", "user.overlay.opaque"].iter().any(|name| {
+            let mut value = [0_u8; 1];
+            rustix::fs::fgetxattr(&fd, *name, &mut value[..]) == Ok(1) && value == *b"y"
+        })
+    }
+
     /// Whether `path` leads to something inside.
     pub(crate) fn exists(&self, path: &Path) -> bool {
         self.open_at(path, OFlags::PATH, Mode::empty()).is_ok()
     }
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Entry {
+    Missing,
+    Directory,
+    File,
+    Link(PathBuf),
+    /// overlayfs hides the name in the layers below.
+    Whiteout,
+    Other,
 }
 
 impl AsFd for Root {

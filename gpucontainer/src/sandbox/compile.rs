@@ -1,0 +1,535 @@
+//! From the plan to the stub's program: the one table that says how each step becomes system calls.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sandbox::plan::{Device, Masked, Namespace, Overlay, Plan, Step, Writes};
+use crate::sys::calls::{At, Attributes, Message, namespace};
+use crate::sys::program::{Jump, Program, Register};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
+/// The descriptors that a start uses; they outlive the program.
+#[derive(Debug)]
+pub(crate) struct Descriptors<'fd> {
+    /// Open `tasks` files of control groups of version 1.
+    pub(crate) cgroup_tasks: Vec<BorrowedFd<'fd>>,
+    /// Standard input, output, error; `None` where a terminal takes their place.
+    pub(crate) stdio: Option<[BorrowedFd<'fd>; 3]>,
+    /// The stub's end of the control socket.
+    pub(crate) control: BorrowedFd<'fd>,
+    /// Written to by nobody, closed by the application's `execve`.
+    pub(crate) started: BorrowedFd<'fd>,
+    /// The pidfd of the process that starts the sandbox.
+    pub(crate) owner: BorrowedFd<'fd>,
+    /// Kept open by the supervisor as long as it lives.
+    pub(crate) claims: Vec<BorrowedFd<'fd>>,
+    /// The pidfd of a process whose namespaces are entered.
+    pub(crate) target: Option<BorrowedFd<'fd>>,
+}
+
+const KILL: u64 = 1 << 5; // CAP_KILL
+const SIGCHLD: u64 = 17;
+const CLONE_PIDFD: u64 = 0x1000;
+const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
+
+struct Compiler<'fd, 'plan> {
+    program: Program<'fd>,
+    descriptors: &'plan Descriptors<'fd>,
+    plan: &'plan Plan,
+    sources: BTreeMap<usize, Register>,
+    root: Option<Register>,
+    /// Directories known to be there, so that each is made once.
+    made: BTreeSet<String>,
+    /// The fork's other branch: where it leads from, the application's pid, what to tell the parent.
+    supervisor: Option<(Jump, Register, Message)>,
+}
+
+/// Compiles `plan`; everything that can fail or allocate happens here.
+pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Result<Program<'fd>> {
+    let mut compiler = Compiler {
+        program: Program::new(),
+        descriptors,
+        plan,
+        sources: BTreeMap::new(),
+        root: None,
+        made: BTreeSet::new(),
+        supervisor: None,
+    };
+    compiler.program.stamp("stub");
+    for (number, step) in plan.steps.iter().enumerate() {
+        compiler.program.set_step(number);
+        compiler.step(step).map_err(|e| e.context(step.to_string()))?;
+    }
+    compiler.supervise()?;
+    Ok(compiler.program)
+}
+
+impl Compiler<'_, '_> {
+    fn step(&mut self, step: &Step) -> Result<()> {
+        let program = &mut self.program;
+        match step {
+            Step::JoinCgroups { .. } => {
+                for tasks in &self.descriptors.cgroup_tasks {
+                    let tasks = program.descriptor(*tasks)?;
+                    // "0" is the writing thread itself, which is the whole process: no waiting for a grace period.
+                    program.write(tasks, b"0");
+                }
+                Ok(())
+            }
+            Step::AwaitIdMaps => {
+                let control = program.descriptor(self.descriptors.control)?;
+                program.await_byte(control);
+                Ok(())
+            }
+            Step::BecomeNamespaceRoot => {
+                program.keep_capabilities();
+                program.become_user(0, 0, None);
+                Ok(())
+            }
+            Step::EnterNamespaces { namespaces } => {
+                let Some(target) = self.descriptors.target else {
+                    return Err(Error::new(ErrorKind::InvalidArgument, "no process to enter was given"));
+                };
+                let target = program.descriptor(target)?;
+                program.setns(target, namespaces.iter().map(|kind| flag(*kind)).sum());
+                Ok(())
+            }
+            Step::NewCgroupNamespace => {
+                program.unshare(namespace::CGROUP);
+                Ok(())
+            }
+            Step::NewTimeNamespace { monotonic, boottime } => {
+                program.unshare(namespace::TIME);
+                let line = |name: &str, offset: i64| {
+                    format!("{name} {} {}\n", offset.div_euclid(1_000_000_000), offset.rem_euclid(1_000_000_000))
+                };
+                let offsets = line("monotonic", *monotonic) + &line("boottime", *boottime);
+                program.write_file(At::Cwd, "/proc/self/timens_offsets", offsets.as_bytes())
+            }
+            Step::Fork => self.fork(),
+            Step::NewSession => {
+                program.setsid();
+                program.umask(0);
+                Ok(())
+            }
+            Step::Travel { travel } => program.set_travel_of_all(*travel),
+            Step::TakeSource { source, path, recursive } => {
+                let tree = program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), *recursive)?;
+                self.sources.insert(*source, tree);
+                Ok(())
+            }
+            Step::RootOverlay { overlay } => self.overlay(overlay),
+            Step::RootDirectory { path } => {
+                let tree = program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), true)?;
+                program.move_mount(tree, At::Cwd, "/")?;
+                self.root = Some(tree);
+                Ok(())
+            }
+            Step::Pivot => {
+                let Some(root) = self.root else {
+                    return Err(Error::new(ErrorKind::InvalidArgument, "no root was mounted"));
+                };
+                program.pivot(root)?;
+                program.stamp("root");
+                Ok(())
+            }
+            Step::Proc { masked, read_only, sysctls } => self.proc(masked, read_only, sysctls),
+            Step::Dev { devices, shm_bytes, terminal_group } => self.dev(devices, *shm_bytes, *terminal_group),
+            Step::Sys { masked, bound } => self.sys(masked, *bound),
+            Step::CgroupView { version2, controllers } => self.cgroup_view(*version2, controllers),
+            Step::Bind { source, target, directory, attributes, recursive, travel } => {
+                let tree = self.source(*source)?;
+                self.program.set_attributes(tree, *attributes, Some(*travel), *recursive)?;
+                self.cover(tree, target, *directory)
+            }
+            Step::Tmpfs { target, attributes, options } => {
+                self.directories(target)?;
+                let context = self.program.fsopen("tmpfs")?;
+                for option in options.split(',').filter(|option| !option.is_empty()) {
+                    match option.split_once('=') {
+                        Some((key, value)) => self.program.fsconfig_string(context, key, value)?,
+                        None => self.program.fsconfig_flag(context, option)?,
+                    }
+                }
+                let mount = self.program.fsmount(context, *attributes)?;
+                let onto = self.program.open_path_in(At::Cwd, target, true)?;
+                self.program.move_mount_onto(mount, onto)
+            }
+            Step::Node { device } => self.node(device),
+            Step::Link { target, path } => {
+                self.parents(path)?;
+                self.program.symlink(target, At::Cwd, path)
+            }
+            Step::File { path, text } => {
+                self.parents(path)?;
+                self.program.unlink(At::Cwd, path)?;
+                let file = self.program.create_file_in(At::Cwd, path, 0o644)?;
+                self.program.write(file, text.as_bytes());
+                self.program.close(file);
+                Ok(())
+            }
+            Step::Hostname { name } => {
+                program.sethostname(name);
+                Ok(())
+            }
+            Step::LoopbackUp => program.loopback_up(),
+            Step::RootReadOnly => {
+                let attributes = Attributes { read_only: true, ..Attributes::default() };
+                program.set_attributes_of("/", attributes)
+            }
+            Step::ResourceLimit { resource, soft, hard, .. } => {
+                program.set_resource_limit(*resource, *soft, *hard);
+                Ok(())
+            }
+            Step::OomScore { adjustment } => {
+                program.write_file(At::Cwd, "/proc/self/oom_score_adj", adjustment.to_string().as_bytes())
+            }
+            Step::Terminal { rows, columns } => {
+                let (master, slave) = program.open_terminal((*rows, *columns))?;
+                let (message, slot) = program.descriptor_message(b'T');
+                program.store(slot, master);
+                let control = program.descriptor(self.descriptors.control)?;
+                program.send(control, &message);
+                program.take_terminal(slave);
+                for number in 0..3 {
+                    program.duplicate(slave, number);
+                }
+                Ok(())
+            }
+            Step::Stdio => {
+                let Some(stdio) = self.descriptors.stdio else { return Ok(()) };
+                for (number, from) in (0..).zip(stdio) {
+                    let from = program.descriptor(from)?;
+                    program.duplicate(from, number);
+                }
+                Ok(())
+            }
+            Step::User { user, group, groups } => {
+                program.keep_capabilities();
+                program.become_user(*user, *group, groups.as_deref());
+                Ok(())
+            }
+            Step::Capabilities { mask } => {
+                program.set_capabilities(*mask);
+                Ok(())
+            }
+            Step::BoundingSet { mask, last } => {
+                program.limit_bounding_set(*mask, *last);
+                Ok(())
+            }
+            Step::WorkingDirectory { path } => program.enter_directory(path),
+            Step::Umask { mask } => {
+                program.umask(*mask);
+                Ok(())
+            }
+            Step::NoNewPrivileges => {
+                program.no_new_privileges();
+                Ok(())
+            }
+            Step::Seccomp { instructions, .. } => {
+                program.load_filter(instructions);
+                Ok(())
+            }
+            Step::Execute { candidates, argv, envp } => program.execute(candidates, argv, envp),
+        }
+    }
+
+    fn fork(&mut self) -> Result<()> {
+        let program = &mut self.program;
+        // The supervisor's own working directory would keep one of the host's busy; `/` follows the pivot.
+        program.chdir("/")?;
+        let child = program.register()?;
+        let (message, slot) = program.descriptor_message(b'P');
+        let new_pid =
+            if self.plan.init || !self.plan.namespaces.contains(&Namespace::Pid) { 0 } else { namespace::PID };
+        let jump = program.fork(SIGCHLD | CLONE_PIDFD | new_pid, slot, child);
+        self.supervisor = Some((jump, child, message));
+        Ok(())
+    }
+
+    /// The other branch of the fork.
+    fn supervise(&mut self) -> Result<()> {
+        let Some((jump, child, message)) = self.supervisor.take() else { return Ok(()) };
+        let program = &mut self.program;
+        program.land(jump);
+        let control = program.descriptor(self.descriptors.control)?;
+        let owner = program.descriptor(self.descriptors.owner)?;
+        program.send(control, &message);
+        program.set_name("gpuc-init")?;
+        // What the application has open must end with the application, so nobody else may hold it.
+        let started = program.descriptor(self.descriptors.started)?;
+        program.close(started);
+        let mut closed = vec![];
+        for fd in self.descriptors.stdio.into_iter().flatten().chain(self.descriptors.cgroup_tasks.iter().copied()) {
+            let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
+            if !closed.contains(&number) && number > 2 {
+                closed.push(number);
+                let fd = program.descriptor(fd)?;
+                program.close(fd);
+            }
+        }
+        program.close_if_open(0);
+        program.close_if_open(1);
+        program.close_if_open(2);
+        for claim in &self.descriptors.claims {
+            program.descriptor(*claim)?;
+        }
+        program.no_new_privileges();
+        program.not_dumpable();
+        program.set_capabilities(KILL);
+        program.supervise(child, control, owner);
+        Ok(())
+    }
+
+    fn overlay(&mut self, overlay: &Overlay) -> Result<()> {
+        let program = &mut self.program;
+        let mount_at = overlay.mount_at.to_string_lossy();
+        let (upper, work) = match &overlay.writes {
+            Writes::Disk { upper, work } => {
+                (upper.as_os_str().as_bytes().to_vec(), work.as_os_str().as_bytes().to_vec())
+            }
+            Writes::Memory { bytes } => {
+                let context = program.fsopen("tmpfs")?;
+                program.fsconfig_string(context, "mode", "0755")?;
+                if let Some(bytes) = bytes {
+                    program.fsconfig_string(context, "size", bytes.to_string())?;
+                }
+                let memory = program.fsmount(context, Attributes::default())?;
+                program.mkdir(At::Register(memory), "upper", 0o755)?;
+                program.mkdir(At::Register(memory), "work", 0o755)?;
+                program.move_mount(memory, At::Cwd, &mount_at)?;
+                (format!("{mount_at}/upper").into_bytes(), format!("{mount_at}/work").into_bytes())
+            }
+        };
+        let volatile = matches!(overlay.writes, Writes::Disk { .. });
+        let root = if overlay.lowerdir_plus {
+            let context = program.fsopen("overlay")?;
+            program.fsconfig_string(context, "source", "overlay")?;
+            for lower in &overlay.lower {
+                program.fsconfig_string(context, "lowerdir+", lower.as_os_str().as_bytes())?;
+            }
+            program.fsconfig_string(context, "upperdir", upper)?;
+            program.fsconfig_string(context, "workdir", work)?;
+            if overlay.userxattr {
+                program.fsconfig_flag(context, "userxattr")?;
+            }
+            if volatile {
+                program.fsconfig_flag(context, "volatile")?;
+            }
+            let mount = program.fsmount(context, Attributes::default())?;
+            program.move_mount(mount, At::Cwd, "/")?;
+            mount
+        } else {
+            self.overlay_by_numbers(overlay, &upper, &work, volatile)?
+        };
+        self.root = Some(root);
+        Ok(())
+    }
+
+    /// For kernels before 6.5, which take all layers in one string of at most a page: each layer is open, and its
+    /// name is the number of its descriptor, relative to the directory of descriptors.
+    fn overlay_by_numbers(&mut self, overlay: &Overlay, upper: &[u8], work: &[u8], volatile: bool) -> Result<Register> {
+        let program = &mut self.program;
+        let mut numbers = Vec::new();
+        // The first number that nothing inherited can have is not known, so a fixed high range is used.
+        for (at, lower) in (600..).zip(&overlay.lower) {
+            let open = program.open_path(lower)?;
+            program.duplicate(open, at);
+            program.close(open);
+            program.release(open);
+            numbers.push(at.to_string());
+        }
+        program.chdir("/proc/self/fd")?;
+        let mut data = format!("lowerdir={}", numbers.join(":")).into_bytes();
+        data.extend_from_slice(b",upperdir=");
+        data.extend_from_slice(upper);
+        data.extend_from_slice(b",workdir=");
+        data.extend_from_slice(work);
+        if overlay.userxattr {
+            data.extend_from_slice(b",userxattr");
+        }
+        if volatile {
+            data.extend_from_slice(b",volatile");
+        }
+        if data.len() > 4095 {
+            let message =
+                format!("{} layers do not fit the mount options of this kernel; Linux 6.5 takes more", numbers.len());
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let target = overlay.mount_at.to_string_lossy();
+        program.mount("overlay", &target, Attributes::default(), &data)?;
+        for at in (600..).take(overlay.lower.len()) {
+            program.close(at);
+        }
+        program.open_path(&overlay.mount_at)
+    }
+
+    fn proc(&mut self, masked: &[Masked], read_only: &[String], sysctls: &[(String, String)]) -> Result<()> {
+        self.directories("/proc")?;
+        let context = self.program.fsopen("proc")?;
+        let proc = self.program.fsmount(context, EVERYTHING_NO)?;
+        self.program.move_mount(proc, At::Cwd, "/proc")?;
+        for (name, value) in sysctls {
+            let path = format!("sys/{}", name.replace('.', "/"));
+            self.program.write_file(At::Register(proc), &path, value.as_bytes())?;
+        }
+        for path in read_only {
+            let tree = self.program.clone_tree_if_there(At::Register(proc), path)?;
+            let absent = self.program.unless_failed(tree);
+            let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+            self.program.set_attributes(tree, attributes, None, true)?;
+            self.program.move_mount(tree, At::Register(proc), path)?;
+            self.program.land(absent);
+        }
+        self.mask(proc, masked)
+    }
+
+    /// Hides paths of a mount of ours by descriptor: no link of an image is ever on the way.
+    fn mask(&mut self, mount: Register, masked: &[Masked]) -> Result<()> {
+        for path in masked {
+            let cover = if path.directory {
+                let context = self.program.fsopen("tmpfs")?;
+                self.program.fsconfig_string(context, "size", "0")?;
+                self.program.fsmount(context, Attributes { read_only: true, ..EVERYTHING_NO })?
+            } else {
+                self.program.clone_tree(At::Cwd, "/dev/null", false)?
+            };
+            self.program.move_mount_if_there(cover, At::Register(mount), &path.path)?;
+        }
+        Ok(())
+    }
+
+    fn dev(&mut self, devices: &[Device], shm_bytes: u64, terminal_group: Option<u32>) -> Result<()> {
+        self.directories("/dev")?;
+        let program = &mut self.program;
+        let context = program.fsopen("tmpfs")?;
+        program.fsconfig_string(context, "mode", "0755")?;
+        program.fsconfig_string(context, "size", "65536k")?;
+        let attributes = Attributes { no_suid: true, no_execute: true, ..Attributes::default() };
+        let dev = program.fsmount(context, attributes)?;
+        program.move_mount(dev, At::Cwd, "/dev")?;
+        for device in devices {
+            self.node(device)?;
+        }
+        let program = &mut self.program;
+        for (target, name) in [
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+            ("pts/ptmx", "ptmx"),
+        ] {
+            program.symlink(target, At::Register(dev), name)?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            program.mkdir(At::Register(dev), name, 0o755)?;
+        }
+        let group = terminal_group.map_or_else(String::new, |group| format!(",gid={group}"));
+        let pts = Attributes { no_suid: true, no_execute: true, ..Attributes::default() };
+        program.mount("devpts", "/dev/pts", pts, &format!("newinstance,ptmxmode=0666,mode=0620{group}"))?;
+        program.mount("tmpfs", "/dev/shm", EVERYTHING_NO, &format!("mode=1777,size={shm_bytes}"))?;
+        program.mount("mqueue", "/dev/mqueue", EVERYTHING_NO, "")
+    }
+
+    fn node(&mut self, device: &Device) -> Result<()> {
+        self.parents(&device.path)?;
+        if let Some(source) = device.bound {
+            let tree = self.source(source)?;
+            return self.cover(tree, &device.path, false);
+        }
+        self.program.mknod(At::Cwd, &device.path, device.mode, device.major, device.minor)
+    }
+
+    fn sys(&mut self, masked: &[Masked], bound: Option<usize>) -> Result<()> {
+        self.directories("/sys")?;
+        let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+        let sys = if let Some(source) = bound {
+            let tree = self.source(source)?;
+            self.program.set_attributes(tree, attributes, None, true)?;
+            tree
+        } else {
+            let context = self.program.fsopen("sysfs")?;
+            self.program.fsmount(context, attributes)?
+        };
+        self.program.move_mount(sys, At::Cwd, "/sys")?;
+        self.mask(sys, masked)
+    }
+
+    fn cgroup_view(&mut self, version2: bool, controllers: &[String]) -> Result<()> {
+        let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+        if version2 {
+            return self.program.mount("cgroup2", "/sys/fs/cgroup", attributes, "");
+        }
+        let context = self.program.fsopen("tmpfs")?;
+        self.program.fsconfig_string(context, "mode", "0755")?;
+        let mount = self.program.fsmount(context, EVERYTHING_NO)?;
+        self.program.move_mount(mount, At::Cwd, "/sys/fs/cgroup")?;
+        for controllers in controllers {
+            let target = format!("/sys/fs/cgroup/{controllers}");
+            self.program.mkdir(At::Cwd, &target, 0o755)?;
+            self.program.mount("cgroup", &target, attributes, controllers)?;
+        }
+        let set = Attributes { read_only: true, ..EVERYTHING_NO };
+        self.program.set_attributes(mount, set, None, false)
+    }
+
+    fn source(&self, source: usize) -> Result<Register> {
+        let missing = || Error::new(ErrorKind::InvalidArgument, format!("source {source} was not taken"));
+        self.sources.get(&source).copied().ok_or_else(missing)
+    }
+
+    /// Mounts `tree` over `target`, which is made if it is not there.
+    fn cover(&mut self, tree: Register, target: &str, directory: bool) -> Result<()> {
+        if directory {
+            self.directories(target)?;
+        } else {
+            self.parents(target)?;
+            self.program.touch(At::Cwd, target, 0o644)?;
+        }
+        let onto = self.program.open_path_in(At::Cwd, target, directory)?;
+        self.program.move_mount_onto(tree, onto)?;
+        self.program.close(onto);
+        self.program.release(onto);
+        Ok(())
+    }
+
+    /// Makes the directories above `path`.
+    fn parents(&mut self, path: &str) -> Result<()> {
+        match path.rfind('/') {
+            Some(at) if at > 0 => self.directories(&path[..at]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes `path` and the directories above it.
+    fn directories(&mut self, path: &str) -> Result<()> {
+        for (at, _) in path.match_indices('/').skip(1).chain([(path.len(), "")]) {
+            let directory = &path[..at];
+            if !directory.is_empty() && self.made.insert(directory.to_owned()) {
+                self.program.mkdir(At::Cwd, directory, 0o755)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn flag(kind: Namespace) -> u64 {
+    match kind {
+        Namespace::Cgroup => namespace::CGROUP,
+        Namespace::Ipc => namespace::IPC,
+        Namespace::Mount => namespace::MOUNT,
+        Namespace::Network => namespace::NETWORK,
+        Namespace::Pid => namespace::PID,
+        Namespace::Time => namespace::TIME,
+        Namespace::User => namespace::USER,
+        Namespace::Uts => namespace::UTS,
+    }
+}
+
+/// The flags for the first clone: what is made later, or by the fork, is left out.
+pub(crate) fn clone_flags(plan: &Plan) -> u64 {
+    let later = |kind: &Namespace| {
+        matches!(kind, Namespace::Cgroup | Namespace::Time) || (*kind == Namespace::Pid && !plan.init)
+    };
+    plan.namespaces.iter().filter(|kind| !later(kind)).map(|kind| flag(*kind)).sum()
+}

@@ -1,0 +1,209 @@
+//! From a plan to a running application: the channels, the clone, the id maps, the answer.
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::sandbox::compile::{Descriptors, clone_flags, compile};
+use crate::sandbox::identity::IdMaps;
+use crate::sandbox::plan::{Plan, Step};
+use crate::sys::launch::{CloneOptions, start, wait};
+use crate::sys::process;
+use crate::sys::program::{Failure, Report, now};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// What a launch needs besides the plan.
+#[derive(Debug, Default)]
+pub(crate) struct Inputs<'a> {
+    /// A cgroup v2 directory to start in.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// `tasks` files of control groups of version 1.
+    pub(crate) cgroup_tasks: Vec<BorrowedFd<'a>>,
+    /// Standard input, output and error, unless a terminal is made.
+    pub(crate) stdio: Option<[BorrowedFd<'a>; 3]>,
+    /// Held by the supervisor as long as it lives.
+    pub(crate) claims: Vec<BorrowedFd<'a>>,
+    /// The process whose namespaces are entered.
+    pub(crate) target: Option<BorrowedFd<'a>>,
+    /// The maps of a new user namespace.
+    pub(crate) id_maps: Option<&'a IdMaps>,
+}
+
+/// A started application with its supervisor.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) supervisor: OwnedFd,
+    pub(crate) application: OwnedFd,
+    pub(crate) control: OwnedFd,
+    pub(crate) terminal: Option<OwnedFd>,
+    pub(crate) report: Report,
+    /// What was reached when, from the call on.
+    pub(crate) moments: Vec<(&'static str, Duration)>,
+}
+
+/// Starts what the plan says and waits until the application runs.
+pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
+    let mut moments = vec![("launch", now())];
+    let (control, stub_control) = process::socket_pair()?;
+    let (started, stub_started) = process::pipe()?;
+    let owner = process::own_pidfd()?;
+    let descriptors = Descriptors {
+        cgroup_tasks: inputs.cgroup_tasks.clone(),
+        stdio: inputs.stdio,
+        control: stub_control.as_fd(),
+        started: stub_started.as_fd(),
+        owner: owner.as_fd(),
+        claims: inputs.claims.clone(),
+        target: inputs.target,
+    };
+    let program = compile(plan, &descriptors)?;
+    tracing::debug!(sandbox = plan.name, operations = program.len(), "program compiled");
+    let program = program.finish()?;
+    moments.push(("compiled", now()));
+    let options = CloneOptions { namespaces: clone_flags(plan), cgroup: inputs.cgroup };
+    let child = start(&program, &options)?;
+    let report = program.into_report();
+    drop((stub_control, stub_started));
+    moments.push(("cloned", now()));
+    let collected = Collect(&child.pidfd);
+
+    if let Some(maps) = inputs.id_maps {
+        maps.apply(child.pid)?;
+        process::tell(&control, b"G")?;
+    }
+    process::await_end(&started)?;
+    // A report of a failure is in memory before the pipe ends.
+    if let Some(failure) = report.failure()? {
+        return Err(explain(plan, &failure));
+    }
+    let (mut application, mut terminal) = (None, None);
+    while application.is_none() {
+        match process::receive_descriptor(&control)? {
+            Some((b'P', fd)) => application = Some(fd),
+            Some((b'T', fd)) => terminal = Some(fd),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    if terminal.is_none() && plan.steps.iter().any(|step| matches!(step, Step::Terminal { .. })) {
+        terminal = process::receive_descriptor(&control)?.map(|(_, fd)| fd);
+    }
+    let Some(application) = application else {
+        return Err(died(plan, &report));
+    };
+    moments.extend(report.stamps()?);
+    moments.push(("started", now()));
+    moments.sort_by_key(|(_, at)| *at);
+    std::mem::forget(collected);
+    Ok(Running { supervisor: child.pidfd, application, control, terminal, report, moments })
+}
+
+/// Ends and collects the stub when a start fails half-way.
+struct Collect<'a>(&'a OwnedFd);
+
+impl Drop for Collect<'_> {
+    fn drop(&mut self) {
+        let ended = process::send_signal(self.0, 9).and_then(|()| wait(self.0));
+        if let Err(error) = ended {
+            tracing::warn!(%error, "a failed start could not be collected");
+        }
+    }
+}
+
+fn died(plan: &Plan, report: &Report) -> Error {
+    match report.failure() {
+        Ok(Some(failure)) => explain(plan, &failure),
+        _ => Error::new(ErrorKind::SystemCall, format!("start {}: the supervisor was killed", plan.name)),
+    }
+}
+
+/// The error of a failed step, in the plan's words.
+fn explain(plan: &Plan, failure: &Failure) -> Error {
+    let words = plan.step_words(failure.step);
+    let words = if failure.log.is_empty() { words } else { format!("{words} ({})", failure.log) };
+    let error = Error::from_errno(words, failure.errno);
+    let step = plan.steps.get(failure.step);
+    let error = match step {
+        Some(Step::Execute { argv, .. }) => {
+            let command = argv.first().cloned().unwrap_or_default();
+            error.with_kind(ErrorKind::CommandNotFound).with_path(command)
+        }
+        Some(Step::WorkingDirectory { path }) => error.with_kind(ErrorKind::WorkingDirectoryNotFound).with_path(path),
+        Some(Step::TakeSource { path, .. } | Step::RootDirectory { path }) => error.with_path(path),
+        Some(Step::Bind { target, .. } | Step::Tmpfs { target, .. }) => error.with_path(target),
+        _ => error,
+    };
+    error.context(format!("start {}", plan.name))
+}
+
+impl IdMaps {
+    /// Writes the maps of the process `pid`, which waits for them.
+    fn apply(&self, pid: i32) -> Result<()> {
+        self.write(pid).with_context(|| format!("map the ids of process {pid}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::plan::{Masked, Namespace};
+    use std::io::Read;
+
+    #[test]
+    fn a_hand_made_plan_runs() {
+        if !process::is_privileged() {
+            eprintln!("SKIP a_hand_made_plan_runs: needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        std::fs::copy("/bin/busybox", root.join("bin/sh")).unwrap();
+        let plan = Plan {
+            name: "t".into(),
+            namespaces: vec![
+                Namespace::Mount,
+                Namespace::Pid,
+                Namespace::Uts,
+                Namespace::Ipc,
+                Namespace::Network,
+                Namespace::Cgroup,
+            ],
+            init: true,
+            steps: vec![
+                Step::NewCgroupNamespace,
+                Step::Fork,
+                Step::NewSession,
+                Step::Travel { travel: crate::sys::calls::Travel::Private },
+                Step::RootDirectory { path: root.clone() },
+                Step::Pivot,
+                Step::Dev { devices: vec![], shm_bytes: 1 << 20, terminal_group: None },
+                Step::Proc { masked: vec![], read_only: vec!["sys".into(), "nothing".into()], sysctls: vec![] },
+                Step::Sys { masked: vec![Masked { path: "firmware".into(), directory: true }], bound: None },
+                Step::Hostname { name: "inside".into() },
+                Step::LoopbackUp,
+                Step::Stdio,
+                Step::WorkingDirectory { path: "/bin".into() },
+                Step::NoNewPrivileges,
+                Step::Execute {
+                    candidates: vec!["/nowhere/sh".into(), "/bin/sh".into()],
+                    argv: vec![
+                        "sh".into(),
+                        "-c".into(),
+                        "hostname; pwd; echo $A $$; ls -a / /proc/1/ >/dev/null; exit 7".into(),
+                    ],
+                    envp: vec!["A=b".into()],
+                },
+            ],
+        };
+        let (reader, writer) = process::pipe().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let stdio = [null.as_fd(), writer.as_fd(), writer.as_fd()];
+        let running = launch(&plan, &Inputs { stdio: Some(stdio), ..Inputs::default() }).unwrap();
+        drop(writer);
+        let mut text = String::new();
+        std::fs::File::from(reader).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "inside\n/bin\nb 2\n");
+        wait(&running.supervisor).unwrap();
+        assert_eq!(running.report.status().unwrap(), Some(7 << 8));
+        eprintln!("{:?}", running.moments);
+    }
+}

@@ -1,0 +1,130 @@
+//! Reading an image's tree before it is mounted: layers seen as one, as overlayfs would show them.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::root::{Entry, Root};
+use std::path::{Component, Path, PathBuf};
+
+/// As many links as the kernel follows.
+const LINKS: usize = 40;
+
+/// Layers, the top one first; a plain directory is a tree of one.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    layers: Vec<Root>,
+}
+
+impl Tree {
+    /// Opens the directories of the layers, the top one first.
+    pub(crate) fn open(layers: &[PathBuf]) -> Result<Self> {
+        let layers = layers.iter().map(|path| Root::open(path)).collect::<Result<_>>()?;
+        Ok(Self { layers })
+    }
+
+    /// The text of a small file (at most 4 MiB), or `None` if it is not there.
+    pub(crate) fn read_to_string(&self, path: &str) -> Result<Option<String>> {
+        match self.find(Path::new(path))? {
+            Some((layer, path, Entry::File)) => {
+                let bytes = layer.read(&path, 4 << 20)?;
+                Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether there is something at `path`.
+    pub(crate) fn exists(&self, path: &str) -> Result<bool> {
+        Ok(self.find(Path::new(path))?.is_some())
+    }
+
+    /// Follows `path` through links; the layer, the path without links in it, and what is there.
+    fn find(&self, path: &Path) -> Result<Option<(&Root, PathBuf, Entry)>> {
+        let mut left: Vec<_> = path.components().rev().map(|part| part.as_os_str().to_owned()).collect();
+        let mut at = PathBuf::from("/");
+        let mut found = None;
+        let mut links = 0;
+        while let Some(part) = left.pop() {
+            match Path::new(&part).components().next() {
+                Some(Component::RootDir) => at = PathBuf::from("/"),
+                Some(Component::ParentDir) => {
+                    at.pop();
+                }
+                Some(Component::Normal(name)) => {
+                    let next = at.join(name);
+                    match self.look(&next)? {
+                        None => return Ok(None),
+                        Some((_, Entry::Link(target))) => {
+                            links += 1;
+                            if links > LINKS {
+                                let message = format!("{path:?} leads through more than {LINKS} links in the image");
+                                return Err(Error::new(ErrorKind::InvalidImage, message).with_path(path));
+                            }
+                            left.extend(target.components().rev().map(|part| part.as_os_str().to_owned()));
+                        }
+                        Some((layer, entry)) => {
+                            at.clone_from(&next);
+                            found = Some((layer, next, entry));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        // After `..` the last thing found is not where the path ended.
+        match found {
+            Some((layer, place, entry)) if place == at => Ok(Some((layer, place, entry))),
+            _ => Ok(self.look(&at)?.map(|(layer, entry)| (layer, at, entry))),
+        }
+    }
+
+    /// What the top layer that has a say shows at a path without links.
+    fn look(&self, path: &Path) -> Result<Option<(&Root, Entry)>> {
+        for layer in &self.layers {
+            match layer.look(path)? {
+                Entry::Missing => {}
+                Entry::Whiteout => return Ok(None),
+                entry => return Ok(Some((layer, entry))),
+            }
+            // The path is not in this layer; it may nevertheless hide those below.
+            for above in path.ancestors().skip(1) {
+                match layer.look(above)? {
+                    Entry::Missing => {}
+                    Entry::Directory if !layer.is_opaque(above) => break,
+                    _ => return Ok(None),
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_top_layer_wins_and_links_cross_layers() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = |name: &str| directory.path().join(name);
+        for name in ["top/etc", "bottom/etc", "bottom/usr/lib", "bottom/gone"] {
+            std::fs::create_dir_all(layer(name)).unwrap();
+        }
+        std::fs::write(layer("bottom/etc/passwd"), "bottom").unwrap();
+        std::fs::write(layer("bottom/etc/group"), "group").unwrap();
+        std::fs::write(layer("top/etc/passwd"), "top").unwrap();
+        std::fs::write(layer("bottom/usr/lib/os-release"), "os").unwrap();
+        std::os::unix::fs::symlink("../usr/lib/os-release", layer("top/etc/os-release")).unwrap();
+        std::os::unix::fs::symlink("/etc/loop", layer("top/etc/loop")).unwrap();
+        std::fs::write(layer("top/gone"), "a file hides the directory").unwrap();
+        std::fs::write(layer("bottom/gone/inside"), "").unwrap();
+        let tree = Tree::open(&[layer("top"), layer("bottom")]).unwrap();
+        let read = |path| tree.read_to_string(path).unwrap();
+        assert_eq!(read("/etc/passwd").as_deref(), Some("top"));
+        assert_eq!(read("/etc/group").as_deref(), Some("group"));
+        assert_eq!(read("/etc/os-release").as_deref(), Some("os"));
+        assert_eq!(read("/etc/shadow"), None);
+        assert_eq!(read("/gone/inside"), None);
+        assert_eq!(read("/etc/../../etc/passwd").as_deref(), Some("top"));
+        assert!(tree.exists("/usr/lib/..").unwrap());
+        assert_eq!(tree.read_to_string("/etc/loop").unwrap_err().kind(), ErrorKind::InvalidImage);
+    }
+}

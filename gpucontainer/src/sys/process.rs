@@ -1,0 +1,154 @@
+//! Processes by descriptor, and the channels to a started one.
+
+#![allow(unsafe_code, reason = "descriptors that arrive in messages")]
+
+use super::errno::{failed, failed_nix};
+use crate::error::{Error, ErrorKind, Result};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// A pidfd of the calling process.
+pub(crate) fn own_pidfd() -> Result<OwnedFd> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(|e| failed("pidfd_open(own process)", e))
+}
+
+/// The calling process's id, which a fork changes.
+pub(crate) fn own_pid() -> u32 {
+    std::process::id()
+}
+
+/// Two connected sockets that keep message boundaries.
+pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|e| failed("socketpair", e))
+}
+
+/// A pipe: reading end, writing end.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed("pipe2", e))
+}
+
+/// Another descriptor of the same open file.
+pub(crate) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
+    let fd = fd.as_fd();
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|e| failed(format!("fcntl({}, F_DUPFD_CLOEXEC)", fd.as_raw_fd()), e))
+}
+
+/// Writes one message to a socket. A peer that is gone is no error: it needs no word any more.
+pub(crate) fn tell(socket: impl AsFd, message: &[u8]) -> Result<()> {
+    loop {
+        match rustix::net::send(&socket, message, rustix::net::SendFlags::NOSIGNAL) {
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("send(control)", e)),
+        }
+    }
+}
+
+/// Receives one message of one byte with a descriptor; `None` when the other end is closed.
+pub(crate) fn receive_descriptor(socket: impl AsFd) -> Result<Option<(u8, OwnedFd)>> {
+    let mut tag = [0_u8; 1];
+    let mut iov = [IoSliceMut::new(&mut tag)];
+    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let number = socket.as_fd().as_raw_fd();
+    let received = loop {
+        match recvmsg::<()>(number, &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+            other => break other.map_err(|e| failed_nix("recvmsg(control)", e))?,
+        }
+    };
+    let mut descriptor = None;
+    for message in received.cmsgs().map_err(|e| failed_nix("recvmsg(control)", e))? {
+        if let ControlMessageOwned::ScmRights(numbers) = message {
+            // SAFETY: the kernel made these descriptors for this message, and nobody else has seen them yet.
+            descriptor = numbers.first().map(|number| unsafe { OwnedFd::from_raw_fd(*number) });
+        }
+    }
+    Ok(descriptor.map(|fd| (tag[0], fd)))
+}
+
+/// Waits until the writing ends of a pipe are all closed.
+pub(crate) fn await_end(pipe: impl AsFd) -> Result<()> {
+    let mut byte = [0_u8; 1];
+    loop {
+        match rustix::io::read(&pipe, &mut byte[..]) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("read(start pipe)", e)),
+        }
+    }
+}
+
+/// Waits until `fd` is readable, or `timeout` has passed (`None`: for ever); whether it is readable.
+///
+/// # Errors
+/// `EINTR` is passed on, so that an interpreter can look after its signals.
+pub(crate) fn await_readable(fd: impl AsFd, timeout: Option<Duration>) -> Result<bool> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| rustix::event::Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(failed("poll", e)),
+        }
+    }
+}
+
+/// Sends signal number `signal` to the process; one that has ended already is no error.
+///
+/// # Errors
+/// `InvalidArgument` for a number outside of 1 to 64.
+pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    if !(1..=64).contains(&signal) {
+        return Err(Error::new(ErrorKind::InvalidArgument, format!("{signal} is no signal number (1 to 64)")));
+    }
+    // SAFETY: the number is within the kernel's range; nothing is installed for it here.
+    let named = unsafe { Signal::from_raw_unchecked(signal) };
+    match pidfd_send_signal(&pidfd, named) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(e) => Err(failed(format!("pidfd_send_signal({signal})"), e)),
+    }
+}
+
+/// A pidfd of another process.
+pub(crate) fn open_pidfd(pid: i32) -> Result<OwnedFd> {
+    let pid_ =
+        Pid::from_raw(pid).ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("{pid} is no process id")))?;
+    pidfd_open(pid_, PidfdFlags::empty()).map_err(|e| failed(format!("pidfd_open({pid})"), e))
+}
+
+/// The pid of a process as the caller sees it; `None` once it was collected.
+pub(crate) fn pid_of(pidfd: impl AsFd) -> Result<Option<i32>> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
+    let text = super::fs::read_to_string(std::path::Path::new(&path))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    Ok(pid.filter(|pid| *pid > 0))
+}
+
+/// The caller's effective user and group.
+pub(crate) fn own_ids() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
+/// Whether the caller has `CAP_SYS_ADMIN` where it runs, and may thus make namespaces without a user namespace.
+pub(crate) fn is_privileged() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
+/// The name of the caller's effective user, if the system knows one.
+pub(crate) fn own_user_name() -> Option<String> {
+    nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.name)
+}
