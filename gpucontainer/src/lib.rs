@@ -27,3 +27,8 @@ pub use gpu::{GpuGrant, GpuRequest};
 pub use host::Host;
 pub use image::{Image, ImageStore};
 pub use progress::{Cancel, Phase, Progress};
+
+/// The examples of the README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}

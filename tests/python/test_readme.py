@@ -1,0 +1,25 @@
+"""The examples of the READMEs run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["README.md", "gpucontainer-py/README.md"])
+def test_the_example_runs(name: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        # A process of its own: examples print, and a test may have left something in this one.
+        process = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stderr
+        assert process.stdout
