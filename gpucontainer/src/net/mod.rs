@@ -1,1 +1,30 @@
 //! Networks and published ports.
+//!
+//! A published port is a socket of the host first: [`PortMapper::reserve`] binds it before anything is started, so a
+//! port that is taken is an error with a name in it, port 0 becomes a real port at once, no other program can take the
+//! port meanwhile, and the host's firewall treats it like any other. [`Reservation::relay`] then joins it to a port
+//! inside a container's network namespace.
+//!
+//! ```no_run
+//! use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping};
+//!
+//! # fn example(pidfd: std::os::fd::OwnedFd) -> gpucontainer::Result<()> {
+//! let reservation = PortMapper::new().reserve(&[PortMapping::tcp(8888, 0)])?;
+//! println!("http://{}/", reservation.ports()[0].host());
+//! let published = reservation.relay(NetworkNamespace::of_process(pidfd))?;
+//! # drop(published);
+//! # Ok(())
+//! # }
+//! ```
+
+mod holder;
+mod mapping;
+mod namespace;
+mod published;
+mod relay;
+mod reserve;
+
+pub use mapping::{PortMapping, Protocol, PublishedPort};
+pub use namespace::NetworkNamespace;
+pub use published::{PortStatus, Published};
+pub use reserve::{PortMapper, Reservation};

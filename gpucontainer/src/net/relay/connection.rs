@@ -1,0 +1,336 @@
+//! One client joined to one server: two flows, each with its own end.
+
+use super::Counters;
+use crate::net::mapping::PublishedPort;
+use crate::sys::netns::Family;
+use crate::sys::socket::{self, Outcome, Pipe};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is copied at once, and the most that a flow keeps while its sink is not ready.
+const BUFFER_BYTES: usize = 64 << 10;
+/// The size of a pipe; the quickest of 64 KiB to 1 MiB where it was measured.
+const PIPE_BYTES: usize = 256 << 10;
+/// After so many bytes a flow lets the others have their turn.
+const TURN_BYTES: usize = 512 << 10;
+/// Unused pipes that are kept for the next flow.
+const PIPES_KEPT: usize = 4;
+
+/// What all connections of the thread use in turn.
+#[derive(Debug)]
+pub(super) struct Workbench {
+    buffer: Vec<u8>,
+    pipes: Vec<Pipe>,
+}
+
+impl Workbench {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; BUFFER_BYTES], pipes: Vec::new() }
+    }
+
+    fn take_pipe(&mut self) -> Option<Pipe> {
+        // Without a pipe (no descriptor left) the flow goes on copying.
+        self.pipes.pop().or_else(|| Pipe::new(PIPE_BYTES).ok())
+    }
+
+    /// Takes an empty pipe back.
+    fn put_pipe(&mut self, pipe: Pipe) {
+        if self.pipes.len() < PIPES_KEPT {
+            self.pipes.push(pipe);
+        }
+    }
+
+    /// Closes what is kept for later.
+    pub(super) fn trim(&mut self) {
+        self.pipes = Vec::new();
+    }
+
+    /// Whether [`Workbench::trim`] would close something.
+    pub(super) fn is_trim(&self) -> bool {
+        self.pipes.is_empty()
+    }
+}
+
+/// One socket of a connection and what is known of it since the last events.
+#[derive(Debug)]
+pub(super) struct Side {
+    pub(super) socket: OwnedFd,
+    readable: bool,
+    writable: bool,
+    /// Its end has been announced, so that reading must go on until it is there.
+    ended: bool,
+}
+
+impl Side {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { socket, readable: false, writable: true, ended: false }
+    }
+
+    /// Takes note of an event.
+    pub(super) fn note(&mut self, event: crate::sys::epoll::Ready) {
+        self.readable |= event.readable;
+        self.writable |= event.writable;
+        self.ended |= event.ended;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// Reads and writes.
+    Open,
+    /// The source has said its last; what is kept is still to be written.
+    Ending,
+    /// Everything is said, and the sink knows.
+    Ended,
+    /// The sink takes nothing any more.
+    Broken,
+}
+
+/// How a turn of a flow ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Turn {
+    /// An event must come first.
+    Waits,
+    /// There is more to do at once, after the others.
+    More,
+    /// Nothing will ever be to do.
+    Over,
+    /// The source's connection has failed.
+    SourceFailed,
+}
+
+/// Bytes on their way from one side to the other.
+#[derive(Debug)]
+struct Flow {
+    state: State,
+    /// Read and not yet written: `kept[written..]`.
+    kept: Vec<u8>,
+    written: usize,
+    /// While the source brings much at once.
+    pipe: Option<Pipe>,
+    in_pipe: usize,
+    copied: usize,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { state: State::Open, kept: Vec::new(), written: 0, pipe: None, in_pipe: 0, copied: 0 }
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended | State::Broken)
+    }
+
+    /// Moves what can be moved, up to a turn's worth.
+    fn turn(&mut self, source: &mut Side, sink: &mut Side, bench: &mut Workbench, total: &AtomicU64) -> Turn {
+        let mut moved = 0;
+        let turn = loop {
+            if self.is_over() {
+                break Turn::Over;
+            }
+            if self.in_pipe > 0 || self.written < self.kept.len() {
+                if !sink.writable {
+                    break Turn::Waits;
+                }
+                match self.write(sink) {
+                    Outcome::Moved(bytes) => moved += bytes,
+                    Outcome::NotNow => sink.writable = false,
+                    Outcome::Failed(_) => self.state = State::Broken,
+                }
+                continue;
+            }
+            if self.state == State::Ending {
+                socket::shutdown_write(&sink.socket);
+                self.state = State::Ended;
+                continue;
+            }
+            if !source.readable {
+                break Turn::Waits;
+            }
+            if moved >= TURN_BYTES {
+                break Turn::More;
+            }
+            match self.read(source, sink, bench) {
+                (Outcome::Moved(0), _) => self.state = State::Ending,
+                (Outcome::Moved(_), written) => moved += written,
+                (Outcome::NotNow, _) => source.readable = false,
+                (Outcome::Failed(_), _) => break Turn::SourceFailed,
+            }
+        };
+        if self.is_over() {
+            self.kept = Vec::new();
+            if let Some(pipe) = self.pipe.take().filter(|_| self.in_pipe == 0) {
+                bench.put_pipe(pipe);
+            }
+        }
+        total.fetch_add(moved as u64, Ordering::Relaxed);
+        turn
+    }
+
+    /// Writes what is kept; one call.
+    fn write(&mut self, sink: &Side) -> Outcome {
+        if let Some(pipe) = self.pipe.as_ref().filter(|_| self.in_pipe > 0) {
+            let outcome = pipe.drain(&sink.socket, self.in_pipe);
+            if let Outcome::Moved(bytes) = outcome {
+                self.in_pipe = self.in_pipe.saturating_sub(bytes);
+            }
+            return outcome;
+        }
+        let outcome = socket::send(&sink.socket, self.kept.get(self.written..).unwrap_or_default());
+        if let Outcome::Moved(bytes) = outcome {
+            self.written += bytes;
+            if self.written >= self.kept.len() {
+                // An idle connection holds no buffer.
+                (self.kept, self.written) = (Vec::new(), 0);
+            }
+        }
+        outcome
+    }
+
+    /// Reads, and writes at once what was copied; the second number is how much was written.
+    fn read(&mut self, source: &mut Side, sink: &mut Side, bench: &mut Workbench) -> (Outcome, usize) {
+        if let Some(pipe) = &self.pipe {
+            let outcome = pipe.fill(&source.socket);
+            match outcome {
+                Outcome::Moved(bytes) => self.in_pipe = bytes,
+                // The source has become slow: back to copying.
+                Outcome::NotNow => {
+                    self.copied = 0;
+                    if let Some(pipe) = self.pipe.take() {
+                        bench.put_pipe(pipe);
+                    }
+                }
+                Outcome::Failed(_) => {}
+            }
+            return (outcome, 0);
+        }
+        let outcome = socket::receive(&source.socket, &mut bench.buffer);
+        let Outcome::Moved(bytes) = outcome else { return (outcome, 0) };
+        let full = bytes == bench.buffer.len();
+        // Less than was asked for means that nothing is left, and what comes next is announced by an event of its own.
+        source.readable = full || source.ended;
+        let mut rest = bench.buffer.get(..bytes).unwrap_or_default();
+        let mut written = 0;
+        if sink.writable {
+            match socket::send(&sink.socket, rest) {
+                Outcome::Moved(bytes) => {
+                    written = bytes;
+                    rest = rest.get(bytes..).unwrap_or_default();
+                }
+                Outcome::NotNow => sink.writable = false,
+                Outcome::Failed(_) => {
+                    self.state = State::Broken;
+                    return (outcome, 0);
+                }
+            }
+        }
+        if !rest.is_empty() {
+            (self.kept, self.written) = (rest.to_vec(), 0);
+        }
+        self.copied = if full { self.copied + bytes } else { 0 };
+        if self.copied >= BUFFER_BYTES {
+            self.pipe = bench.take_pipe();
+        }
+        (outcome, written)
+    }
+}
+
+/// What is to become of a connection after its turn.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Next {
+    /// Wait for events.
+    Wait,
+    /// Another turn, after the others had theirs.
+    Again,
+    /// Drop it.
+    Close,
+}
+
+/// The container's end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Partner {
+    pub(super) port: PublishedPort,
+    pub(super) family: Family,
+    /// It has not answered yet.
+    pub(super) connecting: bool,
+    /// The other loopback address can still be tried.
+    pub(super) another: bool,
+}
+
+/// A client of a published port and its partner in the container.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: Side,
+    pub(super) server: Side,
+    pub(super) partner: Partner,
+    /// Whether it waits for another turn already.
+    pub(super) queued: bool,
+    pub(super) publication: u64,
+    pub(super) counters: Arc<Counters>,
+    inward: Flow,
+    outward: Flow,
+}
+
+impl Connection {
+    pub(super) fn new(
+        client: OwnedFd,
+        server: OwnedFd,
+        partner: Partner,
+        publication: u64,
+        counters: Arc<Counters>,
+    ) -> Self {
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        Self {
+            client: Side::new(client),
+            server: Side::new(server),
+            partner,
+            queued: false,
+            publication,
+            counters,
+            inward: Flow::new(),
+            outward: Flow::new(),
+        }
+    }
+
+    /// Moves what can be moved both ways.
+    pub(super) fn turn(&mut self, bench: &mut Workbench) -> Next {
+        if self.partner.connecting {
+            return Next::Wait;
+        }
+        let inward = self.inward.turn(&mut self.client, &mut self.server, bench, &self.counters.bytes_in);
+        let outward = self.outward.turn(&mut self.server, &mut self.client, bench, &self.counters.bytes_out);
+        match (inward, outward) {
+            // What the client said before its connection failed would not have been heard without us either.
+            (Turn::SourceFailed, _) | (_, Turn::SourceFailed) => {
+                self.abort();
+                Next::Close
+            }
+            (Turn::Over, Turn::Over) => {
+                if self.inward.state == State::Broken || self.outward.state == State::Broken {
+                    self.abort();
+                }
+                Next::Close
+            }
+            // Nobody is there to read any more; the server must not go on for nobody.
+            _ if self.outward.state == State::Broken => {
+                self.abort();
+                Next::Close
+            }
+            (Turn::More, _) | (_, Turn::More) => Next::Again,
+            _ => Next::Wait,
+        }
+    }
+
+    /// Makes both peers see a reset when the sockets are closed: an orderly end would pass a torn stream off as whole.
+    pub(super) fn abort(&self) {
+        socket::reset_on_close(&self.client.socket);
+        socket::reset_on_close(&self.server.socket);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.counters.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,542 @@
+//! The loop of the relay's thread.
+
+use super::connection::{Connection, Next, Partner, Side, Workbench};
+use super::pool::{KEEP, Pool};
+use super::{Command, Counters};
+use crate::error::{Error, Result};
+use crate::net::mapping::PublishedPort;
+use crate::net::namespace::{NetworkNamespace, is_not_there};
+use crate::sys::epoll::{Epoll, Ready, Wake};
+use crate::sys::netns::Family;
+use crate::sys::socket::{self, number};
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// Connections taken from one listener before the others have their turn.
+const ACCEPT_TURN: usize = 64;
+/// How long a listener rests when descriptors or memory have run out.
+const REST: Duration = Duration::from_millis(50);
+/// Belongs to no slot.
+const WAKE_TOKEN: u64 = u64::MAX;
+
+/// The ports of one container.
+#[derive(Debug)]
+struct Publication {
+    namespace: NetworkNamespace,
+    v4: Pool,
+    v6: Pool,
+}
+
+impl Publication {
+    fn socket(&mut self, family: Family) -> Result<OwnedFd> {
+        match family {
+            Family::V4 => self.v4.take(&self.namespace),
+            Family::V6 => self.v6.take(&self.namespace),
+        }
+    }
+
+    fn put_back(&mut self, family: Family, socket: OwnedFd) {
+        match family {
+            Family::V4 => self.v4.put_back(socket),
+            Family::V6 => self.v6.put_back(socket),
+        }
+    }
+}
+
+/// One published port.
+#[derive(Debug)]
+struct Listener {
+    socket: OwnedFd,
+    port: PublishedPort,
+    publication: u64,
+    counters: Arc<Counters>,
+    /// The loopback address that answered last, tried first.
+    family: Family,
+    resting_until: Option<Instant>,
+    queued: bool,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Listener(Listener),
+    Connection(Box<Connection>),
+}
+
+/// A place for an entry. The generation tells events of the entry from late ones of its predecessor.
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    entry: Option<Entry>,
+}
+
+/// Which of the two sockets of a connection an event is about; a listener has the first alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Which {
+    First,
+    Second,
+}
+
+/// What an event carries: 32 bits of generation, 31 of slot, 1 of side.
+fn token(index: usize, generation: u32, which: Which) -> u64 {
+    (u64::from(generation) << 32) | ((index as u64) << 1) | u64::from(which == Which::Second)
+}
+
+fn untoken(token: u64) -> (usize, u32, Which) {
+    let index = usize::try_from((token & u64::from(u32::MAX)) >> 1).unwrap_or(usize::MAX);
+    let generation = u32::try_from(token >> 32).unwrap_or(u32::MAX);
+    (index, generation, if token & 1 == 0 { Which::First } else { Which::Second })
+}
+
+/// Everything that the thread owns.
+#[derive(Debug)]
+pub(super) struct Engine {
+    epoll: Epoll,
+    wake: Arc<Wake>,
+    commands: Receiver<Command>,
+    publications: HashMap<u64, Publication>,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Entries that have more to do without an event.
+    again: VecDeque<(usize, u32)>,
+    bench: Workbench,
+    /// When something is to be looked after, at the earliest.
+    timer: Option<Instant>,
+}
+
+impl Engine {
+    pub(super) fn new(wake: Arc<Wake>, commands: Receiver<Command>) -> Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add_level(&*wake, WAKE_TOKEN)?;
+        Ok(Self {
+            epoll,
+            wake,
+            commands,
+            publications: HashMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            again: VecDeque::new(),
+            bench: Workbench::new(),
+            timer: None,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let mut ready = Vec::new();
+        loop {
+            let now = Instant::now();
+            let timeout = match self.timer {
+                _ if !self.again.is_empty() => Some(Duration::ZERO),
+                timer => timer.map(|at| at.saturating_duration_since(now)),
+            };
+            if let Err(error) = self.epoll.wait(timeout, &mut ready) {
+                // Only a damaged descriptor table does that: somebody closed what is not theirs.
+                tracing::error!("gpuc-relay ends: {error}");
+                return;
+            }
+            let mut woken = false;
+            for event in ready.drain(..) {
+                if event.token == WAKE_TOKEN {
+                    woken = true;
+                } else {
+                    self.handle(event);
+                }
+            }
+            for _ in 0..self.again.len() {
+                if let Some((index, generation)) = self.again.pop_front() {
+                    self.go_on(index, generation);
+                }
+            }
+            if self.timer.is_some_and(|at| at <= Instant::now()) {
+                self.look_after();
+            }
+            if woken && !self.obey() {
+                return;
+            }
+        }
+    }
+
+    /// Does what was asked for; `false` is the end.
+    fn obey(&mut self) -> bool {
+        self.wake.clear();
+        loop {
+            // An answer that nobody waits for any more is no loss.
+            match self.commands.try_recv() {
+                Ok(Command::Publish { id, sockets, namespace, done }) => {
+                    let result = self.publish(id, sockets, namespace);
+                    if result.is_err() {
+                        self.close(id);
+                    }
+                    let _ = done.send(result);
+                }
+                Ok(Command::Close { id, done }) => {
+                    self.close(id);
+                    let _ = done.send(());
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn publish(
+        &mut self,
+        id: u64,
+        sockets: Vec<(PublishedPort, OwnedFd, Arc<Counters>)>,
+        namespace: NetworkNamespace,
+    ) -> Result<()> {
+        let (v4, v6) = (Pool::new(Family::V4), Pool::new(Family::V6));
+        self.publications.insert(id, Publication { namespace, v4, v6 });
+        for (port, socket, counters) in sockets {
+            let index = self.reserve_slot();
+            self.epoll.add(&socket, self.token(index, Which::First))?;
+            let (family, publication) = (Family::V4, id);
+            let listener = Listener { socket, port, publication, counters, family, resting_until: None, queued: false };
+            self.put(index, Entry::Listener(listener));
+        }
+        Ok(())
+    }
+
+    /// Closes the listeners, connections and spare sockets of a publication.
+    fn close(&mut self, id: u64) {
+        for index in 0..self.slots.len() {
+            let of_it = match self.slots.get(index).and_then(|slot| slot.entry.as_ref()) {
+                Some(Entry::Listener(listener)) => listener.publication == id,
+                Some(Entry::Connection(connection)) if connection.publication == id => {
+                    connection.abort();
+                    true
+                }
+                _ => false,
+            };
+            if of_it {
+                self.remove(index);
+            }
+        }
+        self.publications.remove(&id);
+    }
+
+    fn reserve_slot(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        })
+    }
+
+    fn token(&self, index: usize, which: Which) -> u64 {
+        token(index, self.slots.get(index).map_or(0, |slot| slot.generation), which)
+    }
+
+    fn put(&mut self, index: usize, entry: Entry) {
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.entry = Some(entry);
+        }
+    }
+
+    /// Drops an entry, which closes its sockets; events of it that are still to come are void.
+    fn remove(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.entry = None;
+            slot.generation = slot.generation.wrapping_add(1);
+            self.free.push(index);
+        }
+    }
+
+    fn handle(&mut self, event: Ready) {
+        let (index, generation, which) = untoken(event.token);
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.generation == generation) else { return };
+        match &mut slot.entry {
+            Some(Entry::Listener(_)) => self.accept(index),
+            Some(Entry::Connection(connection)) => {
+                match which {
+                    Which::First => connection.client.note(event),
+                    Which::Second => connection.server.note(event),
+                }
+                if which == Which::First && event.failed {
+                    connection.abort();
+                    self.remove(index);
+                } else if which == Which::Second && connection.partner.connecting {
+                    self.finish_connecting(index);
+                } else {
+                    self.turn(index);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Gives an entry the turn that it waits for.
+    fn go_on(&mut self, index: usize, generation: u32) {
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.generation == generation) else { return };
+        match &mut slot.entry {
+            Some(Entry::Listener(listener)) => {
+                listener.queued = false;
+                self.accept(index);
+            }
+            Some(Entry::Connection(connection)) => {
+                connection.queued = false;
+                self.turn(index);
+            }
+            None => {}
+        }
+    }
+
+    fn turn(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
+        match connection.turn(&mut self.bench) {
+            Next::Wait => {}
+            Next::Again if connection.queued => {}
+            Next::Again => {
+                connection.queued = true;
+                self.again.push_back((index, slot.generation));
+            }
+            Next::Close => self.remove(index),
+        }
+        if !self.bench.is_trim() {
+            self.wake_at(Instant::now() + KEEP);
+        }
+    }
+
+    /// Takes connections from a listener.
+    fn accept(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let generation = slot.generation;
+        let Some(Entry::Listener(mut listener)) = slot.entry.take() else { return };
+        let more = self.accept_from(&mut listener);
+        if more && !listener.queued {
+            listener.queued = true;
+            self.again.push_back((index, generation));
+        }
+        self.put(index, Entry::Listener(listener));
+    }
+
+    /// `true` when there may be more to take at once.
+    fn accept_from(&mut self, listener: &mut Listener) -> bool {
+        if listener.resting_until.is_some_and(|until| until > Instant::now()) {
+            return false;
+        }
+        listener.resting_until = None;
+        for _ in 0..ACCEPT_TURN {
+            // The partner first: without one the client is better off in the kernel's queue.
+            let Some(publication) = self.publications.get_mut(&listener.publication) else { return false };
+            let family = listener.family;
+            let partner = publication.socket(family);
+            if let Err(error) = &partner {
+                if error.errno().is_some_and(is_shortage) {
+                    self.rest(listener, error);
+                    return false;
+                }
+            }
+            match socket::accept(&listener.socket) {
+                Ok(client) => {
+                    listener.counters.accepted.fetch_add(1, Ordering::Relaxed);
+                    self.admit(listener, client, partner);
+                }
+                Err(errno) => {
+                    if let (Ok(partner), Some(publication)) =
+                        (partner, self.publications.get_mut(&listener.publication))
+                    {
+                        publication.put_back(family, partner);
+                    }
+                    self.wake_at(Instant::now() + KEEP);
+                    match errno {
+                        number::EAGAIN => return false,
+                        errno if is_shortage(errno) || !is_passing(errno) => {
+                            self.rest(listener, &socket::error(format!("accept({})", listener.port.host()), errno));
+                            return false;
+                        }
+                        // That client is gone; the next may be there.
+                        _ => {}
+                    }
+                }
+            }
+        }
+        self.wake_at(Instant::now() + KEEP);
+        true
+    }
+
+    /// Joins a client to a partner that is about to be connected.
+    fn admit(&mut self, listener: &mut Listener, client: OwnedFd, partner: Result<OwnedFd>) {
+        let first = listener.family;
+        let result = partner
+            .and_then(|server| connect(server, listener.port, first))
+            .map(|(server, done)| (server, done, first))
+            .or_else(|error| {
+                let second = other(first);
+                let Some(publication) = self.publications.get_mut(&listener.publication) else { return Err(error) };
+                if !is_not_there(error.errno()) {
+                    return Err(error);
+                }
+                // When neither answers, the first one's answer is the one to report.
+                let server = publication.socket(second).map_err(|_| error)?;
+                connect(server, listener.port, second).map(|(server, done)| (server, done, second))
+            });
+        let (server, done, family) = match result {
+            Ok(joined) => joined,
+            Err(error) => return refuse(&client, &listener.counters, &error),
+        };
+        if done {
+            listener.family = family;
+        }
+        let index = self.reserve_slot();
+        let added = self.epoll.add(&client, self.token(index, Which::First));
+        let added = added.and_then(|()| self.epoll.add(&server, self.token(index, Which::Second)));
+        if let Err(error) = added {
+            refuse(&client, &listener.counters, &error);
+            self.free.push(index);
+            return;
+        }
+        let partner = Partner { port: listener.port, family, connecting: !done, another: family == first };
+        let counters = Arc::clone(&listener.counters);
+        let connection = Connection::new(client, server, partner, listener.publication, counters);
+        self.put(index, Entry::Connection(Box::new(connection)));
+    }
+
+    /// Looks what became of a partner that was not connected at once.
+    fn finish_connecting(&mut self, index: usize) {
+        let second = self.token(index, Which::Second);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
+        let error = match socket::take_error(&connection.server.socket) {
+            0 if socket::is_connected(&connection.server.socket) => {
+                connection.partner.connecting = false;
+                return self.turn(index);
+            }
+            0 => return,
+            errno => refused(connection.partner.port, connection.partner.family, errno),
+        };
+        let again = connection.partner.another && is_not_there(error.errno());
+        let retried = match self.publications.get_mut(&connection.publication).filter(|_| again) {
+            None => Err(error),
+            Some(publication) => {
+                let family = other(connection.partner.family);
+                connection.partner.another = false;
+                publication
+                    .socket(family)
+                    .and_then(|server| connect(server, connection.partner.port, family))
+                    .and_then(|(server, done)| self.epoll.add(&server, second).map(|()| (server, done)))
+                    .map(|(server, done)| {
+                        connection.partner.family = family;
+                        connection.partner.connecting = !done;
+                        connection.server = Side::new(server);
+                    })
+                    .map_err(|_| error)
+            }
+        };
+        match retried {
+            Ok(()) => self.turn(index),
+            Err(error) => {
+                refuse(&connection.client.socket, &connection.counters, &error);
+                self.remove(index);
+            }
+        }
+    }
+
+    /// Lets a listener be until descriptors or memory may be there again; its clients wait in the kernel's queue.
+    fn rest(&mut self, listener: &mut Listener, why: &Error) {
+        listener.counters.note(why);
+        let until = Instant::now() + REST;
+        listener.resting_until = Some(until);
+        self.wake_at(until);
+    }
+
+    fn wake_at(&mut self, at: Instant) {
+        self.timer = Some(self.timer.map_or(at, |timer| timer.min(at)));
+    }
+
+    /// Wakes listeners that have rested, closes what is kept for nobody, and sets the timer anew.
+    fn look_after(&mut self) {
+        let now = Instant::now();
+        self.timer = None;
+        self.bench.trim();
+        let mut next = Vec::new();
+        for publication in self.publications.values_mut() {
+            for pool in [&mut publication.v4, &mut publication.v6] {
+                pool.trim(now);
+                next.extend(pool.trim_at());
+            }
+        }
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(Entry::Listener(listener)) = &mut slot.entry else { continue };
+            match listener.resting_until {
+                Some(until) if until > now => next.push(until),
+                Some(_) if !listener.queued => {
+                    listener.queued = true;
+                    self.again.push_back((index, slot.generation));
+                }
+                _ => {}
+            }
+        }
+        self.timer = next.into_iter().min();
+    }
+}
+
+fn other(family: Family) -> Family {
+    match family {
+        Family::V4 => Family::V6,
+        Family::V6 => Family::V4,
+    }
+}
+
+fn loopback(port: PublishedPort, family: Family) -> SocketAddr {
+    let address = match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    SocketAddr::new(address, port.container_port())
+}
+
+fn refused(port: PublishedPort, family: Family, errno: i32) -> Error {
+    socket::error(format!("connect({}) in the container", loopback(port, family)), errno)
+}
+
+/// Begins to connect a socket of the container; `true` when that is done.
+fn connect(server: OwnedFd, port: PublishedPort, family: Family) -> Result<(OwnedFd, bool)> {
+    socket::set_no_delay(&server);
+    let done = socket::connect(&server, loopback(port, family)).map_err(|errno| refused(port, family, errno))?;
+    Ok((server, done))
+}
+
+/// Resets a client that cannot be served, as if its connection had reached a closed port.
+fn refuse(client: &OwnedFd, counters: &Counters, why: &Error) {
+    counters.refuse(why);
+    socket::reset_on_close(client);
+}
+
+/// Errors that go away when others give something back.
+fn is_shortage(errno: i32) -> bool {
+    use number::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM)
+}
+
+/// Errors of `accept(2)` that are about one client alone, among them those of its network.
+fn is_passing(errno: i32) -> bool {
+    use number::{EAGAIN, ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENOPROTOOPT, EPROTO};
+    matches!(
+        errno,
+        EAGAIN | ECONNABORTED | EHOSTDOWN | EHOSTUNREACH | EINTR | ENETDOWN | ENETUNREACH | ENOPROTOOPT | EPROTO
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back() {
+        for (index, generation, which) in [
+            (0, 0, Which::First),
+            (1, 0, Which::Second),
+            (0x7fff_ffff, u32::MAX - 1, Which::First),
+            (123_456, 789, Which::Second),
+        ] {
+            assert_eq!(untoken(token(index, generation, which)), (index, generation, which));
+            assert_ne!(token(index, generation, which), WAKE_TOKEN);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Sockets made inside a container's network namespace, a few at a time.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::namespace::NetworkNamespace;
+use crate::sys::netns::{Family, SOCKETS_MAX};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// Making sockets costs a child process, whatever their number; a busy port makes many at once.
+#[derive(Debug)]
+pub(super) struct Pool {
+    family: Family,
+    ready: Vec<OwnedFd>,
+    batch: usize,
+    filled: Option<Instant>,
+}
+
+/// Each idle container may keep this many descriptors for its next connections.
+const BATCH_MIN: usize = 4;
+/// Emptied sooner than this, the next batch is twice as big; later, it is small again.
+const BUSY: Duration = Duration::from_millis(100);
+/// What is left over is closed after this time without a connection.
+pub(super) const KEEP: Duration = Duration::from_secs(2);
+
+impl Pool {
+    pub(super) fn new(family: Family) -> Self {
+        Self { family, ready: Vec::new(), batch: BATCH_MIN, filled: None }
+    }
+
+    /// A fresh socket inside the namespace.
+    pub(super) fn take(&mut self, namespace: &NetworkNamespace) -> Result<OwnedFd> {
+        if let Some(socket) = self.ready.pop() {
+            return Ok(socket);
+        }
+        let now = Instant::now();
+        let busy = self.filled.is_some_and(|before| now.duration_since(before) < BUSY);
+        self.batch = if busy { (self.batch * 2).min(SOCKETS_MAX) } else { BATCH_MIN };
+        self.filled = Some(now);
+        let mut sockets = namespace.open_sockets(self.family, self.batch)?;
+        let socket = sockets.pop().ok_or_else(|| Error::new(ErrorKind::SystemCall, "no socket was made"))?;
+        self.ready = sockets;
+        Ok(socket)
+    }
+
+    /// Puts a socket back that was not needed after all.
+    pub(super) fn put_back(&mut self, socket: OwnedFd) {
+        self.ready.push(socket);
+    }
+
+    /// When [`Pool::trim`] has something to do next.
+    pub(super) fn trim_at(&self) -> Option<Instant> {
+        self.filled.filter(|_| !self.ready.is_empty()).map(|filled| filled + KEEP)
+    }
+
+    /// Closes what was not needed for a while.
+    pub(super) fn trim(&mut self, now: Instant) {
+        if self.trim_at().is_some_and(|at| at <= now) {
+            self.ready = Vec::new();
+        }
+    }
+}

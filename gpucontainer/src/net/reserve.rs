@@ -1,0 +1,99 @@
+//! Ports of the host, taken before anything is started.
+
+use super::mapping::{PortMapping, PublishedPort, check};
+use super::published::Published;
+use super::{holder, namespace::NetworkNamespace};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::socket::{self, number};
+use std::os::fd::OwnedFd;
+
+/// Takes ports of the host for containers.
+#[derive(Clone, Debug, Default)]
+pub struct PortMapper {}
+
+impl PortMapper {
+    /// A port mapper of this process.
+    pub fn new() -> Self {
+        Self {}
+    }
+
+    /// Takes the host's side of every mapping: binds and listens. All or none.
+    ///
+    /// From now on the ports belong to the reservation: other programs cannot have them, connections are taken into
+    /// the kernel's queue and wait there until [`Reservation::relay`], and dropping the reservation frees the ports at
+    /// once. An empty list is fine.
+    ///
+    /// # Errors
+    /// Nothing stays taken after any of them.
+    /// * [`InvalidArgument`](ErrorKind::InvalidArgument): container port 0, one host port wanted twice, or an
+    ///   address that is not this host's
+    /// * [`PortInUse`](ErrorKind::PortInUse): another program listens there; the text names it where `/proc` does
+    /// * [`PermissionDenied`](ErrorKind::PermissionDenied): a port below `net.ipv4.ip_unprivileged_port_start`
+    /// * [`Unsupported`](ErrorKind::Unsupported): IPv6 is switched off
+    pub fn reserve(&self, mappings: &[PortMapping]) -> Result<Reservation> {
+        check(mappings)?;
+        let mut sockets = Vec::with_capacity(mappings.len());
+        for mapping in mappings {
+            let listener = socket::listen(mapping.host()).map_err(|error| explain(error, mapping))?;
+            let host = socket::local_address(&listener)?;
+            sockets.push((PublishedPort::new(mapping, host), listener));
+        }
+        Ok(Reservation { sockets })
+    }
+}
+
+/// Says in the words of ports why a socket could not be had.
+fn explain(error: Error, mapping: &PortMapping) -> Error {
+    let (address, port) = (mapping.host().ip(), mapping.host().port());
+    let (kind, why) = match error.errno() {
+        Some(number::EADDRINUSE) if port == 0 => (ErrorKind::PortInUse, format!("no free port is left on {address}")),
+        Some(number::EADDRINUSE) => {
+            let holder = holder::find(mapping.host());
+            let by = holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string());
+            (ErrorKind::PortInUse, format!("port {port} of {address} is taken by {by}"))
+        }
+        Some(number::EACCES) => {
+            let why =
+                format!("port {port} is privileged; net.ipv4.ip_unprivileged_port_start says from where on none is");
+            (ErrorKind::PermissionDenied, why)
+        }
+        // A link-local address without its device, or none of ours.
+        Some(number::EADDRNOTAVAIL | number::EINVAL) => {
+            (ErrorKind::InvalidArgument, format!("{address} is no address of this host"))
+        }
+        Some(number::EAFNOSUPPORT) => (ErrorKind::Unsupported, "IPv6 is switched off on this host".to_owned()),
+        _ => return error.context(format!("publish {mapping}")),
+    };
+    error.with_kind(kind).context(why).context(format!("publish {mapping}"))
+}
+
+/// Ports of the host that are taken and not yet joined to a container.
+#[derive(Debug)]
+pub struct Reservation {
+    sockets: Vec<(PublishedPort, OwnedFd)>,
+}
+
+impl Reservation {
+    /// The ports with their real numbers, in the order in which they were asked for.
+    pub fn ports(&self) -> Vec<PublishedPort> {
+        self.sockets.iter().map(|(port, _)| *port).collect()
+    }
+
+    /// Hands the listening sockets out, for a program that takes connections itself. They are non-blocking and closed
+    /// on exec.
+    pub fn into_sockets(self) -> Vec<(PublishedPort, OwnedFd)> {
+        self.sockets
+    }
+
+    /// Passes every connection on to the container port in `namespace`: to 127.0.0.1 there, or else to `[::1]`.
+    ///
+    /// One thread named `gpuc-relay` serves all published ports of the process. It starts with the first of them, ends
+    /// with the last, and takes no signals. A program in the container sees the connections come from its own
+    /// loopback address. It need not be listening yet; until it does, clients see their connections reset.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or the thread cannot be started. The ports are free again then.
+    pub fn relay(self, namespace: NetworkNamespace) -> Result<Published> {
+        Published::start(self.sockets, namespace)
+    }
+}

@@ -1,0 +1,108 @@
+//! Waiting for many descriptors at once, and being woken from another thread.
+
+use super::errno::failed;
+use crate::error::Result;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// What happened to one descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    /// The number that the descriptor was added with.
+    pub(crate) token: u64,
+    /// There may be something to read, to accept, or an end.
+    pub(crate) readable: bool,
+    /// There may be room to write.
+    pub(crate) writable: bool,
+    /// The peer writes no more, or the connection is gone.
+    pub(crate) ended: bool,
+    /// The connection has failed.
+    pub(crate) failed: bool,
+}
+
+/// An epoll instance whose events are edge-triggered: one is reported when something changes, not while it lasts.
+#[derive(Debug)]
+pub(crate) struct Epoll(OwnedFd);
+
+impl Epoll {
+    /// Makes one that reports up to 128 events a turn.
+    pub(crate) fn new() -> Result<Self> {
+        epoll::create(CreateFlags::CLOEXEC).map(Self).map_err(|e| failed("epoll_create1()", e))
+    }
+
+    /// Reports reading and writing on `source` as `token` until `source` is closed.
+    pub(crate) fn add(&self, source: impl AsFd, token: u64) -> Result<()> {
+        let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        self.register(source, token, interest)
+    }
+
+    /// Reports reading on `source`, as long as there is something to read.
+    pub(crate) fn add_level(&self, source: impl AsFd, token: u64) -> Result<()> {
+        self.register(source, token, EventFlags::IN)
+    }
+
+    fn register(&self, source: impl AsFd, token: u64, interest: EventFlags) -> Result<()> {
+        epoll::add(&self.0, source, EventData::new_u64(token), interest)
+            .map_err(|e| failed("epoll_ctl(EPOLL_CTL_ADD)", e))
+    }
+
+    /// Waits for events, at most `timeout` long, and appends them to `ready`. A signal ends the wait early.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> Result<()> {
+        let timeout = timeout.map(|time| Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        let mut events = [const { MaybeUninit::uninit() }; 128];
+        let events: &mut [epoll::Event] = match epoll::wait(&self.0, &mut events, timeout.as_ref()) {
+            Ok((events, _)) => events,
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(e) => return Err(failed("epoll_wait()", e)),
+        };
+        for event in events {
+            let (flags, data) = (event.flags, event.data);
+            let any = |wanted| flags.intersects(wanted);
+            ready.push(Ready {
+                token: data.u64(),
+                readable: any(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR),
+                writable: any(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
+                ended: any(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR),
+                failed: any(EventFlags::ERR),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Wakes an [`Epoll`] from another thread.
+#[derive(Debug)]
+pub(crate) struct Wake(OwnedFd);
+
+impl Wake {
+    /// Makes one; add it with [`Epoll::add_level`].
+    pub(crate) fn new() -> Result<Self> {
+        rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map(Self)
+            .map_err(|e| failed("eventfd()", e))
+    }
+
+    /// Wakes the waiter, now or when it next waits.
+    pub(crate) fn wake(&self) {
+        // Full (2^64 - 2 calls unread) is awake enough, and there is no other error.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Makes the next wait sleep again.
+    pub(crate) fn clear(&self) {
+        // Not woken at all is the only error.
+        let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,188 @@
+//! TCP sockets and pipes that never block, with error numbers as plain numbers where they are handled at once.
+
+use super::errno::failed;
+use crate::error::{Error, Result};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt};
+use rustix::pipe::{PipeFlags, SpliceFlags};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// Error numbers that callers tell apart.
+pub(crate) mod number {
+    pub(crate) use libc::{
+        EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, ECONNABORTED, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH,
+        EINTR, EINVAL, EMFILE, ENETDOWN, ENETUNREACH, ENFILE, ENOBUFS, ENOMEM, ENOPROTOOPT, EPROTO,
+    };
+}
+
+/// What became of a call that never blocks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outcome {
+    /// So many bytes; when reading, 0 is the end.
+    Moved(usize),
+    /// Nothing can be moved now.
+    NotNow,
+    /// The error number.
+    Failed(i32),
+}
+
+fn outcome(mut call: impl FnMut() -> rustix::io::Result<usize>) -> Outcome {
+    loop {
+        match call() {
+            Ok(bytes) => return Outcome::Moved(bytes),
+            Err(Errno::AGAIN) => return Outcome::NotNow,
+            Err(Errno::INTR) => {}
+            Err(e) => return Outcome::Failed(e.raw_os_error()),
+        }
+    }
+}
+
+/// Binds and listens on a TCP address of the host. IPv6 sockets take IPv6 alone, so that `0.0.0.0` and `[::]`
+/// are two addresses. The connections accepted from it send small pieces at once.
+pub(crate) fn listen(address: SocketAddr) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let wrap = |call: &str| {
+        let call = format!("{call}({address})");
+        move |e| failed(call, e)
+    };
+    let socket =
+        rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+            .map_err(wrap("socket"))?;
+    // A port whose last connections linger in TIME_WAIT is free; one with a listener stays taken all the same.
+    sockopt::set_socket_reuseaddr(&socket, true).map_err(wrap("setsockopt SO_REUSEADDR"))?;
+    sockopt::set_tcp_nodelay(&socket, true).map_err(wrap("setsockopt TCP_NODELAY"))?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true).map_err(wrap("setsockopt IPV6_V6ONLY"))?;
+    }
+    rustix::net::bind(&socket, &address).map_err(wrap("bind"))?;
+    // The kernel cuts it to `net.core.somaxconn`.
+    rustix::net::listen(&socket, 4096).map_err(wrap("listen"))?;
+    Ok(socket)
+}
+
+/// The address that a socket is bound to.
+pub(crate) fn local_address(socket: impl AsFd) -> Result<SocketAddr> {
+    let address = rustix::net::getsockname(socket).map_err(|e| failed("getsockname()", e))?;
+    SocketAddr::try_from(address).map_err(|e| failed("getsockname()", e))
+}
+
+/// Takes a connection that waits; the error is a number.
+pub(crate) fn accept(listener: impl AsFd) -> Result<OwnedFd, i32> {
+    rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).map_err(Errno::raw_os_error)
+}
+
+/// Begins to connect; `true` when that is done already. The error is a number.
+pub(crate) fn connect(socket: impl AsFd, address: SocketAddr) -> Result<bool, i32> {
+    match rustix::net::connect(socket, &address) {
+        Ok(()) => Ok(true),
+        Err(Errno::INPROGRESS) => Ok(false),
+        Err(e) => Err(e.raw_os_error()),
+    }
+}
+
+/// The error number of a connection that has failed; 0 when it has not.
+pub(crate) fn take_error(socket: impl AsFd) -> i32 {
+    match sockopt::socket_error(socket) {
+        Ok(Ok(())) => 0,
+        Ok(Err(e)) | Err(e) => e.raw_os_error(),
+    }
+}
+
+/// Whether the socket has a peer by now.
+pub(crate) fn is_connected(socket: impl AsFd) -> bool {
+    rustix::net::getpeername(socket).is_ok()
+}
+
+/// Sends small pieces at once.
+pub(crate) fn set_no_delay(socket: impl AsFd) {
+    // Speed alone hangs on it, and a TCP socket does not refuse it.
+    let _ = sockopt::set_tcp_nodelay(socket, true);
+}
+
+/// Makes closing the socket abort the connection: the peer sees a reset, not an orderly end.
+pub(crate) fn reset_on_close(socket: impl AsFd) {
+    // When it fails the peer sees an end instead; nothing better can be done.
+    let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+/// Tells the peer that nothing more comes. An error means that the connection is gone, which the next read says too.
+pub(crate) fn shutdown_write(socket: impl AsFd) {
+    let _ = rustix::net::shutdown(socket, Shutdown::Write);
+}
+
+/// Reads what is there.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Outcome {
+    let socket = socket.as_fd();
+    outcome(|| rustix::net::recv(socket, &mut *buffer, RecvFlags::DONTWAIT).map(|(bytes, _)| bytes))
+}
+
+/// Writes as much as there is room for.
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> Outcome {
+    let socket = socket.as_fd();
+    outcome(|| rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
+}
+
+/// A pipe that carries data between two sockets without copying it to the process and back.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    output: OwnedFd,
+    input: OwnedFd,
+    capacity: usize,
+}
+
+impl Pipe {
+    /// Makes one of about `bytes` bytes, or less where the user's limit for pipes is reached.
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
+        let (output, input) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+            .map_err(|e| failed("pipe2(O_NONBLOCK)", e))?;
+        let capacity = rustix::pipe::fcntl_setpipe_size(&input, bytes)
+            .or_else(|_| rustix::pipe::fcntl_getpipe_size(&input))
+            .map_err(|e| failed("fcntl(F_GETPIPE_SZ)", e))?;
+        Ok(Self { output, input, capacity })
+    }
+
+    /// Moves what a socket received into the pipe; 0 is the socket's end. Not to be called when the pipe holds something:
+    /// it could not be told which of the two is not ready.
+    pub(crate) fn fill(&self, socket: impl AsFd) -> Outcome {
+        let socket = socket.as_fd();
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        outcome(|| rustix::pipe::splice(socket, None, &self.input, None, self.capacity, flags))
+    }
+
+    /// Moves up to `bytes` bytes from the pipe to a socket.
+    pub(crate) fn drain(&self, socket: impl AsFd, bytes: usize) -> Outcome {
+        let socket = socket.as_fd();
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        outcome(|| rustix::pipe::splice(&self.output, None, socket, None, bytes, flags))
+    }
+}
+
+/// Waits until the socket can be written, or the time is over: `false`.
+pub(crate) fn wait_writable(socket: impl AsFd, timeout: Option<Duration>) -> Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let deadline = timeout.map(|time| std::time::Instant::now() + time);
+    loop {
+        let left = deadline.map(|end| end.saturating_duration_since(std::time::Instant::now()));
+        let left = left.map(|time| Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        match poll(&mut [PollFd::new(&socket, PollFlags::OUT)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("poll(POLLOUT)", e)),
+        }
+    }
+}
+
+/// Makes calls on the socket wait again.
+pub(crate) fn set_blocking(socket: impl AsFd) -> Result<()> {
+    rustix::io::ioctl_fionbio(socket, false).map_err(|e| failed("ioctl(FIONBIO)", e))
+}
+
+/// The error of `call` for an error number.
+pub(crate) fn error(call: impl std::fmt::Display, errno: i32) -> Error {
+    Error::from_errno(call, errno)
+}
