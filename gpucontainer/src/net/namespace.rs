@@ -66,14 +66,10 @@ impl NetworkNamespace {
         let failed = |errno| socket::error(format!("connect({address}) in the network namespace"), errno);
         let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
         let fd = self.open_sockets(family, 1)?.pop().ok_or_else(|| failed(number::EAGAIN))?;
-        if !socket::connect(&fd, address).map_err(failed)? {
+        while !socket::connect(&fd, address).map_err(failed)? {
             if !socket::wait_writable(&fd, timeout)? {
                 let message = format!("connect({address}) in the network namespace: no answer within {timeout:?}");
                 return Err(Error::new(ErrorKind::TimedOut, message));
-            }
-            match socket::take_error(&fd) {
-                0 => {}
-                errno => return Err(failed(errno)),
             }
         }
         socket::set_blocking(&fd)?;

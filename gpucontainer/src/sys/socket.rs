@@ -73,26 +73,21 @@ pub(crate) fn accept(listener: impl AsFd) -> Result<OwnedFd, i32> {
     rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).map_err(Errno::raw_os_error)
 }
 
-/// Begins to connect; `true` when that is done already. The error is a number.
+/// Begins or goes on to connect; `true` when that is done. The error is a number.
+///
+/// Within one host the answer is there when the first call returns, only not in its result: the kernel looks at what
+/// came in while it held the socket after it has decided what to return. So it is asked a second time.
 pub(crate) fn connect(socket: impl AsFd, address: SocketAddr) -> Result<bool, i32> {
-    match rustix::net::connect(socket, &address) {
+    let socket = socket.as_fd();
+    let mut result = rustix::net::connect(socket, &address);
+    if result == Err(Errno::INPROGRESS) {
+        result = rustix::net::connect(socket, &address);
+    }
+    match result {
         Ok(()) => Ok(true),
-        Err(Errno::INPROGRESS) => Ok(false),
+        Err(Errno::INPROGRESS | Errno::ALREADY) => Ok(false),
         Err(e) => Err(e.raw_os_error()),
     }
-}
-
-/// The error number of a connection that has failed; 0 when it has not.
-pub(crate) fn take_error(socket: impl AsFd) -> i32 {
-    match sockopt::socket_error(socket) {
-        Ok(Ok(())) => 0,
-        Ok(Err(e)) | Err(e) => e.raw_os_error(),
-    }
-}
-
-/// Whether the socket has a peer by now.
-pub(crate) fn is_connected(socket: impl AsFd) -> bool {
-    rustix::net::getpeername(socket).is_ok()
 }
 
 /// Sends small pieces at once.

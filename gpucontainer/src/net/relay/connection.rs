@@ -1,8 +1,7 @@
 //! One client joined to one server: two flows, each with its own end.
 
 use super::Counters;
-use crate::net::mapping::PublishedPort;
-use crate::sys::netns::Family;
+use super::dial::Attempt;
 use crate::sys::socket::{self, Outcome, Pipe};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -134,7 +133,7 @@ impl Flow {
                     break Turn::Waits;
                 }
                 match self.write(sink) {
-                    Outcome::Moved(bytes) => moved += bytes,
+                    Outcome::Moved(bytes) => moved += count(total, bytes),
                     Outcome::NotNow => sink.writable = false,
                     Outcome::Failed(_) => self.state = State::Broken,
                 }
@@ -153,7 +152,7 @@ impl Flow {
             }
             match self.read(source, sink, bench) {
                 (Outcome::Moved(0), _) => self.state = State::Ending,
-                (Outcome::Moved(_), written) => moved += written,
+                (Outcome::Moved(_), written) => moved += count(total, written),
                 (Outcome::NotNow, _) => source.readable = false,
                 (Outcome::Failed(_), _) => break Turn::SourceFailed,
             }
@@ -164,7 +163,6 @@ impl Flow {
                 bench.put_pipe(pipe);
             }
         }
-        total.fetch_add(moved as u64, Ordering::Relaxed);
         turn
     }
 
@@ -236,6 +234,12 @@ impl Flow {
     }
 }
 
+/// Counts at once, so that whoever has seen the end of a stream finds all of it counted.
+fn count(total: &AtomicU64, bytes: usize) -> usize {
+    total.fetch_add(bytes as u64, Ordering::Relaxed);
+    bytes
+}
+
 /// What is to become of a connection after its turn.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Next {
@@ -247,23 +251,13 @@ pub(super) enum Next {
     Close,
 }
 
-/// The container's end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Partner {
-    pub(super) port: PublishedPort,
-    pub(super) family: Family,
-    /// It has not answered yet.
-    pub(super) connecting: bool,
-    /// The other loopback address can still be tried.
-    pub(super) another: bool,
-}
-
 /// A client of a published port and its partner in the container.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) client: Side,
     pub(super) server: Side,
-    pub(super) partner: Partner,
+    /// Until the server has answered.
+    pub(super) on_its_way: Option<Attempt>,
     /// Whether it waits for another turn already.
     pub(super) queued: bool,
     pub(super) publication: u64,
@@ -276,7 +270,7 @@ impl Connection {
     pub(super) fn new(
         client: OwnedFd,
         server: OwnedFd,
-        partner: Partner,
+        on_its_way: Option<Attempt>,
         publication: u64,
         counters: Arc<Counters>,
     ) -> Self {
@@ -284,7 +278,7 @@ impl Connection {
         Self {
             client: Side::new(client),
             server: Side::new(server),
-            partner,
+            on_its_way,
             queued: false,
             publication,
             counters,
@@ -295,7 +289,7 @@ impl Connection {
 
     /// Moves what can be moved both ways.
     pub(super) fn turn(&mut self, bench: &mut Workbench) -> Next {
-        if self.partner.connecting {
+        if self.on_its_way.is_some() {
             return Next::Wait;
         }
         let inward = self.inward.turn(&mut self.client, &mut self.server, bench, &self.counters.bytes_in);

@@ -1,16 +1,16 @@
 //! The loop of the relay's thread.
 
-use super::connection::{Connection, Next, Partner, Side, Workbench};
-use super::pool::{KEEP, Pool};
-use super::{Command, Counters};
+use super::connection::{Connection, Next, Workbench};
+use super::dial::{Attempt, Inside};
+use super::pool::KEEP;
+use super::{Command, Counters, ended};
 use crate::error::{Error, Result};
 use crate::net::mapping::PublishedPort;
-use crate::net::namespace::{NetworkNamespace, is_not_there};
+use crate::net::namespace::NetworkNamespace;
 use crate::sys::epoll::{Epoll, Ready, Wake};
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,30 +23,6 @@ const ACCEPT_TURN: usize = 64;
 const REST: Duration = Duration::from_millis(50);
 /// Belongs to no slot.
 const WAKE_TOKEN: u64 = u64::MAX;
-
-/// The ports of one container.
-#[derive(Debug)]
-struct Publication {
-    namespace: NetworkNamespace,
-    v4: Pool,
-    v6: Pool,
-}
-
-impl Publication {
-    fn socket(&mut self, family: Family) -> Result<OwnedFd> {
-        match family {
-            Family::V4 => self.v4.take(&self.namespace),
-            Family::V6 => self.v6.take(&self.namespace),
-        }
-    }
-
-    fn put_back(&mut self, family: Family, socket: OwnedFd) {
-        match family {
-            Family::V4 => self.v4.put_back(socket),
-            Family::V6 => self.v6.put_back(socket),
-        }
-    }
-}
 
 /// One published port.
 #[derive(Debug)]
@@ -98,7 +74,8 @@ pub(super) struct Engine {
     epoll: Epoll,
     wake: Arc<Wake>,
     commands: Receiver<Command>,
-    publications: HashMap<u64, Publication>,
+    /// By publication.
+    insides: HashMap<u64, Inside>,
     slots: Vec<Slot>,
     free: Vec<usize>,
     /// Entries that have more to do without an event.
@@ -116,7 +93,7 @@ impl Engine {
             epoll,
             wake,
             commands,
-            publications: HashMap::new(),
+            insides: HashMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
             again: VecDeque::new(),
@@ -190,8 +167,7 @@ impl Engine {
         sockets: Vec<(PublishedPort, OwnedFd, Arc<Counters>)>,
         namespace: NetworkNamespace,
     ) -> Result<()> {
-        let (v4, v6) = (Pool::new(Family::V4), Pool::new(Family::V6));
-        self.publications.insert(id, Publication { namespace, v4, v6 });
+        self.insides.insert(id, Inside::new(namespace));
         for (port, socket, counters) in sockets {
             let index = self.reserve_slot();
             self.epoll.add(&socket, self.token(index, Which::First))?;
@@ -217,7 +193,7 @@ impl Engine {
                 self.remove(index);
             }
         }
-        self.publications.remove(&id);
+        self.insides.remove(&id);
     }
 
     fn reserve_slot(&mut self) -> usize {
@@ -259,7 +235,7 @@ impl Engine {
                 if which == Which::First && event.failed {
                     connection.abort();
                     self.remove(index);
-                } else if which == Which::Second && connection.partner.connecting {
+                } else if which == Which::Second && connection.on_its_way.is_some() {
                     self.finish_connecting(index);
                 } else {
                     self.turn(index);
@@ -323,9 +299,9 @@ impl Engine {
         listener.resting_until = None;
         for _ in 0..ACCEPT_TURN {
             // The partner first: without one the client is better off in the kernel's queue.
-            let Some(publication) = self.publications.get_mut(&listener.publication) else { return false };
+            let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
             let family = listener.family;
-            let partner = publication.socket(family);
+            let partner = inside.socket(family);
             if let Err(error) = &partner {
                 if error.errno().is_some_and(is_shortage) {
                     self.rest(listener, error);
@@ -338,10 +314,8 @@ impl Engine {
                     self.admit(listener, client, partner);
                 }
                 Err(errno) => {
-                    if let (Ok(partner), Some(publication)) =
-                        (partner, self.publications.get_mut(&listener.publication))
-                    {
-                        publication.put_back(family, partner);
+                    if let (Ok(partner), Some(inside)) = (partner, self.insides.get_mut(&listener.publication)) {
+                        inside.put_back(family, partner);
                     }
                     self.wake_at(Instant::now() + KEEP);
                     match errno {
@@ -362,26 +336,18 @@ impl Engine {
 
     /// Joins a client to a partner that is about to be connected.
     fn admit(&mut self, listener: &mut Listener, client: OwnedFd, partner: Result<OwnedFd>) {
-        let first = listener.family;
-        let result = partner
-            .and_then(|server| connect(server, listener.port, first))
-            .map(|(server, done)| (server, done, first))
-            .or_else(|error| {
-                let second = other(first);
-                let Some(publication) = self.publications.get_mut(&listener.publication) else { return Err(error) };
-                if !is_not_there(error.errno()) {
-                    return Err(error);
-                }
-                // When neither answers, the first one's answer is the one to report.
-                let server = publication.socket(second).map_err(|_| error)?;
-                connect(server, listener.port, second).map(|(server, done)| (server, done, second))
-            });
-        let (server, done, family) = match result {
-            Ok(joined) => joined,
+        let mut attempt = Attempt::new(listener.port, listener.family);
+        let connected = partner.and_then(|mut server| {
+            let inside = self.insides.get_mut(&listener.publication).ok_or_else(ended)?;
+            let done = inside.connect(&mut attempt, &mut server)?;
+            Ok((server, done))
+        });
+        let (server, done) = match connected {
+            Ok(connected) => connected,
             Err(error) => return refuse(&client, &listener.counters, &error),
         };
         if done {
-            listener.family = family;
+            listener.family = attempt.family;
         }
         let index = self.reserve_slot();
         let added = self.epoll.add(&client, self.token(index, Which::First));
@@ -391,45 +357,33 @@ impl Engine {
             self.free.push(index);
             return;
         }
-        let partner = Partner { port: listener.port, family, connecting: !done, another: family == first };
+        let on_its_way = (!done).then_some(attempt);
         let counters = Arc::clone(&listener.counters);
-        let connection = Connection::new(client, server, partner, listener.publication, counters);
+        let connection = Connection::new(client, server, on_its_way, listener.publication, counters);
         self.put(index, Entry::Connection(Box::new(connection)));
     }
 
     /// Looks what became of a partner that was not connected at once.
     fn finish_connecting(&mut self, index: usize) {
-        let second = self.token(index, Which::Second);
+        let token = self.token(index, Which::Second);
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
-        let error = match socket::take_error(&connection.server.socket) {
-            0 if socket::is_connected(&connection.server.socket) => {
-                connection.partner.connecting = false;
-                return self.turn(index);
+        let Some(mut attempt) = connection.on_its_way else { return };
+        let family = attempt.family;
+        let inside = self.insides.get_mut(&connection.publication).ok_or_else(ended);
+        let connected =
+            inside.and_then(|inside| inside.connect(&mut attempt, &mut connection.server.socket)).and_then(|done| {
+                if attempt.family != family {
+                    // Another socket took the place of the one that was watched.
+                    self.epoll.add(&connection.server.socket, token)?;
+                }
+                Ok(done)
+            });
+        match connected {
+            Ok(done) => {
+                connection.on_its_way = (!done).then_some(attempt);
+                self.turn(index);
             }
-            0 => return,
-            errno => refused(connection.partner.port, connection.partner.family, errno),
-        };
-        let again = connection.partner.another && is_not_there(error.errno());
-        let retried = match self.publications.get_mut(&connection.publication).filter(|_| again) {
-            None => Err(error),
-            Some(publication) => {
-                let family = other(connection.partner.family);
-                connection.partner.another = false;
-                publication
-                    .socket(family)
-                    .and_then(|server| connect(server, connection.partner.port, family))
-                    .and_then(|(server, done)| self.epoll.add(&server, second).map(|()| (server, done)))
-                    .map(|(server, done)| {
-                        connection.partner.family = family;
-                        connection.partner.connecting = !done;
-                        connection.server = Side::new(server);
-                    })
-                    .map_err(|_| error)
-            }
-        };
-        match retried {
-            Ok(()) => self.turn(index),
             Err(error) => {
                 refuse(&connection.client.socket, &connection.counters, &error);
                 self.remove(index);
@@ -455,12 +409,7 @@ impl Engine {
         self.timer = None;
         self.bench.trim();
         let mut next = Vec::new();
-        for publication in self.publications.values_mut() {
-            for pool in [&mut publication.v4, &mut publication.v6] {
-                pool.trim(now);
-                next.extend(pool.trim_at());
-            }
-        }
+        next.extend(self.insides.values_mut().filter_map(|inside| inside.trim(now)));
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let Some(Entry::Listener(listener)) = &mut slot.entry else { continue };
             match listener.resting_until {
@@ -474,32 +423,6 @@ impl Engine {
         }
         self.timer = next.into_iter().min();
     }
-}
-
-fn other(family: Family) -> Family {
-    match family {
-        Family::V4 => Family::V6,
-        Family::V6 => Family::V4,
-    }
-}
-
-fn loopback(port: PublishedPort, family: Family) -> SocketAddr {
-    let address = match family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
-    };
-    SocketAddr::new(address, port.container_port())
-}
-
-fn refused(port: PublishedPort, family: Family, errno: i32) -> Error {
-    socket::error(format!("connect({}) in the container", loopback(port, family)), errno)
-}
-
-/// Begins to connect a socket of the container; `true` when that is done.
-fn connect(server: OwnedFd, port: PublishedPort, family: Family) -> Result<(OwnedFd, bool)> {
-    socket::set_no_delay(&server);
-    let done = socket::connect(&server, loopback(port, family)).map_err(|errno| refused(port, family, errno))?;
-    Ok((server, done))
 }
 
 /// Resets a client that cannot be served, as if its connection had reached a closed port.

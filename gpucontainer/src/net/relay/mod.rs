@@ -10,6 +10,7 @@
 //! most connections are; what follows moves through a pipe in the kernel.
 
 mod connection;
+mod dial;
 mod engine;
 mod pool;
 

@@ -47,15 +47,13 @@ impl Pool {
         self.ready.push(socket);
     }
 
-    /// When [`Pool::trim`] has something to do next.
-    pub(super) fn trim_at(&self) -> Option<Instant> {
-        self.filled.filter(|_| !self.ready.is_empty()).map(|filled| filled + KEEP)
-    }
-
-    /// Closes what was not needed for a while.
-    pub(super) fn trim(&mut self, now: Instant) {
-        if self.trim_at().is_some_and(|at| at <= now) {
-            self.ready = Vec::new();
+    /// Closes what was not needed for a while; says when to come again.
+    pub(super) fn trim(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.filled.filter(|_| !self.ready.is_empty())? + KEEP;
+        if until > now {
+            return Some(until);
         }
+        self.ready = Vec::new();
+        None
     }
 }

@@ -1,0 +1,105 @@
+//! Finding the partner of a client: a server behind one of the container's two loopback addresses.
+
+use super::pool::Pool;
+use crate::error::{Error, Result};
+use crate::net::mapping::PublishedPort;
+use crate::net::namespace::{NetworkNamespace, is_not_there};
+use crate::sys::netns::Family;
+use crate::sys::socket;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+/// Sockets for the ports of one container.
+#[derive(Debug)]
+pub(super) struct Inside {
+    namespace: NetworkNamespace,
+    v4: Pool,
+    v6: Pool,
+}
+
+impl Inside {
+    pub(super) fn new(namespace: NetworkNamespace) -> Self {
+        Self { namespace, v4: Pool::new(Family::V4), v6: Pool::new(Family::V6) }
+    }
+
+    /// A fresh socket inside that sends small pieces at once.
+    pub(super) fn socket(&mut self, family: Family) -> Result<OwnedFd> {
+        let socket = match family {
+            Family::V4 => self.v4.take(&self.namespace),
+            Family::V6 => self.v6.take(&self.namespace),
+        }?;
+        socket::set_no_delay(&socket);
+        Ok(socket)
+    }
+
+    /// Takes a socket back that was not needed after all.
+    pub(super) fn put_back(&mut self, family: Family, socket: OwnedFd) {
+        match family {
+            Family::V4 => self.v4.put_back(socket),
+            Family::V6 => self.v6.put_back(socket),
+        }
+    }
+
+    /// Closes the sockets that nobody needed for a while; says when to come again.
+    pub(super) fn trim(&mut self, now: Instant) -> Option<Instant> {
+        let pools = [&mut self.v4, &mut self.v6];
+        pools.into_iter().filter_map(|pool| pool.trim(now)).min()
+    }
+
+    /// Begins or goes on to connect; `true` when that is done. When nobody is at the first address, `server` is
+    /// exchanged for a socket on its way to the other one.
+    pub(super) fn connect(&mut self, attempt: &mut Attempt, server: &mut OwnedFd) -> Result<bool> {
+        loop {
+            match socket::connect(&*server, attempt.address()) {
+                Ok(done) => return Ok(done),
+                Err(errno) if attempt.before.is_none() && is_not_there(Some(errno)) => {
+                    let Ok(another) = self.socket(other(attempt.family)) else { return Err(attempt.failed(errno)) };
+                    *server = another;
+                    attempt.family = other(attempt.family);
+                    attempt.before = Some(errno);
+                }
+                Err(errno) => return Err(attempt.failed(errno)),
+            }
+        }
+    }
+}
+
+/// How far the search for a partner has come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    port: PublishedPort,
+    pub(super) family: Family,
+    /// The error number of the other address, when it was tried before this one.
+    before: Option<i32>,
+}
+
+impl Attempt {
+    /// Begins with the loopback address of `family`.
+    pub(super) fn new(port: PublishedPort, family: Family) -> Self {
+        Self { port, family, before: None }
+    }
+
+    fn address(&self) -> SocketAddr {
+        let loopback = match self.family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        SocketAddr::new(loopback, self.port.container_port())
+    }
+
+    /// When nobody is at either address, the first answer is the one to report.
+    fn failed(mut self, mut errno: i32) -> Error {
+        if let Some(before) = self.before.filter(|_| is_not_there(Some(errno))) {
+            (self.family, errno) = (other(self.family), before);
+        }
+        socket::error(format!("connect({}) in the container", self.address()), errno)
+    }
+}
+
+fn other(family: Family) -> Family {
+    match family {
+        Family::V4 => Family::V6,
+        Family::V6 => Family::V4,
+    }
+}

@@ -1,0 +1,155 @@
+//! The containers of the port tests: a network namespace, and servers in it.
+
+use gpucontainer::net::NetworkNamespace;
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+
+/// A process that does nothing in namespaces of its own.
+pub(crate) struct Container {
+    holder: Child,
+}
+
+impl Container {
+    pub(crate) fn start() -> Self {
+        let kinds = if crate::common::is_root() { "-n" } else { "-Urn" };
+        let script = "ip link set lo up && echo ready && exec cat";
+        let mut holder = Command::new("unshare")
+            .args([kinds, "sh", "-c", script])
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert_eq!(first_line(&mut holder), "ready");
+        Self { holder }
+    }
+
+    pub(crate) fn namespace(&self) -> NetworkNamespace {
+        NetworkNamespace::of_process(pidfd(self.holder.id()))
+    }
+
+    pub(crate) fn namespace_by_fds(&self) -> NetworkNamespace {
+        let open = |kind| OwnedFd::from(std::fs::File::open(format!("/proc/{}/ns/{kind}", self.holder.id())).unwrap());
+        NetworkNamespace::from_fds(open("net"), Some(open("user")))
+    }
+
+    /// Starts a server inside and waits until it listens.
+    pub(crate) fn serve(&self, address: &str) -> Server {
+        let kinds: &[&str] = if crate::common::is_root() { &["-n"] } else { &["-U", "-n", "--preserve-credentials"] };
+        let mut child = Command::new("nsenter")
+            .args(["-t", &self.holder.id().to_string()])
+            .args(kinds)
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "serve", "--ignored", "--nocapture"])
+            .env("GPUC_TEST_SERVE", address)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The harness says something first, on the same line in part.
+        while !first_line(&mut child).ends_with("listening") {}
+        Server(child)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.holder.kill().unwrap();
+        self.holder.wait().unwrap();
+    }
+}
+
+/// A server in a container, killed when dropped.
+pub(crate) struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+pub(crate) fn pidfd(pid: u32) -> OwnedFd {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+}
+
+/// The next line that a child prints, read byte for byte so that the line after it stays in the pipe.
+pub(crate) fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    let output = child.stdout.as_mut().unwrap();
+    let read = BufReader::with_capacity(1, output).read_line(&mut line).unwrap();
+    assert_ne!(read, 0, "it ended without a word");
+    line.trim_end().to_owned()
+}
+
+/// Bytes that repeat nowhere soon, the same for the same seed.
+pub(crate) fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut data = Vec::with_capacity(bytes + 8);
+    while data.len() < bytes {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        data.extend_from_slice(&state.to_le_bytes());
+    }
+    data.truncate(bytes);
+    data
+}
+
+/// 64 bits that depend on every byte and its place, in hexadecimal. Not SHA-256: without optimisation that takes seconds.
+pub(crate) fn hash(bytes: &[u8]) -> Vec<u8> {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    format!("{:016x}", hasher.finish()).into_bytes()
+}
+
+/// Serves every connection in a thread of its own. The first byte of a connection says what is wanted.
+pub(crate) fn serve_forever(address: &str) {
+    let listener = TcpListener::bind(address).unwrap();
+    // Straight to the stream, past what the harness keeps.
+    std::io::stdout().write_all(b"listening\n").unwrap();
+    for stream in listener.incoming() {
+        let stream = stream.unwrap();
+        // A client that is gone is no concern of the server.
+        std::thread::spawn(move || drop(serve_one(stream)));
+    }
+}
+
+fn serve_one(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut wanted = [0];
+    stream.read_exact(&mut wanted)?;
+    match wanted[0] {
+        // Everything back as it comes.
+        b'E' => {
+            std::io::copy(&mut stream.try_clone()?, &mut stream)?;
+        }
+        // The hash of everything, after the client's end.
+        b'H' => {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all)?;
+            stream.write_all(&hash(&all))?;
+        }
+        // So many bytes of the pattern.
+        b'S' => {
+            let mut bytes = [0; 8];
+            stream.read_exact(&mut bytes)?;
+            stream.write_all(&pattern(7, usize::try_from(u64::from_le_bytes(bytes)).unwrap()))?;
+        }
+        // Who it is.
+        b'N' => stream.write_all(std::process::id().to_string().as_bytes())?,
+        // A word, and the end.
+        b'G' => stream.write_all(b"greeting")?,
+        // A reset.
+        b'R' => rustix::net::sockopt::set_socket_linger(&stream, Some(std::time::Duration::ZERO))?,
+        other => panic!("what is {other}?"),
+    }
+    if wanted[0] != b'R' {
+        stream.shutdown(Shutdown::Write)?;
+    }
+    Ok(())
+}
