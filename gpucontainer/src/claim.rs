@@ -71,6 +71,11 @@ impl Claim {
         self.lock.remove()
     }
 
+    /// The same for a holder that cannot give the claim away, such as a `Drop`: the claim ends with its descriptors.
+    pub(crate) fn release_in_place(&self) -> Result<()> {
+        fs::remove_file(self.lock.path())
+    }
+
     /// The claims in `directory` whose owners are dead, each now held by the caller, who cleans up
     /// and then calls [`Claim::release`]. No directory means no claims.
     pub(crate) fn abandoned(directory: &Path) -> Result<Vec<Self>> {

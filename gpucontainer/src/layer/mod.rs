@@ -18,7 +18,7 @@ mod pax;
 mod unpack;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::error::Result;
 use crate::progress::Cancel;

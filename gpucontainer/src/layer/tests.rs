@@ -8,10 +8,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
 /// An archive made header by header, so that nothing keeps hostile ones from being made.
 #[derive(Clone, Default)]
-pub(super) struct Tar(Vec<u8>);
+pub(crate) struct Tar(Vec<u8>);
 
 impl Tar {
-    pub(super) fn raw(
+    pub(crate) fn raw(
         mut self,
         kind: u8,
         name: &[u8],
@@ -36,30 +36,30 @@ impl Tar {
         self
     }
 
-    pub(super) fn file(self, name: impl AsRef<[u8]>, data: &[u8]) -> Self {
+    pub(crate) fn file(self, name: impl AsRef<[u8]>, data: &[u8]) -> Self {
         self.raw(b'0', name.as_ref(), b"", data, |_| {})
     }
 
-    pub(super) fn directory(self, name: impl AsRef<[u8]>, mode: u32) -> Self {
+    pub(crate) fn directory(self, name: impl AsRef<[u8]>, mode: u32) -> Self {
         self.raw(b'5', name.as_ref(), b"", b"", |h| h.set_mode(mode))
     }
 
-    pub(super) fn link(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn link(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         self.raw(b'2', name.as_ref(), target.as_ref(), b"", |_| {})
     }
 
-    pub(super) fn hard_link(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn hard_link(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         self.raw(b'1', name.as_ref(), target.as_ref(), b"", |_| {})
     }
 
-    pub(super) fn node(self, kind: u8, name: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
+    pub(crate) fn node(self, kind: u8, name: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         self.raw(kind, name.as_ref(), b"", b"", |h| {
             h.set_device_major(major).unwrap();
             h.set_device_minor(minor).unwrap();
         })
     }
 
-    pub(super) fn pax(self, records: &[(&[u8], &[u8])]) -> Self {
+    pub(crate) fn pax(self, records: &[(&[u8], &[u8])]) -> Self {
         let mut text = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -73,7 +73,7 @@ impl Tar {
         self.raw(b'x', b"PaxHeaders/0", b"", &text, |_| {})
     }
 
-    pub(super) fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }

@@ -373,3 +373,16 @@ pub(crate) fn blames_the_entry(errno: i32) -> bool {
 pub(crate) fn name(bytes: &[u8]) -> Option<&OsStr> {
     (!bytes.contains(&0)).then(|| OsStr::from_bytes(bytes))
 }
+
+/// Gives the directory `to` the mode, the times and, where this process may, the owner of the directory `from`.
+pub(crate) fn copy_description(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let stat = rustix::fs::fstat(from).map_err(|e| failed("fstat", e))?;
+    match rustix::fs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid))) {
+        // An ordinary user's layers belong to that user, whatever their root says.
+        Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
+        Err(e) => return Err(failed("fchown", e)),
+    }
+    set_mode(to, stat.st_mode & 0o7777)?;
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
+    set_times(to, Moment { seconds: stat.st_mtime, nanoseconds })
+}
