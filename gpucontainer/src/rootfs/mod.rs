@@ -193,7 +193,7 @@ impl Rootfs {
     /// [`ErrorKind::InvalidArgument`] for [`Writable::Disk`] without [`Rootfs::scratch_in`]. Nothing stays mounted
     /// and nothing is left on disk.
     pub fn mount(&self, target: &Path) -> Result<MountedRootfs> {
-        mounted::mount(self, target, crate::sys::overlay::overlay_features())
+        mounted::mount(self, target, crate::sys::fs::overlay::overlay_features())
             .map_err(|error| error.context(format!("mount a root file system at {target:?}")))
     }
 

@@ -4,9 +4,9 @@ use super::overlay::{OverlayMount, RootMount, Setting, Writes, needs_other_path}
 use super::{KeepAlive, Rootfs, Scratch, Writable, unusable};
 use crate::error::{Context as _, Error, ErrorKind, Result};
 use crate::sys::fs;
+use crate::sys::fs::mount::{self, Context, ShortPath};
+use crate::sys::fs::overlay::OverlayFeatures;
 use crate::sys::fs::tree;
-use crate::sys::mount::{self, Context, ShortPath};
-use crate::sys::overlay::OverlayFeatures;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -3,8 +3,8 @@
 use super::{Rootfs, Scratch, Source, Writable, unusable};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::fs;
+use crate::sys::fs::mount::{OPTIONS_LIMIT, SETTING_LIMIT};
 use crate::sys::fs::tree;
-use crate::sys::mount::{OPTIONS_LIMIT, SETTING_LIMIT};
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::AsFd;

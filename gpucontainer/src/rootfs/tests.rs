@@ -1,18 +1,16 @@
 //! Trees unpacked from archives, mounted for real: as root, and in a user namespace of an ordinary user.
 
 use super::*;
+use crate::common;
 use crate::error::ErrorKind;
 use crate::layer::tests::Tar;
 use crate::layer::{UnpackOptions, unpack};
-use crate::sys::overlay::{OverlayFeatures, overlay_features};
+use crate::sys::fs::overlay::{OverlayFeatures, overlay_features};
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
-
-#[path = "../../tests/common/mod.rs"]
-mod common;
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -440,7 +438,7 @@ fn scratch_directories_live_as_long_as_their_owner() {
     fs::File::create(deep.join("f")).unwrap().write_all(b"x").unwrap();
     fs::create_dir(scratch.work().join("work")).unwrap();
     fs::create_dir(scratch.work().join("work/inner")).unwrap();
-    fs::set_permissions(scratch.work().join("work"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(scratch.work().join("work"), fs::Permissions::from_mode(0o000)).unwrap();
     std::os::unix::fs::symlink("/", scratch.upper().join("link")).unwrap();
     let inherited = std::os::fd::AsFd::as_fd(&scratch).try_clone_to_owned().unwrap();
     scratch.leave();

@@ -1,8 +1,8 @@
 //! Mounting, by descriptor where the kernel lets us: a mount exists before it is seen anywhere.
 #![allow(unsafe_code, reason = "mount_setattr(2) has no safe wrapper")]
 
-use super::errno::failed;
 use crate::error::{Error, Result};
+use crate::sys::errno::failed;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
