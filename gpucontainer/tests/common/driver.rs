@@ -1,0 +1,250 @@
+//! A host with NVIDIA GPUs, in a directory: a driver root with our stand-in for the management
+//! library, real (if empty) shared objects, the kernel's files, and device nodes.
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The version of the driver that [`FakeDriver`] builds.
+pub(crate) const VERSION: &str = "550.163.01";
+
+/// Libraries beside the management library: file, name that programs ask for.
+const LIBRARIES: &[(&str, &str)] = &[
+    ("libcuda.so.550.163.01", "libcuda.so.1"),
+    ("libcudadebugger.so.550.163.01", "libcudadebugger.so.1"),
+    ("libnvidia-cfg.so.550.163.01", "libnvidia-cfg.so.1"),
+    ("libnvidia-ptxjitcompiler.so.550.163.01", "libnvidia-ptxjitcompiler.so.1"),
+    ("libnvidia-nvvm.so.550.163.01", "libnvidia-nvvm.so.4"),
+    ("libnvidia-encode.so.550.163.01", "libnvidia-encode.so.1"),
+    ("libGLX_nvidia.so.550.163.01", "libGLX_nvidia.so.0"),
+    ("libnvidia-glcore.so.550.163.01", "libnvidia-glcore.so.550.163.01"),
+    ("libnvidia-gtk3.so.550.163.01", "libnvidia-gtk3.so.550.163.01"),
+    ("vdpau/libvdpau_nvidia.so.550.163.01", "libvdpau_nvidia.so.1"),
+];
+
+/// Where the libraries are in the driver root.
+pub(crate) fn library_directory() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "usr/lib/aarch64-linux-gnu" } else { "usr/lib/x86_64-linux-gnu" }
+}
+
+/// The majors of `nvidia`, `nvidia-uvm` and `nvidia-caps`: of the range for local use, so that nothing
+/// opens a device of this machine by mistake.
+pub(crate) const MAJORS: (u32, u32, u32) = (240, 241, 242);
+
+/// A driver root in a temporary directory, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct FakeDriver {
+    directory: tempfile::TempDir,
+    profile: Value,
+}
+
+impl FakeDriver {
+    /// The machine of `tests/fake-nvml/profiles/NAME.json`. Device nodes are made if this is root.
+    pub(crate) fn new(name: &str) -> Self {
+        Self::with_profile(profile(name))
+    }
+
+    /// A machine of its own.
+    pub(crate) fn with_profile(profile: Value) -> Self {
+        Self::with_majors(profile, MAJORS)
+    }
+
+    /// A machine whose drivers have these majors. With 1 for `nvidia`, the nodes of GPUs with the minors
+    /// 3, 5 and 7 are `null`, `zero` and `full`, which can be opened.
+    pub(crate) fn with_majors(profile: Value, majors: (u32, u32, u32)) -> Self {
+        let driver = Self { directory: tempfile::Builder::new().prefix("gpuc-driver.").tempdir().unwrap(), profile };
+        driver.user_space();
+        driver.kernel(majors);
+        if super::is_root() {
+            driver.nodes(majors);
+        }
+        driver
+    }
+
+    /// The directory, for `DriverRoot::new` or the variable `GPUCONTAINER_DRIVER_ROOT`.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a file of the root, its directories too.
+    pub(crate) fn write(&self, path: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, contents).unwrap();
+        path
+    }
+
+    /// The GPUs of the profile, with its defaults.
+    pub(crate) fn gpus(&self) -> Vec<Value> {
+        let defaults = self.profile["defaults"].as_object().cloned().unwrap_or_default();
+        let with_defaults = |gpu: &Value| {
+            let mut all = defaults.clone();
+            all.extend(gpu.as_object().unwrap().clone());
+            Value::Object(all)
+        };
+        self.profile["gpus"].as_array().unwrap().iter().map(with_defaults).collect()
+    }
+
+    /// The minors of the capabilities of MIG devices, as the kernel lists them.
+    pub(crate) fn capabilities(&self) -> BTreeMap<String, u64> {
+        let mut minors = BTreeMap::from([("config".to_owned(), 1), ("monitor".to_owned(), 2)]);
+        for gpu in self.gpus() {
+            for slice in gpu["mig"]["devices"].as_array().into_iter().flatten() {
+                let (minor, instance) = (gpu["minor"].as_u64().unwrap(), slice["gpu_instance"].as_u64().unwrap());
+                let base = 3 + minor * 134 + instance * 9;
+                minors.insert(format!("gpu{minor}/gi{instance}/access"), base);
+                minors.insert(format!("gpu{minor}/gi{instance}/ci{}/access", slice["compute_instance"]), base + 1);
+            }
+        }
+        minors
+    }
+
+    fn user_space(&self) {
+        let libraries = self.path().join(library_directory());
+        std::fs::create_dir_all(libraries.join("vdpau")).unwrap();
+        let management = format!("libnvidia-ml.so.{VERSION}");
+        std::fs::copy(fake_nvml(), libraries.join(&management)).unwrap();
+        std::fs::write(libraries.join("fake-nvml.json"), self.profile.to_string()).unwrap();
+        symlink(&management, libraries.join("libnvidia-ml.so.1")).unwrap();
+        for (file, name) in LIBRARIES {
+            let path = libraries.join(file);
+            std::fs::copy(shared_object(name), &path).unwrap();
+            let link = path.with_file_name(name);
+            if link != path {
+                symlink(path.file_name().unwrap(), link).unwrap();
+            }
+        }
+        symlink("libcuda.so.1", libraries.join("libcuda.so")).unwrap();
+        let smi = self.write("usr/bin/nvidia-smi", format!("#!/bin/sh\necho stand-in for nvidia-smi {VERSION}\n"));
+        std::fs::set_permissions(smi, std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.write(&format!("lib/firmware/nvidia/{VERSION}/gsp_ga10x.bin"), "firmware");
+        self.write("etc/OpenCL/vendors/nvidia.icd", "libnvidia-opencl.so.1\n");
+        self.write("etc/vulkan/icd.d/nvidia_icd.json", "{}\n");
+        std::fs::create_dir_all(self.path().join("run/nvidia-persistenced")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(self.path().join("run/nvidia-persistenced/socket")).unwrap());
+    }
+
+    fn kernel(&self, (nvidia, memory, capabilities): (u32, u32, u32)) {
+        let module = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Apr  8 12:41:17 UTC 2025\n");
+        self.write("proc/driver/nvidia/version", module);
+        self.write("proc/driver/nvidia/params", "ResmanDebugLevel: 4294967295\nModifyDeviceFiles: 1\nDeviceFileMode: 438\n");
+        self.write(
+            "proc/devices",
+            format!(
+                "Character devices:\n  1 mem\n{nvidia} nvidia\n{memory} nvidia-uvm\n{capabilities} nvidia-caps\n\nBlock devices:\n  7 loop\n"
+            ),
+        );
+        let minors: String = self.capabilities().iter().map(|(name, minor)| format!("{name} {minor}\n")).collect();
+        self.write("proc/driver/nvidia-caps/mig-minors", minors);
+        for (name, minor) in self.capabilities() {
+            if let Some((gpu, rest)) = name.split_once('/') {
+                let contents = format!("DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n");
+                self.write(&format!("proc/driver/nvidia/capabilities/{gpu}/mig/{rest}"), contents);
+            }
+        }
+        for (index, gpu) in self.gpus().iter().enumerate() {
+            let bus_id = gpu["pci_bus_id"].as_str().unwrap();
+            if bus_id.contains('/') {
+                continue;
+            }
+            let information = format!("Model: {}\nGPU UUID: {}\nDevice Minor: {}\n", gpu["name"], gpu["uuid"], gpu["minor"]);
+            self.write(&format!("proc/driver/nvidia/gpus/{bus_id}/information"), information);
+            self.write(&format!("sys/bus/pci/devices/{bus_id}/numa_node"), format!("{}\n", index / 2));
+        }
+    }
+
+    fn nodes(&self, (nvidia, memory, capabilities): (u32, u32, u32)) {
+        self.node("dev/nvidiactl", nvidia, 255);
+        self.node("dev/nvidia-modeset", nvidia, 254);
+        self.node("dev/nvidia-uvm", memory, 0);
+        self.node("dev/nvidia-uvm-tools", memory, 1);
+        for gpu in self.gpus() {
+            let minor = gpu["minor"].as_u64().and_then(|minor| u32::try_from(minor).ok()).unwrap();
+            if minor < 254 {
+                self.node(&format!("dev/nvidia{minor}"), nvidia, minor);
+            }
+        }
+        for minor in self.capabilities().into_values() {
+            self.node(&format!("dev/nvidia-caps/nvidia-cap{minor}"), capabilities, u32::try_from(minor).unwrap());
+        }
+    }
+
+    /// Makes a character device, which takes root.
+    pub(crate) fn node(&self, path: &str, major: u32, minor: u32) {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let numbers = [major.to_string(), minor.to_string()];
+        let status = Command::new("mknod").args(["-m", "666"]).arg(&path).arg("c").args(numbers).status().unwrap();
+        assert!(status.success(), "mknod {path:?}");
+    }
+}
+
+/// A machine profile of `tests/fake-nvml/profiles`.
+pub(crate) fn profile(name: &str) -> Value {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fake-nvml/profiles");
+    let text = std::fs::read_to_string(directory.join(name).with_extension("json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A machine with one GPU, whose fields are those of the T4 with `changes` over them.
+pub(crate) fn one_gpu(changes: Value) -> Value {
+    let mut profile = profile("t4");
+    let gpu = profile["gpus"][0].as_object_mut().unwrap();
+    gpu.extend(changes.as_object().unwrap().clone());
+    profile
+}
+
+/// A machine whose call `name` fails with the code.
+pub(crate) fn failing(name: &str, code: u32) -> Value {
+    let mut profile = profile("t4");
+    profile["errors"] = json!({ name: code });
+    profile
+}
+
+/// The stand-in for the management library, built when first asked for.
+pub(crate) fn fake_nvml() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--offline", "--package", "fake-nvml", "--target-dir"]).arg(target);
+        // The profile of the tests may be another; this library is the same in all.
+        let status = cargo.current_dir(workspace).status().unwrap();
+        assert!(status.success(), "cargo build --package fake-nvml");
+        target.join("debug/libnvidia_ml.so")
+    })
+}
+
+/// A real shared object that asks to be found as `name`; it has the function `fake_version`.
+fn shared_object(name: &str) -> PathBuf {
+    compile(name, "int fake_version(void) { return 550; }\n")
+}
+
+/// Compiles a shared object from C, once for all tests that want the same.
+pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared-objects");
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
+    });
+    let mut hash = std::hash::DefaultHasher::new();
+    std::hash::Hash::hash(source, &mut hash);
+    let built = directory.join(format!("{:016x}-{name}", std::hash::Hasher::finish(&hash)));
+    if !built.exists() {
+        // Whoever is second replaces a file by its equal.
+        let temporary = tempfile::Builder::new().tempdir_in(directory).unwrap();
+        let (code, object) = (temporary.path().join("source.c"), temporary.path().join("object.so"));
+        std::fs::write(&code, source).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-nostdlib", "-o"]).arg(&object).arg(&code).arg(format!("-Wl,-soname,{name}"));
+        let status = cc.status().expect("cc, which Rust itself needs to link");
+        assert!(status.success(), "{cc:?}");
+        std::fs::rename(object, &built).unwrap();
+    }
+    built
+}
