@@ -33,11 +33,18 @@ const NATIVE: u16 = 62;
 pub(crate) trait ReadAt {
     /// Fills `buffer` from `offset`, or fails.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Option<()>;
+
+    /// How many bytes there are.
+    fn length(&self) -> u64;
 }
 
 impl ReadAt for File {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Option<()> {
         self.read_exact_at(buffer, offset).ok()
+    }
+
+    fn length(&self) -> u64 {
+        self.metadata().map_or(0, |metadata| metadata.len())
     }
 }
 
@@ -46,6 +53,10 @@ impl ReadAt for [u8] {
         let start = usize::try_from(offset).ok()?;
         buffer.copy_from_slice(self.get(start..start.checked_add(buffer.len())?)?);
         Some(())
+    }
+
+    fn length(&self) -> u64 {
+        self.len() as u64
     }
 }
 
@@ -136,7 +147,7 @@ fn at(base: u64, index: u64, size: u64) -> Result<u64, &'static str> {
     index.checked_mul(size).and_then(|offset| base.checked_add(offset)).ok_or("its tables are out of range")
 }
 
-/// Reads what is needed of a shared object, or says why it is none.
+/// Reads what is needed of a shared object, or says why it is none, or not all of one.
 pub(crate) fn read<R: ReadAt + ?Sized>(source: &R) -> Result<SharedObject, &'static str> {
     let reader = Reader { source };
     let identity: [u8; 16] = reader.bytes(0).map_err(|_| "it is too short for an ELF file")?;
@@ -180,7 +191,12 @@ fn soname<R: ReadAt + ?Sized>(reader: &Reader<'_, R>, layout: &Layout) -> Result
         if kind == PT_DYNAMIC {
             dynamic = Some((field(offset_field)?, field(size_field)?));
         } else if kind == PT_LOAD {
-            segments.push((field(address_field)?, field(size_field)?, field(offset_field)?));
+            let (address, size, offset) = (field(address_field)?, field(size_field)?, field(offset_field)?);
+            // The loader maps what the header says; touching what the file lacks would kill the process.
+            if offset.checked_add(size).is_none_or(|end| end > reader.source.length()) {
+                return Err("it is truncated");
+            }
+            segments.push((address, size, offset));
         }
     }
     let Some((dynamic, dynamic_size)) = dynamic else { return Ok(None) };

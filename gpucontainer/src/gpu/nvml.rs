@@ -5,6 +5,7 @@
 
 use crate::gpu::driver::{self, LIBRARY_DIRECTORIES};
 use crate::gpu::driver_root::DriverRoot;
+use crate::gpu::elf::{self, Machine};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
 use crate::gpu::request::Vendor;
 use crate::sys::fs::nvml::{close, instances};
@@ -58,6 +59,23 @@ fn open(root: &DriverRoot) -> Result<Nvml, String> {
     let load = |path: &OsStr| Nvml::builder().lib_path(path).init();
     let mut failures = Vec::new();
     for path in candidates(root) {
+        let object = crate::sys::fs::open(&path).map(|file| elf::read(&file));
+        match object {
+            Ok(Ok(object)) if object.machine == Machine::Native => {}
+            Ok(Ok(_)) => {
+                failures.push(format!("{} cannot be used: it is for another machine", path.display()));
+                continue;
+            }
+            // The dynamic loader trusts what it maps: a file that was cut would kill this process.
+            Ok(Err(why)) => {
+                failures.push(format!("{} cannot be used: {why}", path.display()));
+                continue;
+            }
+            Err(error) => {
+                failures.push(error.to_string());
+                continue;
+            }
+        }
         match load(path.as_os_str()) {
             Ok(nvml) => return Ok(nvml),
             // Another copy of the library would find the same kernel.
@@ -170,50 +188,61 @@ fn cuda_version(version: i32) -> Option<(u32, u32)> {
     Some((version / 1000, version % 1000 / 10))
 }
 
+/// Why an answer cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Nvml(#[from] NvmlError),
+    #[error("{0:?} is no {1}")]
+    Malformed(String, &'static str),
+}
+
 /// An identifier goes into error texts, environment variables and file names: it must be plain.
-fn plain_identifier(uuid: String) -> Result<String, NvmlError> {
+fn uuid(device: &Device<'_>) -> Result<String, Fault> {
+    let uuid = device.uuid()?;
     match uuid.parse() {
         Ok(super::request::GpuName::Uuid(_)) => Ok(uuid),
-        _ => Err(NvmlError::InvalidArg),
+        _ => Err(Fault::Malformed(uuid, "identifier")),
     }
 }
 
-fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'static str, NvmlError)> {
+fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'static str, Fault)> {
     // Without these four there is nothing to grant.
-    let device = nvml.device_by_index(index).map_err(|e| ("nvmlDeviceGetHandleByIndex", e))?;
-    let uuid = device.uuid().and_then(plain_identifier).map_err(|e| ("nvmlDeviceGetUUID", e))?;
-    let minor = device.minor_number().map_err(|e| ("nvmlDeviceGetMinorNumber", e))?;
-    let bus_id = device.pci_info().map_err(|e| ("nvmlDeviceGetPciInfo", e))?.bus_id;
-    let pci_bus_id = kernel_bus_id(&bus_id).ok_or(("nvmlDeviceGetPciInfo", NvmlError::InvalidArg))?;
+    let device = nvml.device_by_index(index).map_err(|e| ("nvmlDeviceGetHandleByIndex", e.into()))?;
+    let uuid = uuid(&device).map_err(|e| ("nvmlDeviceGetUUID", e))?;
+    let minor = device.minor_number().map_err(|e| ("nvmlDeviceGetMinorNumber", e.into()))?;
+    let bus_id = device.pci_info().map_err(|e| ("nvmlDeviceGetPciInfo", e.into()))?.bus_id;
+    let pci_bus_id = kernel_bus_id(&bus_id)
+        .ok_or_else(|| ("nvmlDeviceGetPciInfo", Fault::Malformed(bus_id.clone(), "bus address")))?;
 
-    let mut note = |call: &str, e: NvmlError| match e {
+    let mut note = |call: &str, fault: Fault| match fault {
         // What a model does not have is no problem of this one.
-        NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_) => {}
+        Fault::Nvml(NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) => {}
         e => problems.push(format!("GPU {index}: {call}: {e}")),
     };
     let name = device.name().unwrap_or_else(|e| {
-        note("nvmlDeviceGetName", e);
+        note("nvmlDeviceGetName", e.into());
         "NVIDIA GPU".to_owned()
     });
     let memory = memory(&device).unwrap_or_else(|e| {
-        note("nvmlDeviceGetMemoryInfo", e);
+        note("nvmlDeviceGetMemoryInfo", e.into());
         None
     });
     let compute_capability = match device.cuda_compute_capability() {
         Ok(version) => u32::try_from(version.major).ok().zip(u32::try_from(version.minor).ok()),
         Err(e) => {
-            note("nvmlDeviceGetCudaComputeCapability", e);
+            note("nvmlDeviceGetCudaComputeCapability", e.into());
             None
         }
     };
     let cpu_affinity = device.cpu_affinity(CPU_WORDS).map(|words| cpus(&words)).unwrap_or_else(|e| {
-        note("nvmlDeviceGetCpuAffinity", e);
+        note("nvmlDeviceGetCpuAffinity", e.into());
         Vec::new()
     });
     let mig_enabled = match device.mig_mode() {
         Ok(mode) => mode.current == 1,
         Err(e) => {
-            note("nvmlDeviceGetMigMode", e);
+            note("nvmlDeviceGetMigMode", e.into());
             false
         }
     };
@@ -246,39 +275,54 @@ fn memory(device: &Device<'_>) -> Result<Option<GpuMemory>, NvmlError> {
 }
 
 /// The MIG devices that exist now. A place without one is no problem: NVML counts places.
-fn slices(nvml: &Nvml, device: &Device<'_>, note: &mut impl FnMut(&str, NvmlError)) -> Vec<MigDevice> {
+fn slices(nvml: &Nvml, device: &Device<'_>, note: &mut impl FnMut(&str, Fault)) -> Vec<MigDevice> {
     let places = match device.mig_device_count() {
         Ok(places) => places.min(MAX_SLICES),
         Err(e) => {
-            note("nvmlDeviceGetMaxMigDeviceCount", e);
+            note("nvmlDeviceGetMaxMigDeviceCount", e.into());
             0
         }
     };
     let mut slices = Vec::new();
     for index in 0..places {
-        let found = device.mig_device_by_index(index).and_then(|mig| {
-            let (gpu_instance, compute_instance) = instances(nvml, &mig)?;
-            let name = mig.name().unwrap_or_default();
-            Ok(MigDevice {
-                uuid: mig.uuid().and_then(plain_identifier)?,
-                index,
-                gpu_instance,
-                compute_instance,
-                profile: name.rsplit_once(" MIG ").map(|(_, profile)| profile.to_owned()).unwrap_or_default(),
-                memory: memory(&mig).unwrap_or_default(),
-                processes: processes(&mig, note).into_iter().collect(),
-            })
-        });
-        match found {
+        let mig = match device.mig_device_by_index(index) {
+            Ok(mig) => mig,
+            Err(NvmlError::NotFound | NvmlError::InvalidArg) => continue,
+            Err(e) => {
+                note("nvmlDeviceGetMigDeviceHandleByIndex", e.into());
+                continue;
+            }
+        };
+        match slice(nvml, &mig, index, note) {
             Ok(slice) => slices.push(slice),
-            Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
-            Err(e) => note("nvmlDeviceGetMigDeviceHandleByIndex", e),
+            Err((call, e)) => note(&format!("MIG device {index}: {call}"), e),
         }
     }
     slices
 }
 
-fn processes(device: &Device<'_>, note: &mut impl FnMut(&str, NvmlError)) -> BTreeSet<u32> {
+fn slice(
+    nvml: &Nvml,
+    mig: &Device<'_>,
+    index: u32,
+    note: &mut impl FnMut(&str, Fault),
+) -> Result<MigDevice, (&'static str, Fault)> {
+    let uuid = uuid(mig).map_err(|e| ("nvmlDeviceGetUUID", e))?;
+    let (gpu_instance, compute_instance) =
+        instances(nvml, mig).map_err(|e| ("nvmlDeviceGetGpuInstanceId", e.into()))?;
+    let name = mig.name().unwrap_or_default();
+    Ok(MigDevice {
+        uuid,
+        index,
+        gpu_instance,
+        compute_instance,
+        profile: name.rsplit_once(" MIG ").map(|(_, profile)| profile.to_owned()).unwrap_or_default(),
+        memory: memory(mig).unwrap_or_default(),
+        processes: processes(mig, note).into_iter().collect(),
+    })
+}
+
+fn processes(device: &Device<'_>, note: &mut impl FnMut(&str, Fault)) -> BTreeSet<u32> {
     let mut pids = BTreeSet::new();
     let mut collect = |call, count: Result<u32, NvmlError>, list: &dyn Fn() -> Result<Vec<u32>, NvmlError>| {
         let listed = match count {
@@ -289,7 +333,7 @@ fn processes(device: &Device<'_>, note: &mut impl FnMut(&str, NvmlError)) -> BTr
         };
         match listed {
             Ok(list) => pids.extend(list),
-            Err(e) => note(call, e),
+            Err(e) => note(call, e.into()),
         }
     };
     let pids_of = |list: Vec<nvml_wrapper::struct_wrappers::device::ProcessInfo>| list.iter().map(|p| p.pid).collect();

@@ -93,10 +93,13 @@ impl FakeDriver {
         let mut minors = BTreeMap::from([("config".to_owned(), 1), ("monitor".to_owned(), 2)]);
         for gpu in self.gpus() {
             for slice in gpu["mig"]["devices"].as_array().into_iter().flatten() {
-                let (minor, instance) = (gpu["minor"].as_u64().unwrap(), slice["gpu_instance"].as_u64().unwrap());
+                let (minor, instance) = (gpu["minor"].as_u64().unwrap(), slice["gpu_instance"].as_u64().unwrap_or(0));
                 let base = 3 + minor * 134 + instance * 9;
                 minors.insert(format!("gpu{minor}/gi{instance}/access"), base);
-                minors.insert(format!("gpu{minor}/gi{instance}/ci{}/access", slice["compute_instance"]), base + 1);
+                minors.insert(
+                    format!("gpu{minor}/gi{instance}/ci{}/access", slice["compute_instance"].as_u64().unwrap_or(0)),
+                    base + 1,
+                );
             }
         }
         minors
@@ -128,9 +131,13 @@ impl FakeDriver {
     }
 
     fn kernel(&self, (nvidia, memory, capabilities): (u32, u32, u32)) {
-        let module = format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Apr  8 12:41:17 UTC 2025\n");
+        let module =
+            format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Apr  8 12:41:17 UTC 2025\n");
         self.write("proc/driver/nvidia/version", module);
-        self.write("proc/driver/nvidia/params", "ResmanDebugLevel: 4294967295\nModifyDeviceFiles: 1\nDeviceFileMode: 438\n");
+        self.write(
+            "proc/driver/nvidia/params",
+            "ResmanDebugLevel: 4294967295\nModifyDeviceFiles: 1\nDeviceFileMode: 438\n",
+        );
         self.write(
             "proc/devices",
             format!(
@@ -150,7 +157,8 @@ impl FakeDriver {
             if bus_id.contains('/') {
                 continue;
             }
-            let information = format!("Model: {}\nGPU UUID: {}\nDevice Minor: {}\n", gpu["name"], gpu["uuid"], gpu["minor"]);
+            let information =
+                format!("Model: {}\nGPU UUID: {}\nDevice Minor: {}\n", gpu["name"], gpu["uuid"], gpu["minor"]);
             self.write(&format!("proc/driver/nvidia/gpus/{bus_id}/information"), information);
             self.write(&format!("sys/bus/pci/devices/{bus_id}/numa_node"), format!("{}\n", index / 2));
         }
@@ -163,7 +171,8 @@ impl FakeDriver {
         self.node("dev/nvidia-uvm-tools", memory, 1);
         for gpu in self.gpus() {
             let minor = gpu["minor"].as_u64().and_then(|minor| u32::try_from(minor).ok()).unwrap();
-            if minor < 254 {
+            // A hostile machine may say the same minor twice, or one that no node has.
+            if minor < 254 && !self.path().join(format!("dev/nvidia{minor}")).exists() {
                 self.node(&format!("dev/nvidia{minor}"), nvidia, minor);
             }
         }
@@ -204,19 +213,36 @@ pub(crate) fn failing(name: &str, code: u32) -> Value {
     profile
 }
 
+/// Whether the stand-in can be built here; if not, says so as [`super::skip`] does.
+///
+/// It cannot where the test programs run on a machine other than the one that built them.
+#[track_caller]
+pub(crate) fn available() -> bool {
+    let toolchain = Path::new(env!("CARGO")).is_file() && super::which("cc").is_some();
+    if !toolchain {
+        super::skip("toolchain", "no Rust toolchain, which builds the stand-in for NVML");
+    }
+    toolchain
+}
+
 /// The stand-in for the management library, built when first asked for.
 pub(crate) fn fake_nvml() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let target = target_directory();
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--offline", "--package", "fake-nvml", "--target-dir"]).arg(target);
+        cargo.args(["build", "--quiet", "--offline", "--package", "fake-nvml", "--target-dir"]).arg(&target);
         // The profile of the tests may be another; this library is the same in all.
         let status = cargo.current_dir(workspace).status().unwrap();
         assert!(status.success(), "cargo build --package fake-nvml");
         target.join("debug/libnvidia_ml.so")
     })
+}
+
+/// Where Cargo builds: this program is `TARGET/PROFILE/deps/NAME`.
+fn target_directory() -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned()
 }
 
 /// A real shared object that asks to be found as `name`; it has the function `fake_version`.
@@ -228,7 +254,7 @@ fn shared_object(name: &str) -> PathBuf {
 pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared-objects");
+        let directory = target_directory().join("tmp/shared-objects");
         std::fs::create_dir_all(&directory).unwrap();
         directory
     });
