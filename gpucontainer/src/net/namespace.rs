@@ -1,7 +1,7 @@
 //! Network namespaces by descriptor, and connections into them.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::netns::{self, Family, Target};
+use crate::sys::netns::{self, Family, Memory, Target};
 use crate::sys::socket::{self, number};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +13,13 @@ use std::time::Duration;
 /// The calling process must be privileged over it: root (`CAP_SYS_ADMIN`), or the user who made the user namespace
 /// that owns it. Nothing of it is checked before the first use.
 #[derive(Clone, Debug)]
-pub struct NetworkNamespace(Arc<Handle>);
+pub struct NetworkNamespace(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    handle: Handle,
+    memory: Memory,
+}
 
 #[derive(Debug)]
 enum Handle {
@@ -26,7 +32,7 @@ impl NetworkNamespace {
     ///
     /// It can be entered as long as the process lives.
     pub fn of_process(pidfd: OwnedFd) -> Self {
-        Self(Arc::new(Handle::Process(pidfd)))
+        Self::new(Handle::Process(pidfd))
     }
 
     /// A network namespace by a descriptor of `/proc/PID/ns/net` or of a file that it is mounted on.
@@ -34,7 +40,11 @@ impl NetworkNamespace {
     /// `user` is a descriptor of the user namespace that owns it, as in `/proc/PID/ns/user`; callers without
     /// privilege need it. The namespace lives at least as long as the descriptor.
     pub fn from_fds(network: OwnedFd, user: Option<OwnedFd>) -> Self {
-        Self(Arc::new(Handle::Namespaces { network, user }))
+        Self::new(Handle::Namespaces { network, user })
+    }
+
+    fn new(handle: Handle) -> Self {
+        Self(Arc::new(Inner { handle, memory: Memory::default() }))
     }
 
     /// Connects to a TCP port in the namespace: to 127.0.0.1, or else to `[::1]`.
@@ -78,13 +88,13 @@ impl NetworkNamespace {
 
     /// Makes TCP sockets inside: non-blocking, at least one.
     pub(super) fn open_sockets(&self, family: Family, count: usize) -> Result<Vec<OwnedFd>> {
-        let target = match &*self.0 {
+        let target = match &self.0.handle {
             Handle::Process(pidfd) => Target::Process(pidfd.as_fd()),
             Handle::Namespaces { network, user } => {
                 Target::Namespaces { network: network.as_fd(), user: user.as_ref().map(AsFd::as_fd) }
             }
         };
-        netns::open_sockets(target, family, count)
+        netns::open_sockets(target, &self.0.memory, family, count)
     }
 }
 

@@ -152,7 +152,7 @@ fn describe(options: &CloneOptions<'_>) -> String {
 }
 
 /// The stub in a file that can be executed and not be changed.
-fn stub_file() -> Result<OwnedFd> {
+pub(super) fn stub_file() -> Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Since Linux 6.3 a memory file must say that it wants to be executable; before, the flag is unknown.
     let file = match rustix::fs::memfd_create("gpucontainer", flags | MemfdFlags::EXEC) {

@@ -1,0 +1,247 @@
+//! The child that executes the stub, which enters the user namespace too.
+//!
+//! ```text
+//! caller ─ clone ─► child ─ clone ─► grandchild ─ execve ─► stub: untraceable, setns, socket …, sendmsg, exit
+//!                   exits                                         caller ◄── descriptors ──┘
+//! ```
+//! A program that was executed ends with SIGCHLD whatever its clone said, which would be one more signal for the host
+//! each time. So there is a child between, which ends at once without one and leaves the stub to whoever collects
+//! orphans.
+
+#![allow(unsafe_code, reason = "clone, and the code of its child")]
+
+use super::super::errno::failed;
+use super::super::launch::stub_file;
+use super::super::process::socket_pair;
+use super::super::program::{Argument, Finished, OnError, Program};
+use super::super::signals::AllBlocked;
+use super::near::{errno, reap, system_call};
+use super::{Call, Family, Fault, SOCKETS_MAX, Target};
+use crate::error::{Error, Result};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use std::ffi::{CString, c_int, c_long, c_void};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// What the numbers of the program's steps mean.
+const CALLS: [Call; 4] = [Call::EnterProcess, Call::EnterUser, Call::EnterNetwork, Call::Socket];
+
+pub(super) fn open_sockets(target: Target<'_>, family: Family, count: usize) -> Result<Result<Vec<OwnedFd>, Fault>> {
+    let (ours, theirs) = socket_pair()?;
+    let program = write_program(target, family, count, theirs.as_fd())?.finish()?;
+    let orphan = run_child(&program)?;
+    let report = program.into_report();
+    // Else the end of the stub would not be the end of the conversation.
+    drop(theirs);
+    let received = receive(&ours);
+    collect(orphan)?;
+    match received? {
+        Some(sockets) => Ok(Ok(sockets)),
+        None => Ok(Err(match report.failure()? {
+            Some(failure) => {
+                let call = CALLS.get(failure.step).copied().unwrap_or(Call::EnterNetwork);
+                Fault { call, errno: failure.errno }
+            }
+            None => Fault { call: Call::EnterNetwork, errno: 0 },
+        })),
+    }
+}
+
+fn write_program<'fd>(
+    target: Target<'fd>,
+    family: Family,
+    count: usize,
+    socket: BorrowedFd<'fd>,
+) -> Result<Program<'fd>> {
+    let step = |call| CALLS.iter().position(|other| *other == call).unwrap_or_default();
+    let flags = |flags: c_int| u64::from(flags.unsigned_abs());
+    let mut program = Program::new();
+    // Before it enters: who is root inside could trace it otherwise, and act on the host as its user.
+    program.not_dumpable();
+    match target {
+        Target::Process(pidfd) => {
+            program.set_step(step(Call::EnterProcess));
+            let pidfd = program.descriptor(pidfd)?;
+            program.setns(pidfd, flags(libc::CLONE_NEWUSER | libc::CLONE_NEWNET));
+        }
+        Target::Namespaces { network, user } => {
+            if let Some(user) = user {
+                program.set_step(step(Call::EnterUser));
+                let user = program.descriptor(user)?;
+                program.setns(user, flags(libc::CLONE_NEWUSER));
+            }
+            program.set_step(step(Call::EnterNetwork));
+            let network = program.descriptor(network)?;
+            program.setns(network, flags(libc::CLONE_NEWNET));
+        }
+    }
+
+    program.set_step(step(Call::Socket));
+    // struct cmsghdr: length, SOL_SOCKET, SCM_RIGHTS; then the descriptors.
+    let control_bytes = 16 + 4 * count;
+    let kind = (u64::from(libc::SCM_RIGHTS.unsigned_abs()) << 32) | u64::from(libc::SOL_SOCKET.unsigned_abs());
+    let kind = if cfg!(target_endian = "little") { kind } else { kind.rotate_left(32) };
+    let mut control = vec![control_bytes as u64, kind];
+    control.resize(control_bytes.div_ceil(8), 0);
+    let control = program.words(&control);
+    let word = program.bytes(&[0]);
+    let iov = program.words(&[word, 1]);
+    // struct msghdr: name, its length, iov, count, control, its length, flags.
+    let message = program.words(&[0, 0, iov, 1, control, control_bytes as u64, 0]);
+    let made = program.register()?;
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    for number in 0..count as u64 {
+        let arguments = [family.number().into(), kind.into(), 0_u64.into()];
+        program.call_into(made, libc::SYS_socket, OnError::Fail, &arguments);
+        program.store(control + 16 + 4 * number, made);
+    }
+    let socket: Argument = program.descriptor(socket)?;
+    program.call(libc::SYS_sendmsg, OnError::Fail, &[socket, message.into(), libc::MSG_NOSIGNAL.into()]);
+    Ok(program)
+}
+
+/// The descriptors; `None` when the stub ended without a word.
+fn receive(socket: &OwnedFd) -> Result<Option<Vec<OwnedFd>>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = loop {
+        let mut data = [std::io::IoSliceMut::new(&mut byte)];
+        match rustix::net::recvmsg(socket, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CONNRESET) => break 0,
+            other => break other.map_err(|e| failed("recvmsg(sockets)", e))?.bytes,
+        }
+    };
+    if received == 0 {
+        return Ok(None);
+    }
+    let mut sockets = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            sockets.extend(descriptors);
+        }
+    }
+    Ok(Some(sockets))
+}
+
+/// What the child and the grandchild are told and what they tell.
+#[repr(C)]
+struct Request {
+    stub: c_int,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+    inherited: *const c_int,
+    inherited_count: usize,
+    /// The grandchild's pid.
+    orphan: c_int,
+    /// Of the clone or the exec that failed.
+    errno: c_int,
+}
+
+/// The two need well below 1 KiB, in a debug build too.
+const STACK_BYTES: usize = 16 << 10;
+
+/// Starts the stub as an orphan; its pid.
+fn run_child(program: &Finished<'_>) -> Result<c_int> {
+    let stub = stub_file()?;
+    let number = CString::new(program.file().as_raw_fd().to_string()).unwrap_or_default();
+    let argv = [c"gpucontainer".as_ptr(), number.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null()];
+    let inherited = program.inherited();
+    let mut request = Request {
+        stub: stub.as_raw_fd(),
+        argv: argv.as_ptr(),
+        envp: envp.as_ptr(),
+        inherited: inherited.as_ptr(),
+        inherited_count: inherited.len(),
+        orphan: 0,
+        errno: 0,
+    };
+    let mut stack = vec![0_u128; STACK_BYTES / 16];
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    let blocked = AllBlocked::enter()?;
+    let argument = std::ptr::from_mut(&mut request).cast::<c_void>();
+    // SAFETY: `top` is the 16-byte aligned end of a stack that outlives both children, and so does what `request` points
+    // to: CLONE_VFORK keeps this thread here until the child has ended, and the child until the grandchild has executed
+    // or ended. `child` makes system calls only.
+    let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK, argument) };
+    if pid < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
+        return Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno));
+    }
+    let reaped = reap(pid);
+    drop(blocked);
+    reaped?;
+    match request {
+        Request { errno: 0, orphan, .. } => Ok(orphan),
+        Request { errno, orphan: 0, .. } => Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno)),
+        Request { errno, orphan, .. } => {
+            collect(orphan)?;
+            Err(Error::from_errno("execveat(stub)", errno))
+        }
+    }
+}
+
+/// The child, and in a frame that only the child leaves the grandchild: system calls and nothing else.
+extern "C" fn child(argument: *mut c_void) -> c_int {
+    // SAFETY: the parent passes an exclusive reference and stands still until this process has ended; of the two
+    // processes in here one stands still as long as the other runs.
+    let request = unsafe { &mut *argument.cast::<Request>() };
+    let flags = c_long::from(libc::CLONE_VM | libc::CLONE_VFORK);
+    let pid = system_call(libc::SYS_clone, [flags, 0, 0, 0, 0]);
+    if pid == 0 {
+        execute(request);
+    }
+    if pid < 0 {
+        request.errno = errno(pid);
+    } else {
+        request.orphan = c_int::try_from(pid).unwrap_or_default();
+    }
+    0
+}
+
+fn execute(request: &mut Request) -> ! {
+    // close_range(2) with CLOSE_RANGE_CLOEXEC; then all but those that the stub uses are closed by the exec.
+    let mut result = system_call(libc::SYS_close_range, [3, c_long::from(u32::MAX), 4, 0, 0]);
+    let mut at = 0;
+    while result >= 0 && at < request.inherited_count {
+        // SAFETY: the list has that many numbers.
+        let place = unsafe { request.inherited.add(at) };
+        // SAFETY: the caller's list lives until the caller goes on.
+        let fd = unsafe { *place };
+        result = system_call(libc::SYS_fcntl, [fd.into(), libc::F_SETFD.into(), 0, 0, 0]);
+        at += 1;
+    }
+    if result >= 0 {
+        let empty = c"".as_ptr() as c_long;
+        let arguments =
+            [request.stub.into(), empty, request.argv as c_long, request.envp as c_long, libc::AT_EMPTY_PATH.into()];
+        result = system_call(libc::SYS_execveat, arguments);
+    }
+    request.errno = errno(result);
+    loop {
+        system_call(libc::SYS_exit_group, [127, 0, 0, 0, 0]);
+    }
+}
+
+/// Takes the orphan's exit status away where orphans come to this process: as process 1, or when it asked for them.
+fn collect(orphan: c_int) -> Result<()> {
+    let adopts = rustix::process::getpid().is_init() || is_subreaper();
+    let Some(pid) = rustix::process::Pid::from_raw(orphan).filter(|_| adopts) else { return Ok(()) };
+    loop {
+        match rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()) {
+            // Whoever else waits in this process may have been faster.
+            Ok(_) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(failed(format!("waitpid({orphan})"), e)),
+        }
+    }
+}
+
+fn is_subreaper() -> bool {
+    let mut answer: c_int = 0;
+    // SAFETY: the address is of an `int`, as the call wants it.
+    let result = unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut answer) };
+    result == 0 && answer != 0
+}
