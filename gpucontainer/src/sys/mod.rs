@@ -10,5 +10,6 @@ pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod root;
+pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod socket;

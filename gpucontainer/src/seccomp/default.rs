@@ -1,0 +1,513 @@
+//! The profile of a sandbox: what ordinary programs need.
+
+use crate::seccomp::filter::FilterFlags;
+use crate::seccomp::profile::{Action, Condition, ENOSYS, EPERM, Operator, Profile, Rule};
+
+const FILES: &[&str] = &[
+    "_llseek",
+    "access",
+    "cachestat",
+    "chdir",
+    "chmod",
+    "chown",
+    "chown32",
+    "close",
+    "close_range",
+    "copy_file_range",
+    "creat",
+    "dup",
+    "dup2",
+    "dup3",
+    "faccessat",
+    "faccessat2",
+    "fadvise64",
+    "fadvise64_64",
+    "fallocate",
+    "fanotify_mark",
+    "fchdir",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "fchown",
+    "fchown32",
+    "fchownat",
+    "fcntl",
+    "fcntl64",
+    "fdatasync",
+    "fgetxattr",
+    "flistxattr",
+    "flock",
+    "fremovexattr",
+    "fsetxattr",
+    "fstat",
+    "fstat64",
+    "fstatat64",
+    "fstatfs",
+    "fstatfs64",
+    "fsync",
+    "ftruncate",
+    "ftruncate64",
+    "futimesat",
+    "getcwd",
+    "getdents",
+    "getdents64",
+    "getxattr",
+    "getxattrat",
+    "inotify_add_watch",
+    "inotify_init",
+    "inotify_init1",
+    "inotify_rm_watch",
+    "lchown",
+    "lchown32",
+    "lgetxattr",
+    "link",
+    "linkat",
+    "listmount",
+    "listxattr",
+    "listxattrat",
+    "llistxattr",
+    "lremovexattr",
+    "lseek",
+    "lsetxattr",
+    "lstat",
+    "lstat64",
+    "mkdir",
+    "mkdirat",
+    "mknod",
+    "mknodat",
+    "name_to_handle_at",
+    "newfstatat",
+    "open",
+    "openat",
+    "openat2",
+    "pread64",
+    "preadv",
+    "preadv2",
+    "pwrite64",
+    "pwritev",
+    "pwritev2",
+    "read",
+    "readahead",
+    "readlink",
+    "readlinkat",
+    "readv",
+    "removexattr",
+    "removexattrat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "rmdir",
+    "sendfile",
+    "sendfile64",
+    "setxattr",
+    "setxattrat",
+    "splice",
+    "stat",
+    "stat64",
+    "statfs",
+    "statfs64",
+    "statmount",
+    "statx",
+    "symlink",
+    "symlinkat",
+    "sync",
+    "sync_file_range",
+    "syncfs",
+    "tee",
+    "truncate",
+    "truncate64",
+    "umask",
+    "unlink",
+    "unlinkat",
+    "utime",
+    "utimensat",
+    "utimensat_time64",
+    "utimes",
+    "vmsplice",
+    "write",
+    "writev",
+];
+
+const ASYNCHRONOUS: &[&str] = &[
+    "_newselect",
+    "epoll_create",
+    "epoll_create1",
+    "epoll_ctl",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "epoll_wait",
+    "eventfd",
+    "eventfd2",
+    "io_cancel",
+    "io_destroy",
+    "io_getevents",
+    "io_pgetevents",
+    "io_pgetevents_time64",
+    "io_setup",
+    "io_submit",
+    "pipe",
+    "pipe2",
+    "poll",
+    "ppoll",
+    "ppoll_time64",
+    "pselect6",
+    "pselect6_time64",
+    "select",
+    "signalfd",
+    "signalfd4",
+    "timerfd_create",
+    "timerfd_gettime",
+    "timerfd_gettime64",
+    "timerfd_settime",
+    "timerfd_settime64",
+];
+
+/// Memory policies are here although container engines keep them for `CAP_SYS_NICE`: they reach only the
+/// caller's own memory, within its cpuset, and numerical libraries place buffers near their GPU with them.
+const MEMORY: &[&str] = &[
+    "brk",
+    "get_mempolicy",
+    "madvise",
+    "map_shadow_stack",
+    "mbind",
+    "membarrier",
+    "memfd_create",
+    "memfd_secret",
+    "mincore",
+    "mlock",
+    "mlock2",
+    "mlockall",
+    "mmap",
+    "mmap2",
+    "mprotect",
+    "mremap",
+    "mseal",
+    "msync",
+    "munlock",
+    "munlockall",
+    "munmap",
+    "pkey_alloc",
+    "pkey_free",
+    "pkey_mprotect",
+    "process_mrelease",
+    "remap_file_pages",
+    "set_mempolicy",
+    "set_mempolicy_home_node",
+];
+
+/// Tracing is allowed: since kernel 4.8 a tracer cannot lead its tracee around the filter any more.
+const PROCESSES: &[&str] = &[
+    "arch_prctl",
+    "capget",
+    "capset",
+    "execve",
+    "execveat",
+    "exit",
+    "exit_group",
+    "fork",
+    "get_robust_list",
+    "get_thread_area",
+    "getcpu",
+    "getegid",
+    "getegid32",
+    "geteuid",
+    "geteuid32",
+    "getgid",
+    "getgid32",
+    "getgroups",
+    "getgroups32",
+    "getpgid",
+    "getpgrp",
+    "getpid",
+    "getppid",
+    "getpriority",
+    "getrandom",
+    "getresgid",
+    "getresgid32",
+    "getresuid",
+    "getresuid32",
+    "getrlimit",
+    "getrusage",
+    "getsid",
+    "gettid",
+    "getuid",
+    "getuid32",
+    "ioprio_get",
+    "ioprio_set",
+    "landlock_add_rule",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
+    "modify_ldt",
+    "nice",
+    "oldolduname",
+    "olduname",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "prctl",
+    "prlimit64",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "rseq",
+    "sched_get_priority_max",
+    "sched_get_priority_min",
+    "sched_getaffinity",
+    "sched_getattr",
+    "sched_getparam",
+    "sched_getscheduler",
+    "sched_rr_get_interval",
+    "sched_rr_get_interval_time64",
+    "sched_setaffinity",
+    "sched_setattr",
+    "sched_setparam",
+    "sched_setscheduler",
+    "sched_yield",
+    "seccomp",
+    "set_robust_list",
+    "set_thread_area",
+    "set_tid_address",
+    "setfsgid",
+    "setfsgid32",
+    "setfsuid",
+    "setfsuid32",
+    "setgid",
+    "setgid32",
+    "setgroups",
+    "setgroups32",
+    "setpgid",
+    "setpriority",
+    "setregid",
+    "setregid32",
+    "setresgid",
+    "setresgid32",
+    "setresuid",
+    "setresuid32",
+    "setreuid",
+    "setreuid32",
+    "setrlimit",
+    "setsid",
+    "setuid",
+    "setuid32",
+    "sysinfo",
+    "times",
+    "ugetrlimit",
+    "uname",
+    // The kernel's own trampolines of traced functions; any other caller gets SIGILL.
+    "uprobe",
+    "uretprobe",
+    "vfork",
+    "wait4",
+    "waitid",
+    "waitpid",
+];
+
+const SIGNALS_AND_TIME: &[&str] = &[
+    "adjtimex",
+    "alarm",
+    "clock_adjtime",
+    "clock_adjtime64",
+    "clock_getres",
+    "clock_getres_time64",
+    "clock_gettime",
+    "clock_gettime64",
+    "clock_nanosleep",
+    "clock_nanosleep_time64",
+    "getitimer",
+    "gettimeofday",
+    "kill",
+    "nanosleep",
+    "pause",
+    "restart_syscall",
+    "rt_sigaction",
+    "rt_sigpending",
+    "rt_sigprocmask",
+    "rt_sigqueueinfo",
+    "rt_sigreturn",
+    "rt_sigsuspend",
+    "rt_sigtimedwait",
+    "rt_sigtimedwait_time64",
+    "rt_tgsigqueueinfo",
+    "setitimer",
+    "sigaction",
+    "sigaltstack",
+    "signal",
+    "sigpending",
+    "sigprocmask",
+    "sigreturn",
+    "sigsuspend",
+    "tgkill",
+    "time",
+    "timer_create",
+    "timer_delete",
+    "timer_getoverrun",
+    "timer_gettime",
+    "timer_gettime64",
+    "timer_settime",
+    "timer_settime64",
+    "tkill",
+];
+
+const BETWEEN_PROCESSES: &[&str] = &[
+    "futex",
+    "futex_requeue",
+    "futex_time64",
+    "futex_wait",
+    "futex_waitv",
+    "futex_wake",
+    "ipc",
+    "mq_getsetattr",
+    "mq_notify",
+    "mq_open",
+    "mq_timedreceive",
+    "mq_timedreceive_time64",
+    "mq_timedsend",
+    "mq_timedsend_time64",
+    "mq_unlink",
+    "msgctl",
+    "msgget",
+    "msgrcv",
+    "msgsnd",
+    "semctl",
+    "semget",
+    "semop",
+    "semtimedop",
+    "semtimedop_time64",
+    "shmat",
+    "shmctl",
+    "shmdt",
+    "shmget",
+];
+
+/// The 32-bit x86 `socketcall` makes sockets too, of families that a filter cannot read; whoever lets
+/// 32-bit programs in has it.
+const NETWORK: &[&str] = &[
+    "accept",
+    "accept4",
+    "bind",
+    "connect",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "listen",
+    "recvfrom",
+    "recvmmsg",
+    "recvmmsg_time64",
+    "recvmsg",
+    "sendmmsg",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "shutdown",
+    "socketcall",
+    "socketpair",
+];
+
+/// What a capability, by its number in `<linux/capability.h>`, opens besides.
+const OF_CAPABILITIES: &[(u32, &[&str])] = &[
+    (DAC_READ_SEARCH, &["open_by_handle_at"]),
+    (SYS_MODULE, &["delete_module", "finit_module", "init_module"]),
+    (SYS_RAWIO, &["ioperm", "iopl"]),
+    (SYS_CHROOT, &["chroot"]),
+    (SYS_PTRACE, &["kcmp", "pidfd_getfd", "process_madvise", "userfaultfd"]),
+    (SYS_PACCT, &["acct"]),
+    (
+        SYS_ADMIN,
+        &[
+            "bpf",
+            "clone",
+            "clone3",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "open_tree_attr",
+            "perf_event_open",
+            "pivot_root",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "syslog",
+            "umount",
+            "umount2",
+            "unshare",
+        ],
+    ),
+    (SYS_BOOT, &["reboot"]),
+    (SYS_NICE, &["migrate_pages", "move_pages"]),
+    (SYS_TIME, &["clock_settime", "clock_settime64", "settimeofday", "stime"]),
+    (SYS_TTY_CONFIG, &["vhangup"]),
+    (SYSLOG, &["syslog"]),
+    (PERFMON, &["perf_event_open"]),
+    (BPF, &["bpf"]),
+];
+
+const DAC_READ_SEARCH: u32 = 2;
+const SYS_MODULE: u32 = 16;
+const SYS_RAWIO: u32 = 17;
+const SYS_CHROOT: u32 = 18;
+const SYS_PTRACE: u32 = 19;
+const SYS_PACCT: u32 = 20;
+const SYS_ADMIN: u32 = 21;
+const SYS_BOOT: u32 = 22;
+const SYS_NICE: u32 = 23;
+const SYS_TIME: u32 = 25;
+const SYS_TTY_CONFIG: u32 = 26;
+const SYSLOG: u32 = 34;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+/// `CLONE_NEWNS`, `CLONE_NEWCGROUP`, `CLONE_NEWUTS`, `CLONE_NEWIPC`, `CLONE_NEWUSER`, `CLONE_NEWPID` and
+/// `CLONE_NEWNET`.
+const NAMESPACES: u64 = 0x7e02_0000;
+/// `CLONE_NEWTIME`, which `clone` takes for part of the exit signal, but `unshare` does not.
+const TIME_NAMESPACE: u64 = 0x80;
+/// Talks to the hypervisor, which no namespace confines.
+const AF_VSOCK: u32 = 40;
+/// The kernel's crypto code, loaded on demand, with a history of holes.
+const AF_ALG: u32 = 38;
+/// Put input into a terminal, which the host may have lent: it would read as typed by its user.
+const TERMINAL_INPUT: [u32; 2] = [0x5412, 0x541c];
+/// The Linux and the 32-bit Linux personality, both with and without `UNAME26`, and "say which it is".
+const PERSONALITIES: [u32; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xffff_ffff];
+
+pub(super) fn profile(capabilities: u64) -> Profile {
+    let granted = |capability: u32| capabilities & (1 << capability) != 0;
+    let allow = |names: &[&'static str]| Rule::new(Action::Allow, names.iter().copied());
+    let none_of = |flags| Condition::new(0, Operator::MaskedEqual(flags), 0);
+
+    let mut profile = Profile::new(Action::Errno(EPERM)).unknown_action(Some(Action::Errno(ENOSYS)));
+    profile.flags = FilterFlags { allow_speculation: true, ..FilterFlags::default() };
+    let rules = &mut profile.rules;
+    for (capability, names) in OF_CAPABILITIES {
+        if granted(*capability) {
+            rules.push(allow(names));
+        }
+    }
+    for names in [FILES, ASYNCHRONOUS, MEMORY, PROCESSES, SIGNALS_AND_TIME, BETWEEN_PROCESSES, NETWORK] {
+        rules.push(allow(names));
+    }
+    if !granted(SYS_ADMIN) {
+        rules.push(allow(&["clone"]).when(none_of(NAMESPACES)));
+        rules.push(allow(&["unshare"]).when(none_of(NAMESPACES | TIME_NAMESPACE)));
+        rules.push(Rule::new(Action::Errno(ENOSYS), ["clone3"]));
+    }
+    for family in [AF_VSOCK, AF_ALG] {
+        rules.push(Rule::new(Action::Errno(EPERM), ["socket"]).when(Condition::int(0, family)));
+    }
+    rules.push(allow(&["socket"]));
+    for command in TERMINAL_INPUT {
+        rules.push(Rule::new(Action::Errno(EPERM), ["ioctl"]).when(Condition::int(1, command)));
+    }
+    rules.push(allow(&["ioctl"]));
+    for value in PERSONALITIES {
+        rules.push(allow(&["personality"]).when(Condition::int(0, value)));
+    }
+    profile
+}
