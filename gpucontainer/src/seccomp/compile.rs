@@ -283,9 +283,9 @@ impl Program {
             if mask == 0 {
                 continue;
             }
-            place = self.branch(sys::JUMP_EQUAL, value, place, no);
+            self.branch(sys::JUMP_EQUAL, value, place, no);
             if mask != u32::MAX {
-                place = self.push(sys::AND, 0, 0, mask);
+                self.push(sys::AND, 0, 0, mask);
             }
             place = self.load_half(argument, half);
         }

@@ -41,13 +41,8 @@ pub(super) fn profile(bundle: &LinuxSeccomp) -> Result<Profile> {
         }
         let names = || syscall.names().iter().filter(|name| tables::known(name)).cloned();
         let rule = || Rule::new(action, names());
-        let conditions = syscall
-            .args()
-            .iter()
-            .flatten()
-            .map(condition)
-            .collect::<Result<Vec<Condition>>>()
-            .with_context(wanted)?;
+        let conditions =
+            syscall.args().iter().flatten().map(condition).collect::<Result<Vec<Condition>>>().with_context(wanted)?;
         if conditions.is_empty() {
             profile.rules.push(rule());
         } else if repeated_argument(&conditions) {
@@ -62,9 +57,10 @@ pub(super) fn profile(bundle: &LinuxSeccomp) -> Result<Profile> {
 }
 
 fn repeated_argument(conditions: &[Condition]) -> bool {
-    conditions.iter().enumerate().any(|(at, condition)| {
-        conditions.iter().skip(at + 1).any(|other| other.argument == condition.argument)
-    })
+    conditions
+        .iter()
+        .enumerate()
+        .any(|(at, condition)| conditions.iter().skip(at + 1).any(|other| other.argument == condition.argument))
 }
 
 fn action(action: LinuxSeccompAction, number: Option<u32>) -> Result<Action> {

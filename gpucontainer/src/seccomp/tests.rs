@@ -126,7 +126,8 @@ fn the_default_profile_in_words() {
         assert_eq!(answer(1 << 12, name, &[]), permitted, "{name} with CAP_NET_ADMIN");
         assert_eq!(answer(1 << capability, name, &[]), Action::Allow, "{name} with capability {capability}");
     }
-    for name in ["keyctl", "add_key", "request_key", "kexec_load", "swapon", "swapoff", "io_uring_setup", "nfsservctl"] {
+    for name in ["keyctl", "add_key", "request_key", "kexec_load", "swapon", "swapoff", "io_uring_setup", "nfsservctl"]
+    {
         assert_eq!(answer(u64::MAX, name, &[]), permitted, "{name}");
     }
     assert_eq!(answer(0, "clone3", &[]), missing);
@@ -201,8 +202,8 @@ fn what_a_filter_says_about_itself() {
 #[test]
 fn what_cannot_be_compiled_says_why() {
     let name = Profile::new(Action::Allow).rule(Rule::new(Action::Trap, ["opne"]));
-    let argument = Profile::new(Action::Allow)
-        .rule(Rule::new(Action::Trap, ["open"]).when(Condition::new(6, Operator::Equal, 0)));
+    let argument =
+        Profile::new(Action::Allow).rule(Rule::new(Action::Trap, ["open"]).when(Condition::new(6, Operator::Equal, 0)));
     let number = Profile::new(Action::Errno(4096));
     let mut long = Profile::new(Action::Allow);
     for value in 0..2000 {
@@ -340,9 +341,8 @@ fn rule() -> impl Strategy<Value = Rule> {
     let few = prop::sample::subsequence(names[..6].to_vec(), 1..3);
     let many = prop::sample::subsequence(names, 1..200);
     let conditions = prop::collection::vec(condition(), 0..4);
-    (action(), prop_oneof![few, many], conditions).prop_map(|(action, names, conditions)| {
-        conditions.into_iter().fold(Rule::new(action, names), Rule::when)
-    })
+    (action(), prop_oneof![few, many], conditions)
+        .prop_map(|(action, names, conditions)| conditions.into_iter().fold(Rule::new(action, names), Rule::when))
 }
 
 fn architectures() -> impl Strategy<Value = Vec<Architecture>> {
