@@ -1,8 +1,8 @@
 //! Looking at a layer as overlayfs does: directories, links, and the marks that hide what is below.
 
-use super::super::errno::failed;
-use super::super::root::Root;
 use crate::error::Result;
+use crate::sys::errno::failed;
+use crate::sys::root::Root;
 use rustix::fs::{FileType, Mode, OFlags};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
