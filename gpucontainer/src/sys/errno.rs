@@ -43,3 +43,5 @@ pub(crate) const ENOTDIR: i32 = libc::ENOTDIR;
 
 /// The directory has entries.
 pub(crate) const ENOTEMPTY: i32 = libc::ENOTEMPTY;
+/// What it was a file of is gone.
+pub(crate) const ENODEV: i32 = libc::ENODEV;

@@ -1,6 +1,7 @@
 //! The only door to the kernel: everything unsafe, and every use of `libc`, `nix` and `rustix`, is behind it.
 
 pub(crate) mod calls;
+pub(crate) mod cgroup;
 pub(crate) mod epoll;
 pub(crate) mod errno;
 pub(crate) mod fs;

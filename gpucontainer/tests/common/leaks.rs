@@ -88,7 +88,7 @@ fn everything() -> BTreeSet<String> {
         cgroup_directories(&directory, 5, &mut all);
     }
     all.extend(names("/sys/class/net".as_ref()).into_iter().map(|name| format!("link {name}")));
-    all.extend(names("/run/gpucontainer".as_ref()).into_iter().map(|name| format!("file /run/gpucontainer/{name}")));
+    files("/run/gpucontainer".as_ref(), &mut all);
     let temporary = std::env::temp_dir();
     let ours = names(&temporary).into_iter().filter(|name| name.starts_with("gpuc"));
     all.extend(ours.map(|name| format!("file {}/{name}", temporary.display())));
@@ -146,7 +146,8 @@ fn described(item: &String) -> String {
 
 fn cgroup_directories(directory: &Path, depth: u32, all: &mut BTreeSet<String>) {
     let text = directory.to_string_lossy();
-    if text.contains("/gpuc") {
+    // The group that only holds the others, and gives them their controllers, is made once and stays.
+    if text.contains("/gpuc") && !text.ends_with("/gpucontainer") {
         all.insert(format!("cgroup {text}"));
     }
     if depth == 0 {
@@ -156,6 +157,16 @@ fn cgroup_directories(directory: &Path, depth: u32, all: &mut BTreeSet<String>) 
         let path = directory.join(name);
         if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
             cgroup_directories(&path, depth - 1, all);
+        }
+    }
+}
+
+/// The files in a directory and in those inside it; the directories themselves are made once and stay.
+fn files(directory: &Path, all: &mut BTreeSet<String>) {
+    for path in names(directory).into_iter().map(|name| directory.join(name)) {
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => files(&path, all),
+            _ => drop(all.insert(format!("file {}", path.display()))),
         }
     }
 }
