@@ -104,11 +104,6 @@ impl Leaf {
             .with_context(|| format!("limit {} = {}", setting.file, setting.value))
     }
 
-    /// The group and those inside it, each before its own insides.
-    pub(super) fn groups(&self) -> Result<Vec<PathBuf>> {
-        groups(&self.path)
-    }
-
     /// The processes in the group and in those inside it; of a group that is gone, none.
     pub(super) fn processes(&self) -> Result<Vec<u32>> {
         processes(&self.path)
@@ -145,7 +140,7 @@ pub(super) fn processes(path: &Path) -> Result<Vec<u32>> {
 }
 
 /// Makes the groups above a place and has each give the place's controllers to those inside it.
-fn give(place: &Place) -> Result<()> {
+pub(super) fn give(place: &Place) -> Result<()> {
     for giver in &place.givers {
         match fs::create_dir(giver) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),

@@ -7,6 +7,7 @@
 //! let mut group = Cgroup::create("job-1", &limits)?;
 //! let entry = group.entry();
 //! // … a process is started with `entry` …
+//! println!("{:?}", group.stats()?);
 //! group.kill()?;
 //! group.remove()?;
 //! # Ok::<(), gpucontainer::Error>(())
@@ -40,14 +41,24 @@
 
 mod abandoned;
 mod cpulist;
+mod devices;
+mod foreign;
+mod freeze;
 mod kill;
+mod late;
 mod layout;
 mod leaf;
 mod limits;
 mod setting;
+mod stats;
+mod support;
+mod update;
 
+pub use devices::{DeviceKind, DeviceRule};
 pub use layout::Version;
 pub use limits::{IoLimit, Limits};
+pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Stats};
+pub use support::{HierarchySupport, Mode, Support};
 
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -56,7 +67,7 @@ use cpulist::CpuList;
 use layout::Layout;
 use leaf::{Leaf, Place};
 use setting::Setting;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,6 +90,8 @@ pub struct Cgroup {
     layout: Layout,
     /// Held by whoever made the group.
     claim: Option<Claim>,
+    /// The program on version 2 that decides on devices, to be replaced by the next one.
+    devices: Mutex<Option<OwnedFd>>,
 }
 
 /// What a group is made for, besides its limits.
@@ -167,6 +180,7 @@ impl Cgroup {
             leaves: Mutex::default(),
             layout: layout.clone(),
             claim: Some(claim),
+            devices: Mutex::default(),
         };
         for at in plan.now {
             let made = Leaf::make(&group.places[at]).with_context(wanted);
@@ -215,7 +229,14 @@ impl Cgroup {
             return Err(Error::new(ErrorKind::NotFound, "there is no group of this name any more").context(wanted()));
         }
         let layout = layout.clone();
-        Ok(Self { name: name.to_owned(), places, leaves: Mutex::new(leaves), layout, claim: None })
+        Ok(Self {
+            name: name.to_owned(),
+            places,
+            leaves: Mutex::new(leaves),
+            layout,
+            claim: None,
+            devices: Mutex::default(),
+        })
     }
 
     /// The name it was made with.
@@ -311,24 +332,24 @@ impl Cgroup {
 
     /// The group in the hierarchy that has `controller`; an empty name is that of version 2 itself.
     fn leaf(&self, controller: &str) -> Option<Arc<Leaf>> {
+        let unified = self.is_unified(controller);
         let leaves = self.locked();
-        let found = leaves.iter().find(|leaf| match controller {
-            "" => leaf.version == Version::V2,
-            name => leaf.has(name),
+        let found = leaves.iter().find(|leaf| match leaf.version {
+            Version::V1 => !unified && leaf.has(controller),
+            Version::V2 => unified,
         });
         found.cloned()
     }
 
+    fn is_unified(&self, controller: &str) -> bool {
+        controller.is_empty() || self.layout.find(controller).is_some_and(|found| found.version == Version::V2)
+    }
+
     /// Writes the settings of a new group.
     fn apply(&self, settings: &[Setting]) -> Result<()> {
-        if let Some(leaf) = self.leaf("cpuset").filter(|leaf| leaf.version == Version::V1) {
-            // Empty at first on version 1, and nobody can enter until both have a value.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                if !settings.iter().any(|setting| setting.file == file) {
-                    let above = leaf.path.parent().unwrap_or(&leaf.path).join(file);
-                    leaf.write(file, fs::read_to_string(&above)?.trim())?;
-                }
-            }
+        if let Some(leaf) = self.leaf("cpuset") {
+            let given: Vec<&str> = settings.iter().map(|setting| setting.file.as_str()).collect();
+            late::inherit_cpuset(&leaf, &given)?;
         }
         for setting in settings {
             let leaf = self.leaf(&setting.controller).ok_or_else(|| setting.not_applied("no hierarchy for it"))?;

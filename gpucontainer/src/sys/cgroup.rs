@@ -34,9 +34,13 @@ pub(crate) fn open_for_writing(path: &Path) -> Result<OwnedFd> {
 
 /// Writes `value` into a control file with one `write(2)`: the kernel takes each write as one command.
 pub(crate) fn write_value(path: &Path, value: &str) -> Result<()> {
-    let file = open_for_writing(path)?;
+    write_open(&open_for_writing(path)?, path, value)
+}
+
+/// Writes a value into a control file that is open; `path` is for messages.
+pub(crate) fn write_open(file: &OwnedFd, path: &Path, value: &str) -> Result<()> {
     loop {
-        match rustix::io::write(&file, value.as_bytes()) {
+        match rustix::io::write(file, value.as_bytes()) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(e) => return Err(failed(format!("write({path:?}, {value:?})"), e).with_path(path)),

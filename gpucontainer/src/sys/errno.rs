@@ -43,5 +43,8 @@ pub(crate) const ENOTDIR: i32 = libc::ENOTDIR;
 
 /// The directory has entries.
 pub(crate) const ENOTEMPTY: i32 = libc::ENOTEMPTY;
+/// No such process.
+pub(crate) const ESRCH: i32 = libc::ESRCH;
+
 /// What it was a file of is gone.
 pub(crate) const ENODEV: i32 = libc::ENODEV;
