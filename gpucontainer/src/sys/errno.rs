@@ -43,6 +43,7 @@ pub(crate) const ENOTDIR: i32 = libc::ENOTDIR;
 
 /// The directory has entries.
 pub(crate) const ENOTEMPTY: i32 = libc::ENOTEMPTY;
+
 /// No such process.
 pub(crate) const ESRCH: i32 = libc::ESRCH;
 
