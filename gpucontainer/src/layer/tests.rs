@@ -1,5 +1,8 @@
 //! Archives built in memory, good and hostile.
 
+mod random;
+mod real;
+
 use super::*;
 use crate::error::{Error, ErrorKind};
 use std::ffi::OsStr;

@@ -241,12 +241,14 @@ impl<'a> Tree<'a> {
                         None => keeps &= clear(directory, name)?,
                     }
                 };
-                match segments {
+                let written = match segments {
                     None => write(archive, &file, &[Segment { offset: 0, length: *size }])?,
                     Some(segments) => write(archive, &file, segments)?,
+                };
+                if written < *size {
+                    // The end is a hole.
+                    tree::set_length(&file, *size)?;
                 }
-                // Also the end may be a hole.
-                tree::set_length(&file, *size)?;
                 self.describe(file.as_fd(), member)?;
                 tree::set_mode(file.as_fd(), member.mode)?;
                 tree::set_times(file.as_fd(), member.modified)?;
@@ -413,38 +415,46 @@ fn components(path: &[u8]) -> Result<Vec<&OsStr>> {
     Ok(names)
 }
 
-/// Writes the contents of the current member where they belong.
-fn write(archive: &mut Archive<'_>, file: &File, segments: &[Segment]) -> Result<()> {
+/// Writes the contents of the current member where they belong. Returns where the last byte is that was written.
+fn write(archive: &mut Archive<'_>, file: &File, segments: &[Segment]) -> Result<u64> {
+    let mut written = 0;
     for segment in segments {
         let mut offset = segment.offset;
         let mut left = segment.length;
         while left > 0 {
             let bytes = archive.peek(left)?;
-            write_but_holes(file, bytes, offset)?;
+            written = written.max(write_but_holes(file, bytes, offset)?);
             let count = bytes.len();
             archive.consume(count);
             offset += count as u64;
             left -= count as u64;
         }
     }
-    Ok(())
+    Ok(written)
 }
 
-fn write_but_holes(file: &File, bytes: &[u8], offset: u64) -> Result<()> {
+/// Returns the offset after the last byte that was written, 0 if all were zeros.
+fn write_but_holes(file: &File, bytes: &[u8], offset: u64) -> Result<u64> {
+    let mut written = 0;
+    let mut flush = |piece: std::ops::Range<usize>| -> Result<()> {
+        if !piece.is_empty() {
+            written = offset + piece.end as u64;
+            tree::write_all_at(file, &bytes[piece.clone()], offset + piece.start as u64)?;
+        }
+        Ok(())
+    };
     let mut pending = 0..0;
     for start in (0..bytes.len()).step_by(HOLE) {
         let end = (start + HOLE).min(bytes.len());
         if end - start == HOLE && is_zero(&bytes[start..end]) {
-            tree::write_all_at(file, &bytes[pending.clone()], offset + pending.start as u64)?;
+            flush(pending)?;
             pending = end..end;
         } else {
             pending.end = end;
         }
     }
-    if pending.is_empty() {
-        return Ok(());
-    }
-    tree::write_all_at(file, &bytes[pending.clone()], offset + pending.start as u64)
+    flush(pending)?;
+    Ok(written)
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
