@@ -168,6 +168,9 @@ fn everything_comes_out_as_it_went_in() {
     } else {
         assert_eq!(owner.0, at("").uid());
     }
+    // An ordinary user's temporary directory cannot be removed as long as there is a closed one in it.
+    crate::sys::fs::remove_tree(&layer).unwrap();
+    assert!(!layer.exists());
 }
 
 #[test]
