@@ -1,11 +1,14 @@
 //! Images: references, manifests, configuration, registries, archives, building.
 //!
 //! ```no_run
-//! use gpucontainer::image::ImageStore;
+//! # #[cfg(feature = "registry")]
+//! use gpucontainer::image::{ImageStore, PullOptions};
 //!
+//! # #[cfg(not(feature = "registry"))] fn main() {}
+//! # #[cfg(feature = "registry")]
 //! # fn main() -> gpucontainer::Result<()> {
 //! let store = ImageStore::open_default()?;
-//! let image = store.image("debian:12-slim")?;
+//! let image = store.pull("debian:12-slim", PullOptions::new().progress(|p| println!("{p:?}")))?;
 //! println!("{} starts {:?}", image.reference(), image.config().command);
 //! for layer in image.layers()? {
 //!     println!("{}", layer.path().display());
@@ -22,14 +25,22 @@ mod ingest;
 mod manifest;
 mod options;
 mod platform;
+#[cfg(feature = "registry")]
+mod pull;
 mod reference;
+#[cfg(feature = "registry")]
+mod registry;
 
 pub use crate::store::{Collected, LayerHandle};
 pub use build::ImageBuilder;
 pub use config::ImageConfig;
 pub use import::ImportOptions;
 pub use platform::Platform;
+#[cfg(feature = "registry")]
+pub use pull::PullOptions;
 pub use reference::Reference;
+#[cfg(feature = "registry")]
+pub use registry::Credentials;
 
 use crate::digest::Digest;
 use crate::error::{Context, Error, ErrorKind, Result};

@@ -112,7 +112,12 @@ impl<R: Read> Read for Metered<'_, R> {
         }
         let count = self.inner.read(buffer).map_err(|e| {
             // A cancel ends a blocked read with whatever error the connection gives.
-            if self.cancel.is_cancelled() { self.cancel.check().err().map_or(e, Into::into) } else { e }
+            if let Err(cancelled) = self.cancel.check() {
+                return cancelled.into();
+            }
+            let own = e.get_ref().is_some_and(|cause| cause.is::<Error>());
+            // Decompressors take any other error for one of their own.
+            if own || e.kind() == io::ErrorKind::Interrupted { e } else { Error::from_io("read", e).into() }
         })?;
         self.bytes += u64::try_from(count).unwrap_or(u64::MAX);
         if self.bytes > self.total {

@@ -1,0 +1,309 @@
+//! A client for the OCI distribution protocol: as much of it as pulling needs.
+
+mod base64;
+mod blob;
+mod challenge;
+mod credentials;
+mod transport;
+mod url;
+
+pub use credentials::Credentials;
+
+use super::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
+use super::reference::Reference;
+use crate::digest::{self, Digest};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::progress::Cancel;
+use challenge::Challenge;
+use credentials::{Login, Secret};
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use transport::{Answer, Transport};
+use url::Url;
+
+/// How the registry is reached.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Access {
+    pub(super) credentials: Option<Credentials>,
+    pub(super) plain_http: Option<bool>,
+    pub(super) authorities: Vec<Vec<u8>>,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// Attempts for one request, the first included.
+const ATTEMPTS: u32 = 4;
+
+/// Redirects that are followed for one request.
+const REDIRECTS: u32 = 8;
+
+/// Largest answer of a token server, and as much as is read of an error's text.
+const TEXT_MAX: u64 = 256 << 10;
+
+/// One repository of one registry.
+#[derive(Debug)]
+pub(super) struct Client<'a> {
+    transport: Transport,
+    base: Url,
+    repository: String,
+    login: Login,
+    /// The `Authorization` header that worked last.
+    authorization: Mutex<Option<String>>,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Client<'a> {
+    /// Prepares for the repository of `reference`; nothing is sent yet.
+    pub(super) fn new(reference: &Reference, access: &Access, cancel: &'a Cancel) -> Result<Self> {
+        let host = match reference.registry() {
+            // The name and the address of Docker's own registry differ.
+            "docker.io" => "registry-1.docker.io",
+            host => host,
+        };
+        let plain = access.plain_http.unwrap_or_else(|| url::is_loopback(host));
+        let base = Url::parse(&format!("{}://{host}", if plain { "http" } else { "https" }))?;
+        let login = match &access.credentials {
+            Some(credentials) => Login::Given(credentials.clone()),
+            None => credentials::find(reference)?,
+        };
+        Ok(Self {
+            transport: Transport::new(&access.authorities, access.timeout, cancel)?,
+            base,
+            repository: reference.repository().to_owned(),
+            login,
+            authorization: Mutex::new(None),
+            cancel,
+        })
+    }
+
+    /// Does `work`, and closes all connections when the pull is cancelled: see [`Transport::watched`].
+    pub(super) fn watched<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.transport.watched(work)
+    }
+
+    /// Gets a manifest or an index by tag or digest: its bytes and its digest.
+    pub(super) fn manifest(&self, tag_or_digest: &str) -> Result<(Vec<u8>, Digest)> {
+        let url = self.base.with_path(&format!("/v2/{}/manifests/{tag_or_digest}", self.repository));
+        let accept = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
+        let result = self.insistent(|| self.fetch_manifest(&url, &accept));
+        result.with_context(|| format!("manifest {tag_or_digest} of {}{}", self.base, self.repository))
+    }
+
+    fn fetch_manifest(&self, url: &Url, accept: &str) -> Result<(Vec<u8>, Digest), Failure> {
+        let mut answer = self.get(url, &[("Accept", accept)])?;
+        if answer.status != 200 {
+            let missing = if answer.status == 404 { ErrorKind::ImageNotFound } else { ErrorKind::Registry };
+            return Err(answer.failure(missing, self.login.hint()));
+        }
+        let bytes = answer.body(MANIFEST_MAX)?.ok_or_else(|| {
+            Error::new(ErrorKind::InvalidImage, format!("it is larger than the limit of {MANIFEST_MAX} bytes"))
+        })?;
+        let found = Digest::of(&bytes);
+        // Registries may say digests of other algorithms here; those say nothing to us.
+        if let Some(said) = answer.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok()) {
+            if said != found {
+                return Err(digest::mismatch("manifest", &said, &found).into());
+            }
+        }
+        Ok((bytes, found))
+    }
+
+    /// Repeats what may go better the next time: broken connections, servers that are too busy.
+    fn insistent<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T> {
+        let mut tries = 1;
+        loop {
+            self.cancel.check()?;
+            match attempt() {
+                Ok(done) => return Ok(done),
+                Err(Failure { error, again: Some(pause) }) if tries < ATTEMPTS => {
+                    tracing::debug!(%error, tries, "trying again");
+                    self.pause(pause * 2_u32.pow(tries - 1))?;
+                    tries += 1;
+                }
+                Err(failure) => {
+                    self.cancel.check()?;
+                    return Err(failure.error);
+                }
+            }
+        }
+    }
+
+    /// Sleeps, but hears cancel.
+    fn pause(&self, time: Duration) -> Result<()> {
+        let end = std::time::Instant::now() + time;
+        loop {
+            self.cancel.check()?;
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(20)));
+        }
+    }
+
+    /// One GET with authentication, redirects followed.
+    fn get(&self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
+        let used = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = self.follow(url, headers, used.as_deref())?;
+        if answer.status != 401 {
+            return Ok(answer);
+        }
+        let authorization = self.authorize(&answer, used)?;
+        self.follow(url, headers, authorization.as_deref())
+    }
+
+    fn follow(&self, url: &Url, headers: &[(&str, &str)], authorization: Option<&str>) -> Result<Answer, Failure> {
+        let mut at = url.clone();
+        for _ in 0..=REDIRECTS {
+            let mut all = headers.to_vec();
+            // What proves who we are is for the registry alone, not for where it sends us.
+            if let Some(authorization) = authorization.filter(|_| at.same_origin(&self.base)) {
+                all.push(("Authorization", authorization));
+            }
+            let answer = self.transport.get(&at, &all)?;
+            if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let location = answer
+                .header("location")
+                .ok_or_else(|| Error::new(ErrorKind::Registry, format!("{at}: a redirect to nowhere")))?;
+            let next = at.join(location)?;
+            if at.is_secure() && !next.is_secure() {
+                return Err(Error::new(ErrorKind::Registry, format!("{at}: a redirect from HTTPS to {next}")).into());
+            }
+            at = next;
+        }
+        Err(Error::new(ErrorKind::Registry, format!("{url}: more than {REDIRECTS} redirects")).into())
+    }
+
+    /// Answers a challenge: the header to try next, or the reason why there is none.
+    fn authorize(&self, refusal: &Answer, used: Option<String>) -> Result<Option<String>, Failure> {
+        let mut current = self.authorization.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread answered the same challenge meanwhile.
+        if *current != used {
+            return Ok(current.clone());
+        }
+        let challenges: Vec<Challenge> = refusal.headers("www-authenticate").flat_map(challenge::parse).collect();
+        let bearer = challenges.iter().find(|challenge| challenge.is("bearer"));
+        let authorization = match bearer {
+            Some(challenge) => Some(format!("Bearer {}", self.token(challenge)?)),
+            None if challenges.iter().any(|challenge| challenge.is("basic")) => self.login.basic(),
+            None => None,
+        };
+        // The same answer again would only get the same refusal.
+        *current = authorization.filter(|authorization| used.as_ref() != Some(authorization));
+        Ok(current.clone())
+    }
+
+    /// Gets a token from the server that the registry trusts.
+    fn token(&self, challenge: &Challenge) -> Result<String, Failure> {
+        let registry = |why: String| Error::new(ErrorKind::Registry, why);
+        let realm = challenge.get("realm").ok_or_else(|| registry("the registry names no token server".to_owned()))?;
+        let realm = Url::parse(realm)?;
+        if self.base.is_secure() && !realm.is_secure() {
+            return Err(registry(format!("the token server {realm} would get the credentials unencrypted")).into());
+        }
+        let scope = format!("repository:{}:pull", self.repository);
+        let mut query = vec![("scope", challenge.get("scope").unwrap_or(&scope))];
+        query.extend(challenge.get("service").map(|service| ("service", service)));
+        let mut answer = match self.login.secret() {
+            Some(Secret::IdentityToken(token)) => {
+                query.extend([
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "gpucontainer"),
+                    ("refresh_token", token),
+                ]);
+                self.transport.post_form(&realm, &url::form(&query))?
+            }
+            Some(Secret::Password { user, .. }) => {
+                query.push(("account", user));
+                let basic = self.login.basic().unwrap_or_default();
+                self.transport.get(&realm.with_query(&query), &[("Authorization", &basic)])?
+            }
+            None => self.transport.get(&realm.with_query(&query), &[])?,
+        };
+        if answer.status != 200 {
+            let kind = if matches!(answer.status, 400..=404) { ErrorKind::Authentication } else { ErrorKind::Registry };
+            return Err(answer.failure(kind, self.login.hint()).context(format!("token server {realm}")));
+        }
+        #[derive(serde::Deserialize)]
+        struct Token {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let bytes = answer.body(TEXT_MAX)?.unwrap_or_default();
+        let token: Token = serde_json::from_slice(&bytes)
+            .map_err(|e| registry(format!("token server {realm}: its answer is no token: {e}")))?;
+        let token = token.token.or(token.access_token).filter(|token| !token.is_empty());
+        // Control characters would end the header and start another.
+        let token = token.filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
+        Ok(token.ok_or_else(|| registry(format!("token server {realm}: its answer has no token")))?)
+    }
+}
+
+/// Why one attempt failed, and how long to wait before another if that may help.
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    again: Option<Duration>,
+}
+
+impl Failure {
+    fn context(mut self, wanted: String) -> Self {
+        self.error = self.error.context(wanted);
+        self
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, again: None }
+    }
+}
+
+impl Answer {
+    /// The error of an answer that is not what was hoped for; `kind` unless the status says otherwise.
+    fn failure(&mut self, kind: ErrorKind, hint: Option<&str>) -> Failure {
+        let kind = match self.status {
+            401 | 403 => ErrorKind::Authentication,
+            _ => kind,
+        };
+        let said = self.complaint();
+        let hint = hint.filter(|_| kind == ErrorKind::Authentication).map(|hint| format!(" ({hint})"));
+        let error = Error::new(kind, format!("HTTP status {}{said}{}", self.status, hint.unwrap_or_default()));
+        let again = match self.status {
+            429 => {
+                let seconds = self.header("retry-after").and_then(|text| text.parse().ok()).unwrap_or(1);
+                Some(Duration::from_secs(u64::min(seconds, 10)))
+            }
+            500 | 502..=504 => Some(Duration::from_millis(200)),
+            _ => None,
+        };
+        Failure { error, again }
+    }
+
+    /// What the registry says about it in its own words, if it follows the specification there.
+    fn complaint(&mut self) -> String {
+        #[derive(serde::Deserialize)]
+        struct Complaints {
+            errors: Vec<Complaint>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Complaint {
+            #[serde(default)]
+            code: String,
+            #[serde(default)]
+            message: String,
+        }
+        let mut bytes = Vec::new();
+        // A broken error text is no reason to hide the error.
+        let _ = (&mut self.reader).take(TEXT_MAX).read_to_end(&mut bytes);
+        let complaints: Complaints = match serde_json::from_slice(&bytes) {
+            Ok(complaints) => complaints,
+            Err(_) => return String::new(),
+        };
+        let texts: Vec<String> = complaints.errors.iter().map(|e| format!("{} {}", e.code, e.message)).collect();
+        let text: String = texts.join("; ").chars().filter(|c| !c.is_control()).take(500).collect();
+        format!(": {text}")
+    }
+}

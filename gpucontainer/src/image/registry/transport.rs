@@ -1,0 +1,213 @@
+//! HTTP itself: connections, encryption, timeouts.
+
+use super::Failure;
+use super::url::Url;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
+use crate::sys::fs;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use ureq::Agent;
+use ureq::http::HeaderMap;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+
+/// A peer that says nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Where distributions keep the authorities that the host trusts. The first that is there counts.
+const HOST_AUTHORITIES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// How long to wait before the first repetition.
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
+
+/// How often a cancel is looked for while requests wait for their peer.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// The connections to a registry, and to where it sends us.
+#[derive(Debug)]
+pub(super) struct Transport {
+    agent: Agent,
+    cancel: Cancel,
+}
+
+/// What came back.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    headers: HeaderMap,
+    pub(super) reader: Box<dyn Read + Send>,
+}
+
+impl Transport {
+    pub(super) fn new(authorities: &[Vec<u8>], timeout: Option<Duration>, cancel: &Cancel) -> Result<Self> {
+        let silence = timeout.unwrap_or(SILENCE);
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(Some(silence))
+            .timeout_connect(Some(silence))
+            .timeout_recv_response(Some(silence))
+            .timeout_per_read(Some(silence))
+            .timeout_per_write(Some(silence))
+            .user_agent(concat!("gpucontainer/", env!("CARGO_PKG_VERSION")))
+            // Layers are compressed themselves, and their digests are of the bytes as they are.
+            .accept_encoding("identity")
+            .input_buffer_size(256 << 10)
+            .tls_config(TlsConfig::builder().root_certs(roots(authorities)?).build())
+            .build();
+        Ok(Self { agent: Agent::new_with_config(config), cancel: cancel.clone() })
+    }
+
+    pub(super) fn get(&self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
+        self.cancel.check()?;
+        let mut request = self.agent.get(url.whole());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.answer(url, request.call())
+    }
+
+    pub(super) fn post_form(&self, url: &Url, form: &str) -> Result<Answer, Failure> {
+        self.cancel.check()?;
+        let request = self.agent.post(url.whole()).header("Content-Type", "application/x-www-form-urlencoded");
+        self.answer(url, request.send(form))
+    }
+
+    fn answer(
+        &self,
+        url: &Url,
+        result: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Answer, Failure> {
+        match result {
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                let reader = Box::new(body.into_reader());
+                Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, reader })
+            }
+            Err(e) => {
+                // A cancel closes the connection; what that looks like from here does not matter.
+                self.cancel.check()?;
+                let again = may_pass(&e).then_some(PAUSE);
+                let error = Error::new(ErrorKind::Network, format!("GET {url}: {e}")).with_cause(e);
+                Err(Failure { error, again })
+            }
+        }
+    }
+
+    /// Does `work`, and closes all connections when `cancel` is switched: a blocked read ends at once.
+    ///
+    /// There is one more thread for as long as it takes.
+    pub(super) fn watched<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct Done<'a>(&'a AtomicBool, std::thread::Thread);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Release);
+                self.1.unpark();
+            }
+        }
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    if self.cancel.is_cancelled() {
+                        return self.agent.clone().shutdown();
+                    }
+                    std::thread::park_timeout(WATCH);
+                }
+            });
+            // Also when the work panics, or the scope would wait for the watcher for ever.
+            let _done = Done(&done, watcher.thread().clone());
+            work()
+        })
+    }
+}
+
+/// Whether the same request may succeed a moment later.
+fn may_pass(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Io(e) => e.kind() != io::ErrorKind::NotConnected,
+        ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => true,
+        _ => false,
+    }
+}
+
+/// The host's authorities and those that the caller added; without any, those of Mozilla that are built in.
+fn roots(added: &[Vec<u8>]) -> Result<RootCerts> {
+    let mut certificates = Vec::new();
+    for pem in added {
+        let before = certificates.len();
+        for item in ureq::tls::parse_pem(pem) {
+            match item {
+                Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
+                Ok(_) => {}
+                Err(e) => {
+                    let why = format!("certificate authority: {e}");
+                    return Err(Error::new(ErrorKind::InvalidArgument, why));
+                }
+            }
+        }
+        if certificates.len() == before {
+            return Err(Error::new(ErrorKind::InvalidArgument, "certificate authority: no certificate in the PEM"));
+        }
+    }
+    match host_authorities() {
+        Some(host) => certificates.extend(host),
+        None if certificates.is_empty() => return Ok(RootCerts::WebPki),
+        None => {}
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
+}
+
+fn host_authorities() -> Option<Vec<Certificate<'static>>> {
+    let named = fs::path_from_environment("SSL_CERT_FILE");
+    let known = HOST_AUTHORITIES.iter().map(|path| Path::new(path).to_owned());
+    for path in named.into_iter().chain(known) {
+        let Ok(pem) = fs::read(&path) else { continue };
+        // One unreadable certificate among hundreds must not take the others away.
+        let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
+            .filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            })
+            .collect();
+        if !certificates.is_empty() {
+            return Some(certificates);
+        }
+    }
+    None
+}
+
+impl Answer {
+    /// A header's value, its name given in lower case.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// All values of a header.
+    pub(super) fn headers(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+    }
+
+    /// The whole body; `None` if it is longer than `limit`.
+    pub(super) fn body(&mut self, limit: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let stated = self.header("content-length").and_then(|text| text.parse::<u64>().ok());
+        if stated.is_some_and(|stated| stated > limit) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        match (&mut self.reader).take(limit + 1).read_to_end(&mut bytes) {
+            Ok(count) => Ok(u64::try_from(count).is_ok_and(|count| count <= limit).then_some(bytes)),
+            Err(e) => Err(Failure {
+                error: Error::new(ErrorKind::Network, format!("the answer broke off: {e}")).with_cause(e),
+                again: Some(PAUSE),
+            }),
+        }
+    }
+}
