@@ -1,0 +1,601 @@
+//! Pulling from a real registry what other tools pushed.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod image_support;
+
+use gpucontainer::image::{Credentials, ImageStore, PullOptions};
+use gpucontainer::{Cancel, Digest, ErrorKind, Phase};
+use image_support::front::{Front, answer, forward};
+use image_support::{Place, Registry, architecture, base64, read, run, umoci_layout};
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+fn options() -> PullOptions<'static> {
+    // The user's own credentials have no place in a test.
+    PullOptions::new().credentials(Credentials::anonymous())
+}
+
+fn ready() -> bool {
+    common::tier("registry") && common::tools("registry", &["umoci", "openssl", "base64"])
+}
+
+#[test]
+fn every_form_that_tools_push_is_pulled() {
+    if !ready() {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let place = Place::new();
+    let registry = Registry::start(&place.path("registry"), "", "");
+    let layout = umoci_layout(&place.path(""), 3, 100_000);
+    let source = format!("oci:{}:v1", layout.display());
+    registry.push(&source, "gzip:1", &[]);
+    registry.push(&source, "team/zstd:1", &["--dest-compress-format", "zstd"]);
+    registry.push(&source, "docker:1", &["--format", "v2s2"]);
+    let unpacked = place.path("plain");
+    run(Command::new("skopeo")
+        .args(["copy", "--quiet", "--insecure-policy", "--dest-decompress", &source])
+        .arg(format!("dir:{}", unpacked.display())));
+    registry.push(&format!("dir:{}", unpacked.display()), "plain:1", &[]);
+
+    let mut ids = Vec::new();
+    for name in ["gzip:1", "team/zstd:1", "docker:1", "plain:1"] {
+        // Each from nothing, or the first would have brought all layers.
+        let fresh = ImageStore::open(place.path(&format!("store-{}", name.replace('/', "-")))).unwrap();
+        let mut reports = Vec::new();
+        let image = fresh.pull(&registry.name(name), options().progress(|p| reports.push(p))).unwrap();
+        assert_eq!(image.reference().to_string(), registry.name(name));
+        for number in 0..3 {
+            assert_eq!(read(&image, &format!("etc/layer-{number}")).unwrap(), format!("layer {number}"), "{name}");
+        }
+        let noise = std::fs::read(image.layers().unwrap()[2].path().join("etc/noise-2")).unwrap();
+        assert_eq!(noise, image_support::noise(100_000, 2));
+        let config = image.config();
+        assert_eq!((config.env.as_slice(), config.user.as_str()), (&["A=1".to_owned()][..], "1000"));
+        assert_eq!((config.command.as_slice(), config.working_dir.as_str()), (&["/bin/sh".to_owned()][..], "/work"));
+        assert_eq!(config.exposed_ports, ["80/tcp"]);
+        assert_eq!(config.labels["maker"], "umoci");
+        ids.push((image.id(), image.layers().unwrap().iter().map(|layer| layer.diff_id()).collect::<Vec<_>>()));
+
+        let done = reports.iter().filter(|p| p.phase == Phase::Done).count();
+        assert_eq!(done, 3, "{reports:?}");
+        assert!(reports.iter().all(|p| p.total.is_some_and(|total| p.bytes <= total)));
+
+        // By digest, and again: nothing is fetched twice.
+        let (repository, _) = name.split_once(':').unwrap();
+        let pinned = format!("{}@{}", registry.name(repository), image.manifest_digest());
+        assert_eq!(fresh.pull(&pinned, options()).unwrap().id(), image.id());
+        let mut reports = Vec::new();
+        fresh.pull(&registry.name(name), options().progress(|p| reports.push(p.phase))).unwrap();
+        assert_eq!(reports, [Phase::Present; 3]);
+        assert_eq!(std::fs::read_dir(fresh.path().join("staging")).unwrap().count(), 0);
+    }
+    assert!(ids.iter().all(|(_, layers)| *layers == ids[0].1), "the plain forms are the same");
+
+    // All of them in one store share their layers.
+    for name in ["gzip:1", "team/zstd:1", "docker:1", "plain:1"] {
+        place.store.pull(&registry.name(name), options()).unwrap();
+    }
+    assert_eq!((place.layers(), place.store.list().unwrap().len()), (3, 4));
+    place.assert_good();
+    drop((registry, place));
+    leaks.check();
+}
+
+#[test]
+fn an_index_gives_the_image_of_the_platform() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let registry = Registry::start(&place.path("registry"), "", "");
+    let mut entries = Vec::new();
+    for (number, arch) in ["amd64", "arm64", "s390x"].iter().enumerate() {
+        let directory = place.path(arch);
+        std::fs::create_dir(&directory).unwrap();
+        let layout = umoci_layout(&directory, 1, 0);
+        let image = format!("{}:v1", layout.display());
+        run(Command::new("umoci").args(["config", "--image", &image, "--architecture", arch]));
+        run(Command::new("umoci").args(["config", "--image", &image, "--config.env", &format!("NUMBER={number}")]));
+        registry.push(&format!("oci:{image}"), &format!("multi:{arch}"), &[]);
+        let raw = run(Command::new("skopeo")
+            .args(["inspect", "--raw", "--tls-verify=false"])
+            .arg(format!("docker://{}", registry.name(&format!("multi:{arch}")))));
+        entries.push(serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": Digest::of(raw.as_bytes()).to_string(),
+            "size": raw.len(), "platform": {"os": "linux", "architecture": arch}
+        }));
+    }
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = serde_json::json!({"schemaVersion": 2, "mediaType": media_type, "manifests": entries}).to_string();
+    registry.put_manifest("multi", "all", media_type, &index);
+
+    let image = place.store.pull(&registry.name("multi:all"), options()).unwrap();
+    assert_eq!(image.config().architecture, architecture());
+    let other = options().platform("linux/s390x".parse().unwrap());
+    let image = place.store.pull(&registry.name("multi:all"), other).unwrap();
+    assert_eq!((image.config().architecture.as_str(), &image.config().env[1]), ("s390x", &"NUMBER=2".to_owned()));
+    let pinned = format!("{}@{}", registry.name("multi"), Digest::of(index.as_bytes()));
+    let image = place.store.pull(&pinned, options()).unwrap();
+    assert_eq!(image.config().architecture, architecture());
+    // Pinned by the index's digest, another platform is another image all the same.
+    let other = options().platform("linux/s390x".parse().unwrap());
+    assert_eq!(place.store.pull(&pinned, other).unwrap().config().architecture, "s390x");
+
+    let missing = options().platform("linux/riscv64".parse().unwrap());
+    let error = place.store.pull(&registry.name("multi:all"), missing).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
+    let error = place.store.pull(&registry.name("multi:s390x"), options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidImage, "{error}");
+    place.assert_good();
+}
+
+/// A certificate authority and a certificate for 127.0.0.1; paths of authority, certificate, key.
+fn certificates(directory: &Path) -> (String, String, String) {
+    std::fs::create_dir_all(directory).unwrap();
+    let path = |name: &str| directory.join(name).display().to_string();
+    let (ca, ca_key, certificate, key) = (path("ca.pem"), path("ca.key"), path("cert.pem"), path("cert.key"));
+    let new_key = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+    run(Command::new("openssl").args(new_key).args([
+        "-x509",
+        "-subj",
+        "/CN=test authority",
+        "-out",
+        &ca,
+        "-keyout",
+        &ca_key,
+    ]));
+    let names =
+        ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"];
+    run(Command::new("openssl").args(new_key).args(names).args([
+        "-x509",
+        "-CA",
+        &ca,
+        "-CAkey",
+        &ca_key,
+        "-out",
+        &certificate,
+        "-keyout",
+        &key,
+    ]));
+    (ca, certificate, key)
+}
+
+/// `user` with the password `secret`, as `htpasswd -B` writes it.
+const HTPASSWD: &str = "user:$2y$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n";
+
+#[test]
+fn https_with_its_own_authority_and_basic_authentication() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let directory = place.path("registry");
+    let open = Registry::start(&directory, "", "");
+    let layout = umoci_layout(&place.path(""), 1, 0);
+    open.push(&format!("oci:{}:v1", layout.display()), "x:1", &[]);
+    drop(open);
+    let (ca, certificate, key) = certificates(&place.path("certificates"));
+    std::fs::write(place.path("htpasswd"), HTPASSWD).unwrap();
+    let tls = format!("  tls:\n    certificate: {certificate}\n    key: {key}\n");
+    let auth = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", place.path("htpasswd").display());
+    let registry = Registry::start(&directory, &tls, &auth);
+    let name = registry.name("x:1");
+    let pem = std::fs::read(ca).unwrap();
+    let secure = || PullOptions::new().plain_http(false).timeout(Duration::from_secs(20));
+    let trusting = || secure().certificate_authority(pem.clone());
+
+    let table = [
+        ("nobody vouches", secure().credentials(Credentials::anonymous()), ErrorKind::Network),
+        ("plain", trusting().plain_http(true).credentials(Credentials::anonymous()), ErrorKind::Registry),
+        ("anonymous", trusting().credentials(Credentials::anonymous()), ErrorKind::Authentication),
+        ("wrong", trusting().credentials(Credentials::password("user", "wrong")), ErrorKind::Authentication),
+        ("no pem", secure().certificate_authority("nothing"), ErrorKind::InvalidArgument),
+    ];
+    for (case, options, kind) in table {
+        let error = place.store.pull(&name, options).unwrap_err();
+        assert_eq!(error.kind(), kind, "{case}: {error}");
+        assert!(!error.to_string().contains("wrong"), "the password is not shown: {error}");
+        place.assert_good();
+    }
+    let image = place.store.pull(&name, trusting().credentials(Credentials::password("user", "secret"))).unwrap();
+    assert_eq!(read(&image, "etc/layer-0").unwrap(), "layer 0");
+
+    // The same from the files that logging in leaves, in a process of its own since they are found by its environment.
+    for (file, text) in [
+        (
+            "docker",
+            format!(
+                r#"{{"auths":{{"{}":{{"auth":"{}"}}}}}}"#,
+                registry.name("").trim_end_matches('/'),
+                base64(b"user:secret")
+            ),
+        ),
+        ("helper", r#"{"credsStore":"none"}"#.to_owned()),
+    ] {
+        let config = place.path(file);
+        std::fs::create_dir(&config).unwrap();
+        std::fs::write(config.join("config.json"), text).unwrap();
+        let mut child = puller(&place.path(&format!("store-{file}")), &name);
+        child.env("DOCKER_CONFIG", &config).env("GPUC_TEST_CA", place.path("certificates/ca.pem"));
+        let output = child.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        match file {
+            "docker" => assert!(output.status.success(), "{said}"),
+            _ => assert!(
+                !output.status.success() && said.contains("Authentication") && said.contains("helper"),
+                "{said}"
+            ),
+        }
+    }
+}
+
+/// Signs tokens as the registry's `auth: token` wants them.
+struct TokenServer {
+    front: Front,
+    certificate: String,
+}
+
+impl TokenServer {
+    fn start(directory: &Path) -> Self {
+        std::fs::create_dir_all(directory).unwrap();
+        let path = |name: &str| directory.join(name).display().to_string();
+        let (certificate, key) = (path("token.pem"), path("token.key"));
+        run(Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=tokens"])
+            .args(["-out", &certificate, "-keyout", &key]));
+        let pem = std::fs::read_to_string(&certificate).unwrap();
+        let der: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+        let front = Front::start(move |request, stream| {
+            let basic = format!("Basic {}", base64(b"user:secret"));
+            let (subject, allowed) = match (request.method.as_str(), request.header("authorization")) {
+                ("GET", None) => ("", request.path.contains("repository%3Apublic")),
+                ("GET", Some(header)) => ("user", header == basic),
+                ("POST", _) => (
+                    "user",
+                    request.body.contains("refresh_token=identity")
+                        && request.body.contains("grant_type=refresh_token"),
+                ),
+                _ => ("", false),
+            };
+            if !allowed && !subject.is_empty() {
+                return answer(stream, "401 Unauthorized", &[], b"{}");
+            }
+            let repository = if request.path.contains("public") || request.body.contains("public") {
+                "public/x"
+            } else {
+                "private/x"
+            };
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+            let access = if allowed {
+                serde_json::json!([{"type": "repository", "name": repository, "actions": ["pull"]}])
+            } else {
+                serde_json::json!([])
+            };
+            let claims = serde_json::json!({
+                "iss": "tokens", "sub": subject, "aud": "test registry", "exp": now + 300, "nbf": now - 10, "iat": now,
+                "jti": "1", "access": access
+            });
+            let header = serde_json::json!({"typ": "JWT", "alg": "RS256", "x5c": [der]});
+            let url = |bytes: &[u8]| base64(bytes).replace('+', "-").replace('/', "_").replace('=', "");
+            let signed = format!("{}.{}", url(header.to_string().as_bytes()), url(claims.to_string().as_bytes()));
+            let mut openssl = Command::new("openssl")
+                .args(["dgst", "-sha256", "-sign", &key])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::io::Write::write_all(&mut openssl.stdin.take().unwrap(), signed.as_bytes()).unwrap();
+            let signature = openssl.wait_with_output().unwrap().stdout;
+            let body = serde_json::json!({"token": format!("{signed}.{}", url(&signature))}).to_string();
+            answer(stream, "200 OK", &[("Content-Type", "application/json")], body.as_bytes());
+        });
+        Self { front, certificate }
+    }
+}
+
+#[test]
+fn tokens_are_got_anonymously_with_a_password_and_with_an_identity_token() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let directory = place.path("registry");
+    let open = Registry::start(&directory, "", "");
+    let layout = umoci_layout(&place.path(""), 3, 0);
+    let source = format!("oci:{}:v1", layout.display());
+    open.push(&source, "public/x:1", &[]);
+    open.push(&source, "private/x:1", &[]);
+    drop(open);
+    let tokens = TokenServer::start(&place.path("tokens"));
+    let auth = format!(
+        "auth:\n  token:\n    realm: http://127.0.0.1:{}/token\n    service: test registry\n    issuer: tokens\n    rootcertbundle: {}\n",
+        tokens.front.port, tokens.certificate
+    );
+    let registry = Registry::start(&directory, "", &auth);
+    let pull = |name: &str, credentials| {
+        let fresh = tempfile::tempdir_in(place.path("")).unwrap();
+        let store = ImageStore::open(fresh.path()).unwrap();
+        store
+            .pull(&registry.name(name), PullOptions::new().credentials(credentials))
+            .map(|image| image.layers().unwrap().len())
+    };
+    assert_eq!(pull("public/x:1", Credentials::anonymous()).unwrap(), 3);
+    assert_eq!(tokens.front.seen().len(), 1, "one token serves the manifest and all layers");
+    assert_eq!(pull("private/x:1", Credentials::password("user", "secret")).unwrap(), 3);
+    assert_eq!(pull("private/x:1", Credentials::identity_token("identity")).unwrap(), 3);
+    for (case, credentials) in [
+        ("anonymous", Credentials::anonymous()),
+        ("wrong password", Credentials::password("user", "wrong")),
+        ("wrong token", Credentials::identity_token("other")),
+    ] {
+        let error = pull("private/x:1", credentials).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{case}: {error}");
+    }
+}
+
+/// A registry with an image, behind a front that passes on all but what `blob` answers itself. `blob` gets
+/// the number of the request for a layer and says whether it answered.
+fn behind(
+    place: &Place,
+    layers: usize,
+    bytes: usize,
+    blob: impl Fn(u64, u16, &image_support::front::Request, &mut std::net::TcpStream) -> bool + Send + Sync + 'static,
+) -> (Registry, Front) {
+    let registry = Registry::start(&place.path("registry"), "", "");
+    let layout = umoci_layout(&place.path(""), layers, bytes);
+    registry.push(&format!("oci:{}:v1", layout.display()), "x:1", &[]);
+    let port = registry.port;
+    let count = AtomicU64::new(0);
+    let front = Front::start(move |request, stream| {
+        let handled =
+            request.path.contains("/blobs/") && blob(count.fetch_add(1, Ordering::SeqCst), port, request, stream);
+        if !handled {
+            forward(port, request, stream, u64::MAX);
+        }
+    });
+    (registry, front)
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_broke() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let (_registry, front) = behind(&place, 1, 3_000_000, |number, port, request, stream| {
+        // The first request for the layer and two resumptions are cut short.
+        let cut = (1..=3).contains(&number);
+        if cut {
+            forward(port, request, stream, 700_000);
+        }
+        cut
+    });
+    let image = place.store.pull(&front.name("x:1"), options().concurrency(1)).unwrap();
+    let noise = std::fs::read(image.layers().unwrap()[0].path().join("etc/noise-0")).unwrap();
+    assert!(noise == image_support::noise(3_000_000, 0));
+    let ranges: Vec<String> =
+        front.seen().iter().filter_map(|request| request.header("range").map(str::to_owned)).collect();
+    assert_eq!(ranges.len(), 3, "{ranges:?}");
+    assert!(ranges.iter().all(|range| range.starts_with("bytes=") && range.ends_with('-')));
+    place.assert_good();
+}
+
+#[test]
+fn a_registry_that_never_holds_a_connection_is_given_up() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let (_registry, front) = behind(&place, 1, 100_000, |number, port, request, stream| {
+        if number > 0 {
+            forward(port, request, stream, 1000);
+        }
+        number > 0
+    });
+    let error = place.store.pull(&front.name("x:1"), options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+    assert!(front.seen().len() < 20, "the attempts are bounded");
+    place.assert_good();
+}
+
+#[test]
+fn a_silent_registry_is_given_up_and_cancel_does_not_wait_for_it() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let released = Arc::new(AtomicU64::new(0));
+    let hold = released.clone();
+    let (_registry, front) = behind(&place, 1, 100_000, move |number, port, request, stream| {
+        if number > 0 {
+            forward(port, request, stream, 1000);
+            while hold.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        number > 0
+    });
+    // Cancelled while a read waits that would wait for an hour.
+    let cancel = Cancel::new();
+    let switch = cancel.clone();
+    let start = Instant::now();
+    let hour = options().timeout(Duration::from_secs(3600)).cancel(cancel);
+    let error = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while front.seen().iter().filter(|request| request.path.contains("/blobs/")).count() < 2 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            switch.cancel();
+        });
+        place.store.pull(&front.name("x:1"), hour).unwrap_err()
+    });
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert!(start.elapsed() < Duration::from_secs(60));
+    place.assert_good();
+
+    let error = place.store.pull(&front.name("x:1"), options().timeout(Duration::from_millis(50))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+    place.assert_good();
+    released.store(1, Ordering::SeqCst);
+}
+
+#[test]
+fn credentials_do_not_follow_a_redirect_to_another_server() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let inner = Registry::start(&place.path("registry"), "", "");
+    let layout = umoci_layout(&place.path(""), 1, 0);
+    inner.push(&format!("oci:{}:v1", layout.display()), "x:1", &[]);
+    let port = inner.port;
+    let storage = Front::start(move |request, stream| {
+        let mut request = request.clone();
+        request.path = request.path.split('?').next().unwrap().to_owned();
+        forward(port, &request, stream, u64::MAX);
+    });
+    let target = storage.port;
+    let front = Front::start(move |request, stream| {
+        if request.header("authorization").is_none() {
+            return answer(stream, "401 Unauthorized", &[("WWW-Authenticate", "Basic realm=\"x\"")], b"");
+        }
+        if request.path.contains("/blobs/") {
+            let location = format!("http://localhost:{target}{}?signature=1", request.path);
+            return answer(stream, "307 Temporary Redirect", &[("Location", &location)], b"");
+        }
+        forward(port, request, stream, u64::MAX);
+    });
+    let login = PullOptions::new().credentials(Credentials::password("user", "secret"));
+    place.store.pull(&front.name("x:1"), login).unwrap();
+    assert!(front.seen().iter().any(|request| request.header("authorization").is_some()));
+    let seen = storage.seen();
+    assert_eq!(seen.len(), 2, "configuration and layer");
+    assert!(seen.iter().all(|request| request.header("authorization").is_none()), "{seen:?}");
+}
+
+/// This test binary, told to pull.
+fn puller(store: &Path, name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "pull_as_a_process_of_its_own", "--ignored", "--nocapture"])
+        .env("GPUC_TEST_STORE", store)
+        .env("GPUC_TEST_NAME", name)
+        .env("XDG_RUNTIME_DIR", store)
+        .env("XDG_CONFIG_HOME", store)
+        .env("DOCKER_CONFIG", store)
+        .env_remove("REGISTRY_AUTH_FILE")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command
+}
+
+#[test]
+#[ignore = "only the other tests run it, in a process of its own"]
+fn pull_as_a_process_of_its_own() {
+    let (Some(store), Ok(name)) = (std::env::var_os("GPUC_TEST_STORE"), std::env::var("GPUC_TEST_NAME")) else {
+        return;
+    };
+    let mut options = PullOptions::new();
+    if let Some(ca) = std::env::var_os("GPUC_TEST_CA") {
+        options = options.plain_http(false).certificate_authority(std::fs::read(ca).unwrap());
+    }
+    let image = ImageStore::open(store).unwrap().pull(&name, options);
+    if let Err(error) = &image {
+        println!("{error:?}");
+    }
+    assert_eq!(
+        image.unwrap().layers().unwrap().len(),
+        std::env::var("GPUC_TEST_LAYERS").map_or(1, |n| n.parse().unwrap())
+    );
+}
+
+#[test]
+fn processes_that_pull_the_same_at_once_fetch_each_layer_once() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let (_registry, front) = behind(&place, 4, 500_000, |_, _, _, _| false);
+    let name = front.name("x:1");
+    let mut children: Vec<_> =
+        (0..3).map(|_| puller(place.store.path(), &name).env("GPUC_TEST_LAYERS", "4").spawn().unwrap()).collect();
+    // And this process, from two threads.
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(place.store.pull(&name, options()).unwrap().layers().unwrap().len(), 4));
+        }
+    });
+    for child in &mut children {
+        assert!(child.wait().unwrap().success());
+    }
+    let image = place.store.image(&name).unwrap();
+    let manifest: serde_json::Value = {
+        let file = place.store.path().join("blobs/sha256").join(image.manifest_digest().hex());
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    };
+    let mut fetched: HashMap<String, u32> = HashMap::new();
+    for request in front.seen() {
+        *fetched.entry(request.path).or_default() += 1;
+    }
+    for layer in manifest["layers"].as_array().unwrap() {
+        let path = format!("/v2/x/blobs/{}", layer["digest"].as_str().unwrap());
+        assert_eq!(fetched.get(&path), Some(&1), "{fetched:?}");
+    }
+    assert_eq!(place.layers(), 4);
+    place.assert_good();
+}
+
+#[test]
+fn a_pull_killed_at_any_instant_leaves_a_good_store() {
+    if !ready() {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let place = Place::new();
+    let (registry, _front) = behind(&place, 3, 1_000_000, |_, _, _, _| false);
+    let name = registry.name("x:1");
+    let whole = {
+        let start = Instant::now();
+        let mut child = puller(&place.path("measured"), &name).env("GPUC_TEST_LAYERS", "3").spawn().unwrap();
+        assert!(child.wait().unwrap().success());
+        start.elapsed()
+    };
+    const POINTS: u32 = 24;
+    let mut killed = 0;
+    for point in 0..POINTS {
+        let store = place.path(&format!("killed-{point}"));
+        let mut child = puller(&store, &name).env("GPUC_TEST_LAYERS", "3").spawn().unwrap();
+        // Killed at instants spread over the whole pull: this is what is being tested, not a wait for luck.
+        std::thread::sleep(whole * point / POINTS);
+        child.kill().unwrap();
+        killed += u32::from(child.wait().unwrap().signal() == Some(9));
+        let store = ImageStore::open(&store).unwrap();
+        assert_eq!(std::fs::read_dir(store.path().join("staging")).unwrap().count(), 0, "point {point}");
+        // What is listed is whole, whenever it was killed.
+        for image in store.list().unwrap() {
+            assert_eq!(image.layers().unwrap().len(), 3);
+        }
+        let image = store.pull(&name, options()).unwrap();
+        for (number, layer) in image.layers().unwrap().iter().enumerate() {
+            let noise = std::fs::read(layer.path().join(format!("etc/noise-{number}"))).unwrap();
+            assert!(noise == image_support::noise(1_000_000, number), "point {point}");
+        }
+        store.remove(&name).unwrap();
+        drop(image);
+        store.collect_garbage().unwrap();
+        for directory in ["layers/sha256", "blobs/sha256", "refs", "locks", "staging"] {
+            assert_eq!(std::fs::read_dir(store.path().join(directory)).unwrap().count(), 0, "{directory}");
+        }
+    }
+    assert!(killed > POINTS / 2, "only {killed} were killed in time");
+    drop((registry, _front, place));
+    leaks.check();
+}
