@@ -457,7 +457,7 @@ fn scratch_directories_live_as_long_as_their_owner() {
 }
 
 #[test]
-fn fallbacks_follow_names_of_any_bytes() {
+fn names_of_any_bytes_mount() {
     if !common::tier("root") {
         return;
     }
@@ -466,8 +466,8 @@ fn fallbacks_follow_names_of_any_bytes() {
     let layers = many(&base, 2);
     let target = directory.path().join("target");
     fs::create_dir(&target).unwrap();
-    for lowerdir_add in [true, false] {
-        let features = OverlayFeatures { lowerdir_add, ..overlay_features() };
+    let features = overlay_features();
+    for features in [features, OverlayFeatures { lowerdir_add: false, ..features }] {
         let mounted = mounted::mount(&Rootfs::new(&layers).writable(Writable::ReadOnly), &target, features).unwrap();
         assert_eq!(names(&target), ["common", "own-0", "own-1"]);
         mounted.unmount().unwrap();

@@ -20,7 +20,11 @@ pub(crate) struct OverlayFeatures {
 /// Takes microseconds, changes nothing, and may load the kernel's overlay module.
 pub(crate) fn overlay_features() -> OverlayFeatures {
     let version = kernel_version(rustix::system::uname().release().to_bytes());
-    let asked = Context::open("overlay").ok().map(|context| context.set_text("lowerdir+", OsStr::new("/")).is_ok());
+    let asked = Context::open("overlay").ok().map(|context| {
+        // Before 6.5 every setting was taken, whatever its name, and only looked at when the mount was made.
+        let looks = context.set_flag("no-such-setting").is_err();
+        looks && context.set_text("lowerdir+", OsStr::new("/")).is_ok()
+    });
     OverlayFeatures {
         lowerdir_add: asked.unwrap_or(version >= (6, 5)),
         unprivileged: version >= (5, 11),
