@@ -1,6 +1,7 @@
 //! Errors, as C sees them.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library")]
 
+use crate::boundary::c_string;
 use gpucontainer::ErrorKind;
 use std::ffi::{CString, c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
@@ -122,8 +123,9 @@ pub struct Error {
 }
 
 impl Error {
-    pub(crate) fn new(kind: gpuc_error_kind_t, message: &str) -> Self {
-        Self { kind, errno: 0, message: c_string(message.as_bytes()), path: None }
+    /// A bug of the library, whatever kind the core has for it.
+    pub(crate) fn internal(error: gpucontainer::Error) -> Self {
+        Self { kind: gpuc_error_kind_t::GPUC_ERROR_INTERNAL, ..Self::from(error) }
     }
 }
 
@@ -136,12 +138,6 @@ impl From<gpucontainer::Error> for Error {
             path: error.path().map(|path| c_string(path.as_os_str().as_bytes())),
         }
     }
-}
-
-/// The bytes up to the first zero byte, which C could not see beyond.
-pub(crate) fn c_string(bytes: &[u8]) -> CString {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    CString::new(&bytes[..end]).unwrap_or_default()
 }
 
 /// What went wrong, to act on.

@@ -1,8 +1,8 @@
 //! What a host can do, as C sees it.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library")]
 
-use crate::boundary::{ErrorSlot, call, given, text};
-use crate::error::{Error, c_string};
+use crate::boundary::{c_string, call, given, text};
+use crate::error::Error;
 use std::ffi::{CString, c_char};
 use std::mem::MaybeUninit;
 
@@ -20,8 +20,7 @@ pub struct Host {
 /// @return the caller's, freed with gpuc_host_free; NULL on failure
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_host_probe(error: Option<&mut MaybeUninit<Option<Box<Error>>>>) -> Option<Box<Host>> {
-    let slot: ErrorSlot<'_> = error;
-    call(slot, None, || {
+    call(error, None, || {
         let host = gpucontainer::Host::probe();
         let json = serde_json::to_string(&host).map_err(|cause| {
             gpucontainer::Error::new(gpucontainer::ErrorKind::Corrupt, format!("host as JSON: {cause}"))

@@ -10,6 +10,17 @@
 )]
 
 mod boundary;
-pub mod error;
-pub mod host;
+
+// The groups keep the order of the header.
+
 pub mod version;
+
+pub mod error;
+
+pub mod host;
+
+pub mod transfer;
+
+pub mod image;
+
+pub mod builder;

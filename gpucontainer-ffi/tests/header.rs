@@ -42,7 +42,17 @@ fn generate() -> String {
         usize_is_size_t: true,
         ..cbindgen::Config::default()
     };
-    for (rust, c) in [("Error", "gpuc_error_t"), ("Host", "gpuc_host_t")] {
+    let objects = [
+        ("Cancel", "gpuc_cancel_t"),
+        ("Error", "gpuc_error_t"),
+        ("Host", "gpuc_host_t"),
+        ("Image", "gpuc_image_t"),
+        ("ImageBuilder", "gpuc_image_builder_t"),
+        ("ImageStore", "gpuc_image_store_t"),
+        ("Images", "gpuc_images_t"),
+        ("Transfer", "gpuc_transfer_t"),
+    ];
+    for (rust, c) in objects {
         config.export.rename.insert(rust.to_owned(), c.to_owned());
     }
     let mut bytes = Vec::new();

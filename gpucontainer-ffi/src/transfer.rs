@@ -1,0 +1,217 @@
+//! Options of pulls and imports, progress and cancellation, as C sees them.
+#![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
+
+use crate::boundary::{Fault, c_string, text};
+use gpucontainer::image::{ImportOptions, Platform};
+use gpucontainer::{Phase, Progress};
+use std::ffi::{c_char, c_void};
+
+/// A switch that ends long work early with GPUC_ERROR_CANCELLED. Any number of threads may use it at once.
+#[derive(Debug, Default)]
+pub struct Cancel(pub(crate) gpucontainer::Cancel);
+
+/// Makes a switch that is off.
+///
+/// @return the caller's, freed with gpuc_cancel_free
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_cancel_new() -> Option<Box<Cancel>> {
+    Some(Box::default())
+}
+
+/// Ends the work that was given this switch. May be called from any thread and from a signal handler.
+///
+/// @param cancel  may be NULL
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_cancel_switch(cancel: Option<&Cancel>) {
+    if let Some(cancel) = cancel {
+        cancel.0.cancel();
+    }
+}
+
+/// Frees a switch. Work that was given it goes on.
+///
+/// @param cancel  may be NULL
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_cancel_free(cancel: Option<Box<Cancel>>) {
+    drop(cancel);
+}
+
+/// What is being done with an item of a transfer.
+#[allow(non_camel_case_types, reason = "the names are those of C, so that one search finds both")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(C)]
+pub enum gpuc_phase_t {
+    /// A phase that this header does not know.
+    GPUC_PHASE_UNKNOWN = 0,
+    /// Waiting for another process that works on the same item.
+    GPUC_PHASE_WAITING = 1,
+    /// Downloaded, checked and unpacked, all in one stream.
+    GPUC_PHASE_PULLING = 2,
+    /// Read from a local archive or directory, checked and unpacked.
+    GPUC_PHASE_IMPORTING = 3,
+    /// Ready.
+    GPUC_PHASE_DONE = 4,
+    /// It was in the store already.
+    GPUC_PHASE_PRESENT = 5,
+}
+
+impl From<Phase> for gpuc_phase_t {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Waiting => Self::GPUC_PHASE_WAITING,
+            Phase::Pulling => Self::GPUC_PHASE_PULLING,
+            Phase::Importing => Self::GPUC_PHASE_IMPORTING,
+            Phase::Done => Self::GPUC_PHASE_DONE,
+            Phase::Present => Self::GPUC_PHASE_PRESENT,
+            _ => Self::GPUC_PHASE_UNKNOWN,
+        }
+    }
+}
+
+/// A report of a transfer: the item, for example a layer's digest; the bytes done so far, and in all, 0 if
+/// that is not known. Called from threads of the library, one call at a time. `item` lives as long as the
+/// call.
+#[allow(non_camel_case_types, reason = "the name is that of C, so that one search finds both")]
+pub type gpuc_progress_t =
+    Option<extern "C" fn(context: *mut c_void, item: *const c_char, phase: gpuc_phase_t, bytes: u64, total: u64)>;
+
+/// How to pull or import an image. A setter that is given something unusable makes the transfer fail.
+#[derive(Debug, Default)]
+pub struct Transfer {
+    fault: Fault,
+    reference: Option<String>,
+    select: Option<String>,
+    platform: Option<Platform>,
+    progress: Option<Callback>,
+    cancel: gpucontainer::Cancel,
+    concurrency: Option<usize>,
+    max_layer_bytes: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Callback {
+    function: extern "C" fn(*mut c_void, *const c_char, gpuc_phase_t, u64, u64),
+    context: *mut c_void,
+}
+
+// SAFETY: the pointer is handed back to the caller's own function alone, and the header says that this
+// happens on other threads.
+unsafe impl Send for Callback {}
+
+impl Callback {
+    fn report(&self, progress: &Progress) {
+        let item = c_string(progress.item.as_bytes());
+        let phase = progress.phase.into();
+        (self.function)(self.context, item.as_ptr(), phase, progress.bytes, progress.total.unwrap_or(0));
+    }
+}
+
+impl Transfer {
+    pub(crate) fn import(&self) -> gpucontainer::Result<ImportOptions<'static>> {
+        self.fault.check()?;
+        let mut options = ImportOptions::new().cancel(self.cancel.clone());
+        if let Some(reference) = &self.reference {
+            options = options.reference(reference);
+        }
+        if let Some(name) = &self.select {
+            options = options.select(name);
+        }
+        if let Some(platform) = &self.platform {
+            options = options.platform(platform.clone());
+        }
+        if let Some(callback) = self.progress {
+            options = options.progress(move |progress| callback.report(&progress));
+        }
+        if let Some(layers) = self.concurrency {
+            options = options.concurrency(layers);
+        }
+        if let Some(bytes) = self.max_layer_bytes {
+            options = options.max_layer_bytes(bytes);
+        }
+        Ok(options)
+    }
+}
+
+/// Makes the defaults: this host's platform, three layers at a time, at most 64 GiB in each.
+///
+/// @return the caller's, freed with gpuc_transfer_free
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_new() -> Option<Box<Transfer>> {
+    Some(Box::default())
+}
+
+/// Sets what to call an imported image here, instead of what the archive calls it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_transfer_set_reference(transfer: Option<&mut Transfer>, reference: *const c_char) {
+    let Some(transfer) = transfer else { return };
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    let reference = unsafe { text(reference, "reference") };
+    transfer.reference = transfer.fault.keep(reference).map(str::to_owned);
+}
+
+/// Sets which image of an archive to import, if there are several: its name there, or its digest.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_transfer_set_select(transfer: Option<&mut Transfer>, name: *const c_char) {
+    let Some(transfer) = transfer else { return };
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    let name = unsafe { text(name, "name") };
+    transfer.select = transfer.fault.keep(name).map(str::to_owned);
+}
+
+/// Sets the platform, as in "linux/arm64".
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_transfer_set_platform(transfer: Option<&mut Transfer>, platform: *const c_char) {
+    let Some(transfer) = transfer else { return };
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    let platform = unsafe { text(platform, "platform") }.and_then(str::parse);
+    transfer.platform = transfer.fault.keep(platform);
+}
+
+/// Sets what is called with what is being done. It must not call longjmp or throw.
+///
+/// @param progress  NULL for nothing
+/// @param context   handed to it as it is
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_set_progress(
+    transfer: Option<&mut Transfer>,
+    progress: gpuc_progress_t,
+    context: *mut c_void,
+) {
+    if let Some(transfer) = transfer {
+        transfer.progress = progress.map(|function| Callback { function, context });
+    }
+}
+
+/// Sets the switch that ends the transfer early. The transfer keeps what it needs of it.
+///
+/// @param cancel  NULL for none
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_set_cancel(transfer: Option<&mut Transfer>, cancel: Option<&Cancel>) {
+    if let Some(transfer) = transfer {
+        transfer.cancel = cancel.map(|cancel| cancel.0.clone()).unwrap_or_default();
+    }
+}
+
+/// Sets how many layers are worked on at a time, at least 1.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_set_concurrency(transfer: Option<&mut Transfer>, layers: usize) {
+    if let Some(transfer) = transfer {
+        transfer.concurrency = Some(layers);
+    }
+}
+
+/// Refuses a layer that unpacks to more than this.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_set_max_layer_bytes(transfer: Option<&mut Transfer>, bytes: u64) {
+    if let Some(transfer) = transfer {
+        transfer.max_layer_bytes = Some(bytes);
+    }
+}
+
+/// Frees options.
+///
+/// @param transfer  may be NULL
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_free(transfer: Option<Box<Transfer>>) {
+    drop(transfer);
+}
