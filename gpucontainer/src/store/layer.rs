@@ -46,10 +46,7 @@ pub(crate) struct ImageUse(Lock);
 
 /// The sole right to make a layer, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct LayerTurn {
-    diff_id: Digest,
-    lock: Option<Lock>,
-}
+pub(crate) struct LayerTurn(Option<Lock>);
 
 impl Store {
     fn layers(&self) -> PathBuf {
@@ -85,7 +82,7 @@ impl Store {
             return Ok(None);
         }
         let lock = self.wait(&self.layer_lock(diff_id), Mode::Exclusive, cancel, waiting)?;
-        let turn = LayerTurn { diff_id: *diff_id, lock: Some(lock) };
+        let turn = LayerTurn(Some(lock));
         Ok(if self.has_layer(diff_id) { None } else { Some(turn) })
     }
 
@@ -125,17 +122,10 @@ impl Store {
     }
 }
 
-impl LayerTurn {
-    /// Whose turn it is.
-    pub(crate) fn diff_id(&self) -> &Digest {
-        &self.diff_id
-    }
-}
-
 impl Drop for LayerTurn {
     fn drop(&mut self) {
         // Whoever waits for the file sees that it is gone and makes a new one.
-        match self.lock.take().map(Lock::remove) {
+        match self.0.take().map(Lock::remove) {
             Some(Err(e)) if e.kind() != ErrorKind::NotFound => {
                 tracing::debug!(error = %e, "lock file left behind");
             }

@@ -26,7 +26,7 @@ mod work;
 pub use gc::Collected;
 pub use layer::LayerHandle;
 
-pub(crate) use layer::{ImageUse, LayerTurn};
+pub(crate) use layer::ImageUse;
 pub(crate) use refs::Record;
 pub(crate) use work::Work;
 

@@ -92,7 +92,6 @@ fn only_one_makes_a_layer_and_a_waiter_hears_cancel() {
     let (_directory, store) = store();
     let digest = Digest::of(b"layer");
     let turn = store.layer_turn(&digest, &Cancel::new(), &mut || {}).unwrap().unwrap();
-    assert_eq!(turn.diff_id(), &digest);
     let cancel = Cancel::new();
     let mut told = 0;
     let result = store.layer_turn(&digest, &cancel, &mut || {

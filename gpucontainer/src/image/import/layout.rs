@@ -24,7 +24,11 @@ struct Directory(Root);
 
 impl Source for Directory {
     fn open(&self, blob: &Blob) -> Result<Box<dyn Read + Send + '_>> {
-        Ok(Box::new(self.0.open_file(&blob_path(blob))?))
+        match self.0.open_file(&blob_path(blob)) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(e.with_kind(ErrorKind::InvalidImage)),
+            Err(e) => Err(e),
+        }
     }
 }
 

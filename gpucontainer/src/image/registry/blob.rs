@@ -78,7 +78,7 @@ impl Download<'_> {
                 }
             }
             _ => {
-                let failure = answer.failure(ErrorKind::Registry, self.client.login.hint());
+                let failure = answer.failure(ErrorKind::Registry, &self.client.login);
                 Err(failure.context(format!("GET {}", self.url)))
             }
         }

@@ -79,13 +79,13 @@ impl Login {
     }
 
     /// What to tell a user whose request was refused.
-    pub(super) fn hint(&self) -> Option<&str> {
+    pub(super) fn hint(&self) -> String {
         match self {
-            Self::Given(Credentials { secret: None }) | Self::None => Some("no credentials were given"),
-            Self::Given(_) => Some("with the credentials that were given"),
-            Self::Found(..) => Some("with the credentials of the user's configuration"),
-            Self::Helper(_) => {
-                Some("the user's configuration keeps its credentials in a helper program, which is not run: give them")
+            Self::Given(Credentials { secret: None }) | Self::None => "no credentials were given".to_owned(),
+            Self::Given(_) => "with the credentials that were given".to_owned(),
+            Self::Found(_, path) => format!("with the credentials in {path:?}"),
+            Self::Helper(path) => {
+                format!("{path:?} keeps credentials in a helper program, which is not run: give them")
             }
         }
     }

@@ -93,7 +93,7 @@ impl<'a> Client<'a> {
         let mut answer = self.get(url, &[("Accept", accept)])?;
         if answer.status != 200 {
             let missing = if answer.status == 404 { ErrorKind::ImageNotFound } else { ErrorKind::Registry };
-            return Err(answer.failure(missing, self.login.hint()));
+            return Err(answer.failure(missing, &self.login));
         }
         let bytes = answer.body(MANIFEST_MAX)?.ok_or_else(|| {
             Error::new(ErrorKind::InvalidImage, format!("it is larger than the limit of {MANIFEST_MAX} bytes"))
@@ -224,7 +224,7 @@ impl<'a> Client<'a> {
         };
         if answer.status != 200 {
             let kind = if matches!(answer.status, 400..=404) { ErrorKind::Authentication } else { ErrorKind::Registry };
-            return Err(answer.failure(kind, self.login.hint()).context(format!("token server {realm}")));
+            return Err(answer.failure(kind, &self.login).context(format!("token server {realm}")));
         }
         #[derive(serde::Deserialize)]
         struct Token {
@@ -263,14 +263,14 @@ impl From<Error> for Failure {
 
 impl Answer {
     /// The error of an answer that is not what was hoped for; `kind` unless the status says otherwise.
-    fn failure(&mut self, kind: ErrorKind, hint: Option<&str>) -> Failure {
+    fn failure(&mut self, kind: ErrorKind, login: &Login) -> Failure {
         let kind = match self.status {
             401 | 403 => ErrorKind::Authentication,
             _ => kind,
         };
         let said = self.complaint();
-        let hint = hint.filter(|_| kind == ErrorKind::Authentication).map(|hint| format!(" ({hint})"));
-        let error = Error::new(kind, format!("HTTP status {}{said}{}", self.status, hint.unwrap_or_default()));
+        let hint = if kind == ErrorKind::Authentication { format!(" ({})", login.hint()) } else { String::new() };
+        let error = Error::new(kind, format!("HTTP status {}{said}{hint}", self.status));
         let again = match self.status {
             429 => {
                 let seconds = self.header("retry-after").and_then(|text| text.parse().ok()).unwrap_or(1);
