@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver_root::DriverRoot;
 use crate::gpu::grant::DeviceNode;
-use crate::sys::fs::device;
+use crate::sys::device;
 
 use std::path::Path;
 

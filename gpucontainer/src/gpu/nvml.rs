@@ -8,7 +8,7 @@ use crate::gpu::driver_root::DriverRoot;
 use crate::gpu::elf::{self, Machine};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
 use crate::gpu::request::Vendor;
-use crate::sys::fs::nvml::{close, instances};
+use crate::sys::nvml::{close, instances};
 
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};

@@ -1,11 +1,12 @@
 //! The single questions of a probe.
 
+use crate::error::Error;
 use crate::gpu::{Inventory, Vendor};
 use crate::host::Capability;
 use crate::host::kernel::{Kernel, Presence};
-use crate::sys::fs::probe::{self, Call};
+use crate::sys::probe::{self, Call};
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The answer to one question: yes and how, or no and why.
 type Answer = Result<String, String>;
@@ -23,7 +24,7 @@ fn if_so(available: bool, detail: &str, otherwise: &str) -> Answer {
 }
 
 /// Everything that is looked for, in the order in which it is shown.
-pub(crate) fn capabilities(store: Result<&Path, &String>, gpus: &Inventory) -> Vec<Capability> {
+pub(crate) fn capabilities(store: Result<&Path, &Error>, gpus: &Inventory) -> Vec<Capability> {
     let kernel = Kernel::read();
     let root = probe::effective_user() == 0;
     let user_namespaces = user_namespaces(root);
@@ -63,20 +64,6 @@ pub(crate) fn capabilities(store: Result<&Path, &String>, gpus: &Inventory) -> V
         Capability { name: name.to_owned(), available, detail }
     };
     table.into_iter().map(capability).collect()
-}
-
-/// Where the user's images are, or why that is not known.
-pub(crate) fn store() -> Result<PathBuf, String> {
-    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(path) = directory("GPUCONTAINER_STORE") {
-        return Ok(path);
-    }
-    if probe::effective_user() == 0 {
-        return Ok("/var/lib/gpucontainer".into());
-    }
-    let data = directory("XDG_DATA_HOME").or_else(|| Some(directory("HOME")?.join(".local/share")));
-    data.map(|data| data.join("gpucontainer"))
-        .ok_or_else(|| "none of GPUCONTAINER_STORE, XDG_DATA_HOME, HOME is set".to_owned())
 }
 
 fn text(path: &str) -> Option<String> {
@@ -267,8 +254,8 @@ fn nf_tables(kernel: &Kernel, root: bool) -> Answer {
     if_so(root, "for published ports and private networks", "there, but only in a container's own network without root")
 }
 
-fn store_answer(store: Result<&Path, &String>) -> Answer {
-    let path = store.map_err(|why| format!("no directory for images: {why}"))?;
+fn store_answer(store: Result<&Path, &Error>) -> Answer {
+    let path = store.map_err(ToString::to_string)?;
     let nearest = path.ancestors().find(|ancestor| crate::sys::fs::metadata(ancestor).is_ok());
     let writable = nearest.is_some_and(crate::sys::fs::writable);
     let shown = path.display().to_string();

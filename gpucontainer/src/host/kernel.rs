@@ -32,7 +32,7 @@ pub(crate) enum Presence {
 impl Kernel {
     /// Reads what there is to read.
     pub(crate) fn read() -> Self {
-        let release = crate::sys::fs::probe::kernel_release();
+        let release = crate::sys::probe::kernel_release();
         let text = |path: &Path| crate::sys::fs::read_to_string(path).ok();
         let configuration = packed_configuration().or_else(|| text(Path::new(&format!("/boot/config-{release}"))));
         let modules = text(Path::new(&format!("/lib/modules/{release}/modules.dep")));

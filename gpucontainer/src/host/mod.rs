@@ -6,6 +6,7 @@ mod facts;
 mod kernel;
 
 use crate::gpu::Inventory;
+use crate::image::ImageStore;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -50,12 +51,12 @@ impl Host {
     /// What cannot be found out is reported as not available, with the reason.
     pub fn probe() -> Self {
         let gpus = Inventory::discover();
-        let store = facts::store();
+        let store = ImageStore::default_path();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: crate::sys::fs::probe::kernel_release(),
+            kernel: crate::sys::probe::kernel_release(),
             architecture: std::env::consts::ARCH.to_owned(),
-            user: crate::sys::fs::probe::effective_user(),
+            user: crate::sys::probe::effective_user(),
             capabilities: facts::capabilities(store.as_deref(), &gpus),
             store: store.ok(),
             gpus,
