@@ -193,9 +193,16 @@ impl FakeDriver {
 
 /// A machine profile of `tests/fake-nvml/profiles`.
 pub(crate) fn profile(name: &str) -> Value {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fake-nvml/profiles");
-    let text = std::fs::read_to_string(directory.join(name).with_extension("json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    // Part of the program, which may run where the source is not.
+    let text = match name {
+        "none" => include_str!("../../../tests/fake-nvml/profiles/none.json"),
+        "t4" => include_str!("../../../tests/fake-nvml/profiles/t4.json"),
+        "l40s-pair" => include_str!("../../../tests/fake-nvml/profiles/l40s-pair.json"),
+        "dgx-a100" => include_str!("../../../tests/fake-nvml/profiles/dgx-a100.json"),
+        "h100-mig" => include_str!("../../../tests/fake-nvml/profiles/h100-mig.json"),
+        other => panic!("no machine is called {other}"),
+    };
+    serde_json::from_str(text).unwrap()
 }
 
 /// A machine with one GPU, whose fields are those of the T4 with `changes` over them.
@@ -213,23 +220,23 @@ pub(crate) fn failing(name: &str, code: u32) -> Value {
     profile
 }
 
-/// Whether the stand-in can be built here; if not, says so as [`super::skip`] does.
-///
-/// It cannot where the test programs run on a machine other than the one that built them.
+/// Whether the stand-in is here or can be built; if not, says so as [`super::skip`] does.
 #[track_caller]
 pub(crate) fn available() -> bool {
-    let toolchain = Path::new(env!("CARGO")).is_file() && super::which("cc").is_some();
-    if !toolchain {
-        super::skip("toolchain", "no Rust toolchain, which builds the stand-in for NVML");
-    }
-    toolchain
+    let why = match cargo_target() {
+        _ if super::which("cc").is_none() => "cc is not installed",
+        None if !beside().is_file() => "the stand-in for NVML is not beside the test program",
+        _ => return true,
+    };
+    super::skip("toolchain", why);
+    false
 }
 
 /// The stand-in for the management library, built when first asked for.
 pub(crate) fn fake_nvml() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let target = target_directory();
+        let Some(target) = cargo_target() else { return beside() };
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--offline", "--package", "fake-nvml", "--target-dir"]).arg(&target);
@@ -240,9 +247,17 @@ pub(crate) fn fake_nvml() -> &'static Path {
     })
 }
 
-/// Where Cargo builds: this program is `TARGET/PROFILE/deps/NAME`.
-fn target_directory() -> PathBuf {
-    std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned()
+/// Where the stand-in is if the test program was copied to another place, by another user or machine.
+fn beside() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name("libnvidia_ml.so")
+}
+
+/// Where Cargo builds, if this program is still where Cargo built it: `TARGET/PROFILE/deps/NAME`.
+fn cargo_target() -> Option<PathBuf> {
+    let program = std::env::current_exe().unwrap();
+    let profile = program.ancestors().nth(2)?;
+    let there = profile.join(".cargo-lock").exists() && Path::new(env!("CARGO")).is_file();
+    there.then(|| profile.parent().map(Path::to_owned))?
 }
 
 /// A real shared object that asks to be found as `name`; it has the function `fake_version`.
@@ -254,7 +269,9 @@ fn shared_object(name: &str) -> PathBuf {
 pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
-        let directory = target_directory().join("tmp/shared-objects");
+        let target = cargo_target().map(|target| target.join("tmp"));
+        let beside = || std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        let directory = target.unwrap_or_else(beside).join("shared-objects");
         std::fs::create_dir_all(&directory).unwrap();
         directory
     });
