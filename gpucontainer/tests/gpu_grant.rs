@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
+mod driver;
 
-use common::driver::{self, FakeDriver, MAJORS, VERSION, library_directory, profile};
+use driver::{FakeDriver, MAJORS, VERSION, library_directory, profile};
 use gpucontainer::gpu::{DriverCapability, DriverRoot, GpuGrant, GpuRequest, ImageFacts, MountKind, grant};
 use gpucontainer::{ErrorKind, Result};
 use std::collections::BTreeSet;

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
+mod driver;
 
-use common::driver::{self, FakeDriver, VERSION, failing, library_directory, one_gpu, profile};
+use driver::{FakeDriver, VERSION, failing, library_directory, one_gpu, profile};
 use gpucontainer::gpu::{DriverRoot, GpuRequest, ImageFacts, Inventory, Vendor, grant};
 use gpucontainer::{ErrorKind, Host};
 use serde_json::json;

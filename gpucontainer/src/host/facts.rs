@@ -1,6 +1,7 @@
 //! The single questions of a probe.
 
-use crate::error::Error;
+use crate::cgroup::{Cgroup, Mode, Support, Version};
+use crate::error::{Error, Result};
 use crate::gpu::{Inventory, Vendor};
 use crate::host::Capability;
 use crate::host::kernel::{Kernel, Presence};
@@ -26,6 +27,7 @@ fn if_so(available: bool, detail: &str, otherwise: &str) -> Answer {
 /// Everything that is looked for, in the order in which it is shown.
 pub(crate) fn capabilities(store: Result<&Path, &Error>, gpus: &Inventory) -> Vec<Capability> {
     let kernel = Kernel::read();
+    let groups = Cgroup::support();
     let root = probe::effective_user() == 0;
     let user_namespaces = user_namespaces(root);
     let has_user_namespaces = user_namespaces.is_ok();
@@ -51,8 +53,9 @@ pub(crate) fn capabilities(store: Result<&Path, &Error>, gpus: &Inventory) -> Ve
         ("seccomp", seccomp("errno")),
         ("seccomp-notification", seccomp("user_notif")),
         ("landlock", landlock()),
-        ("cgroups", cgroups()),
-        ("cgroup-delegation", cgroup_delegation(root)),
+        ("cgroups", cgroups(&groups)),
+        ("cgroup-limits", limits(&groups)),
+        ("cgroup-devices", device_filter(&groups)),
         ("nf-tables", nf_tables(&kernel, root)),
         ("store", store_answer(store)),
         ("nvidia-driver", nvidia_driver(gpus)),
@@ -197,56 +200,46 @@ fn landlock() -> Answer {
     }
 }
 
-/// The mount points of cgroup hierarchies: type and, for version 1, the controllers.
-fn hierarchies(mountinfo: &str) -> Vec<(u32, String, String)> {
-    let parse = |line: &str| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let point = mount.split(' ').nth(4)?.to_owned();
-        let mut words = filesystem.split(' ');
-        match words.next()? {
-            "cgroup2" => Some((2, point, String::new())),
-            "cgroup" => Some((1, point, words.nth(1)?.trim_start_matches("rw,").to_owned())),
-            _ => None,
+/// How control groups are mounted, and with which controllers.
+fn cgroups(support: &Result<Support>) -> Answer {
+    let support = support.as_ref().map_err(ToString::to_string)?;
+    let controllers = |version| {
+        let hierarchies = support.hierarchies.iter().filter(move |hierarchy| hierarchy.version == version);
+        let names: Vec<&str> = hierarchies.flat_map(|hierarchy| &hierarchy.controllers).map(String::as_str).collect();
+        if names.is_empty() { "no controller".to_owned() } else { names.join(" ") }
+    };
+    match support.mode() {
+        Mode::Missing => no("no hierarchy is mounted"),
+        Mode::Legacy => yes(format!("version 1: {}", controllers(Version::V1))),
+        Mode::Unified => yes(format!("version 2: {}", controllers(Version::V2))),
+        Mode::Hybrid => {
+            yes(format!("hybrid, version 1: {}; version 2: {}", controllers(Version::V1), controllers(Version::V2)))
         }
-    };
-    mountinfo.lines().filter_map(parse).collect()
-}
-
-fn cgroups() -> Answer {
-    let all = hierarchies(&text("/proc/self/mountinfo").unwrap_or_default());
-    let second = all.iter().find(|(version, ..)| *version == 2);
-    let first: Vec<&str> = all.iter().filter(|(version, ..)| *version == 1).map(|(_, _, name)| name.as_str()).collect();
-    let controllers = |point: &str| text(&format!("{point}/cgroup.controllers")).unwrap_or_default().trim().to_owned();
-    match (second, first.is_empty()) {
-        (None, true) => no("no cgroup hierarchy is mounted"),
-        (Some((_, point, _)), true) => yes(format!("version 2: {}", controllers(point))),
-        (None, false) => yes(format!("version 1: {}", first.join(" "))),
-        (Some((_, point, _)), false) => match controllers(point).as_str() {
-            "" => yes(format!("hybrid, controllers in version 1: {}", first.join(" "))),
-            second => yes(format!("hybrid, version 1: {}; version 2: {second}", first.join(" "))),
-        },
     }
 }
 
-fn cgroup_delegation(root: bool) -> Answer {
-    if root {
-        return yes("root may make any");
+/// Whether this user may set limits, and which.
+fn limits(support: &Result<Support>) -> Answer {
+    let support = support.as_ref().map_err(ToString::to_string)?;
+    let (mut usable, mut missing) = (Vec::new(), Vec::new());
+    for controller in ["memory", "cpu", "cpuset", "pids", "io", "hugetlb"] {
+        match support.controller(controller) {
+            Ok(_) => usable.push(controller),
+            Err(why) => missing.push((controller, why)),
+        }
     }
-    let all = hierarchies(&text("/proc/self/mountinfo").unwrap_or_default());
-    let Some((_, point, _)) = all.iter().find(|(version, ..)| *version == 2) else {
-        return no("cgroup version 1 cannot be delegated safely: no limits without root");
-    };
-    let own = text("/proc/self/cgroup").unwrap_or_default();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let directory = format!("{point}{path}");
-    let writable = |file: &str| crate::sys::fs::writable(Path::new(&format!("{directory}/{file}")));
-    let controllers = text(&format!("{directory}/cgroup.controllers")).unwrap_or_default();
-    if !writable("cgroup.procs") || !writable("cgroup.subtree_control") {
-        return no(format!(
-            "this process's cgroup {path} is not this user's: no limits (systemd-run --user -p Delegate=yes)"
-        ));
+    let names: Vec<&str> = missing.iter().map(|(controller, _)| *controller).collect();
+    match missing.first() {
+        None => yes(usable.join(" ")),
+        Some((_, why)) if usable.is_empty() => no(why.as_str()),
+        Some((_, why)) => yes(format!("{}; not {}: {why}", usable.join(" "), names.join(" "))),
     }
-    yes(format!("{path}: {}", controllers.trim()))
+}
+
+/// Whether a container can be kept from devices that it was not given.
+fn device_filter(support: &Result<Support>) -> Answer {
+    let support = support.as_ref().map_err(ToString::to_string)?;
+    support.no_devices.as_deref().map_or_else(|| yes("devices that were not given are refused"), no)
 }
 
 fn nf_tables(kernel: &Kernel, root: bool) -> Answer {
@@ -291,17 +284,5 @@ mod tests {
         assert_eq!(subordinate_count(table, "ann", "1000"), 65_541);
         assert_eq!(subordinate_count(table, "bob", "1001"), 0);
         assert_eq!(subordinate_count("a:0:18446744073709551615\na:0:9\n", "a", "7"), u64::MAX);
-    }
-
-    #[test]
-    fn hierarchies_are_told_apart() {
-        let mountinfo = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
-                         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:5 - cgroup cgroup rw,memory\n\
-                         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-        let expected = [(1, "/sys/fs/cgroup/memory", "memory"), (2, "/sys/fs/cgroup/unified", "")];
-        let read = hierarchies(mountinfo);
-        let read: Vec<_> =
-            read.iter().map(|(version, point, name)| (*version, point.as_str(), name.as_str())).collect();
-        assert_eq!(read, expected);
     }
 }

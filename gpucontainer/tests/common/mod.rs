@@ -19,7 +19,6 @@
 #![allow(dead_code, unused_imports, reason = "every test binary uses a part of this")]
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
-pub(crate) mod driver;
 mod leaks;
 
 pub(crate) use leaks::Leaks;

@@ -1,5 +1,12 @@
 //! A host with NVIDIA GPUs, in a directory: a driver root with our stand-in for the management
 //! library, real (if empty) shared objects, the kernel's files, and device nodes.
+//!
+//! A test program that uses it has `mod common;` and `mod driver;`.
+
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+use crate::common;
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -58,7 +65,7 @@ impl FakeDriver {
         let driver = Self { directory: tempfile::Builder::new().prefix("gpuc-driver.").tempdir().unwrap(), profile };
         driver.user_space();
         driver.kernel(majors);
-        if super::is_root() {
+        if common::is_root() {
             driver.nodes(majors);
         }
         driver
@@ -220,15 +227,15 @@ pub(crate) fn failing(name: &str, code: u32) -> Value {
     profile
 }
 
-/// Whether the stand-in is here or can be built; if not, says so as [`super::skip`] does.
+/// Whether the stand-in is here or can be built; if not, says so as [`common::skip`] does.
 #[track_caller]
 pub(crate) fn available() -> bool {
     let why = match cargo_target() {
-        _ if super::which("cc").is_none() => "cc is not installed",
+        _ if common::which("cc").is_none() => "cc is not installed",
         None if !beside().is_file() => "the stand-in for NVML is not beside the test program",
         _ => return true,
     };
-    super::skip("toolchain", why);
+    common::skip("toolchain", why);
     false
 }
 
