@@ -518,6 +518,37 @@ fn pull_as_a_process_of_its_own() {
 }
 
 #[test]
+fn an_ordinary_user_pulls_into_a_store_of_its_own() {
+    use std::os::unix::process::CommandExt;
+    if !ready() || !common::tier("root") {
+        return;
+    }
+    let place = Place::new();
+    let (_registry, front) = behind(&place, 2, 1000, |_, _, _, _| false);
+    let store = place.path("of-nobody");
+    // The directory above belongs to root and is closed to others, and so may be that of this binary.
+    std::fs::set_permissions(place.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let binary = place.path("binary");
+    std::fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    std::fs::create_dir(&store).unwrap();
+    std::os::unix::fs::chown(&store, Some(65534), Some(65534)).unwrap();
+    for _ in 0..2 {
+        let same = puller(&store, &front.name("x:1"));
+        let mut child = Command::new(&binary);
+        child.args(same.get_args()).envs(same.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = child.env("GPUC_TEST_LAYERS", "2").uid(65534).gid(65534).current_dir("/").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    for entry in std::fs::read_dir(store.join("layers/sha256")).unwrap() {
+        let tree = entry.unwrap().path().join("tree/etc");
+        assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(tree).unwrap()), 65534);
+    }
+    let error = ImageStore::open(&store).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "root's layers are others: {error}");
+    assert_eq!(std::fs::read_dir(store.join("staging")).unwrap().count(), 0);
+}
+
+#[test]
 fn processes_that_pull_the_same_at_once_fetch_each_layer_once() {
     if !ready() {
         return;
