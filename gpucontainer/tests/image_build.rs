@@ -210,3 +210,78 @@ fn what_cannot_be_built_is_refused_and_changes_nothing() {
     store.build().copy(&loops, "/a").commit("links-are-kept").unwrap();
     assert_eq!(std::fs::read_dir(store.path().join("layers/sha256")).unwrap().count(), 1);
 }
+
+#[test]
+fn what_the_base_deleted_is_not_seen_again() {
+    let (directory, store) = store();
+    // Below: a link where the layer above has deleted it and made a directory of its own.
+    let layer = |entries: &[(&str, tar::EntryType, &str)]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, target) in entries {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(*kind);
+            header.set_mode(if *kind == tar::EntryType::Directory { 0o711 } else { 0o644 });
+            header.set_size(0);
+            if target.is_empty() {
+                builder.append_data(&mut header, name, &b""[..]).unwrap();
+            } else {
+                builder.append_link(&mut header, name, target).unwrap();
+            }
+        }
+        builder.into_inner().unwrap()
+    };
+    use tar::EntryType::{Directory, Regular, Symlink};
+    let layers = [
+        layer(&[
+            ("bin", Symlink, "usr/bin"),
+            ("lib", Symlink, "usr/lib"),
+            ("opt", Directory, ""),
+            ("opt/inside", Symlink, "/elsewhere"),
+            ("var", Directory, ""),
+            ("var/data", Symlink, "/elsewhere"),
+        ]),
+        layer(&[
+            (".wh.bin", Regular, ""),
+            ("lib", Directory, ""),
+            ("opt", Directory, ""),
+            ("opt/.wh..wh..opq", Regular, ""),
+        ]),
+    ];
+    let diff_ids: Vec<String> = layers.iter().map(|layer| gpucontainer::Digest::of(layer).to_string()).collect();
+    let config = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": diff_ids}
+    });
+    let manifest = r#"[{"Config":"c","RepoTags":["base:1"],"Layers":["0","1"]}]"#;
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in [
+        ("0", &layers[0][..]),
+        ("1", &layers[1]),
+        ("c", config.to_string().as_bytes()),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    }
+    let path = directory.path().join("base.tar");
+    std::fs::write(&path, archive.into_inner().unwrap()).unwrap();
+    let base = store.import(&path, Default::default()).unwrap();
+
+    let image = ["/bin/x", "/lib/x", "/opt/inside/x", "/var/data/x"]
+        .into_iter()
+        .fold(store.build().base(&base), |builder, path| builder.file(path, path, 0o644))
+        .commit("on-top")
+        .unwrap();
+    let layers = image.layers().unwrap();
+    let top = layers[2].path();
+    for (asked, place) in
+        [("/bin/x", "bin/x"), ("/lib/x", "lib/x"), ("/opt/inside/x", "opt/inside/x"), ("/var/data/x", "elsewhere/x")]
+    {
+        assert_eq!(std::fs::read_to_string(top.join(place)).unwrap(), asked);
+    }
+    for (directory, mode) in [("bin", 0o755), ("lib", 0o711), ("opt", 0o711), ("elsewhere", 0o755)] {
+        assert_eq!(std::fs::metadata(top.join(directory)).unwrap().mode() & 0o7777, mode, "{directory}");
+    }
+}

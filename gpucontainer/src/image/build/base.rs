@@ -1,10 +1,12 @@
 //! What the layers of a base show at a path, stacked as an overlay stacks them.
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::store::LayerHandle;
-use crate::sys::fs::look::{Kind, look};
-use crate::sys::root::Root;
+use crate::sys::fs::look::attributes;
+use crate::sys::root::{Entry, Root};
 use std::path::{Path, PathBuf};
+
+pub(super) use crate::sys::fs::look::Attributes;
 
 /// The layers of a base, top first.
 #[derive(Debug)]
@@ -16,14 +18,6 @@ pub(super) enum Shown {
     Directory(Attributes),
     Link(PathBuf),
     Other,
-}
-
-/// What an unchanged directory must keep when it appears in a new layer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Attributes {
-    pub(super) mode: u32,
-    pub(super) user: u32,
-    pub(super) group: u32,
 }
 
 impl Base {
@@ -45,30 +39,25 @@ impl Base {
             shown = None;
             let mut below = Vec::new();
             for layer in layers {
-                let found = match look(layer, &prefix) {
-                    Ok(found) => found,
-                    Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                    Err(e) => return Err(e),
-                };
-                match found.kind {
+                match layer.look(&prefix)? {
+                    Entry::Missing => {}
                     // Whatever is further down is covered.
-                    Kind::Whiteout => break,
-                    Kind::Directory { opaque } => {
+                    Entry::Whiteout => break,
+                    Entry::Directory => {
                         if shown.is_none() {
-                            let (mode, user, group) = (found.mode, found.user, found.group);
-                            shown = Some(Shown::Directory(Attributes { mode, user, group }));
+                            shown = Some(Shown::Directory(attributes(layer, &prefix)?));
                         }
                         below.push(layer);
-                        if opaque {
+                        if layer.is_opaque(&prefix) {
                             break;
                         }
                     }
                     // Below a directory it is covered; on top it is what is shown.
-                    Kind::Link(target) => {
+                    Entry::Link(target) => {
                         shown.get_or_insert(Shown::Link(target));
                         break;
                     }
-                    Kind::Other => {
+                    Entry::File | Entry::Other => {
                         shown.get_or_insert(Shown::Other);
                         break;
                     }
