@@ -86,10 +86,10 @@ fn status_line(name: &str) -> String {
 
 #[test]
 fn a_server_in_a_container_answers_on_the_host() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scene = Scene::new("127.0.0.1", 8888);
     assert_eq!(relay_threads(), 1);
     // The server answers after the client's end: half-closed connections pass through.
@@ -115,10 +115,10 @@ fn a_server_in_a_container_answers_on_the_host() {
 
 #[test]
 fn a_server_on_the_other_loopback_address_answers_too() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scene = Scene::new("[::1]", 80);
     for _ in 0..3 {
         assert_eq!(exchange(scene.connect(), b"Esix").unwrap(), b"six");
@@ -130,10 +130,10 @@ fn a_server_on_the_other_loopback_address_answers_too() {
 
 #[test]
 fn instances_of_one_image_run_side_by_side() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scenes: Vec<Scene> = (0..3).map(|_| Scene::new("127.0.0.1", 8888)).collect();
     let ports: std::collections::HashSet<u16> = scenes.iter().map(|scene| scene.address().port()).collect();
     assert_eq!(ports.len(), 3);
@@ -178,10 +178,10 @@ fn what_cannot_be_reserved_says_why() {
 
 #[test]
 fn the_program_that_holds_a_port_is_named() {
+    let leaks = Leaks::watch();
     if !common::tools("root", &["python3"]) {
         return;
     }
-    let leaks = Leaks::watch();
     let code = "import socket,sys; s=socket.create_server(('127.0.0.1',0)); print(s.getsockname()[1],flush=True); sys.stdin.read()";
     let mut other =
         Command::new("python3").args(["-c", code]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -227,10 +227,10 @@ fn a_reservation_keeps_the_port_until_it_is_dropped() {
 
 #[test]
 fn much_data_arrives_whole_both_ways_at_once() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scene = Scene::new("127.0.0.1", 8888);
     const BYTES: usize = 64 << 20;
     let data = pattern(7, BYTES);
@@ -260,10 +260,14 @@ fn much_data_arrives_whole_both_ways_at_once() {
 
 #[test]
 fn five_hundred_clients_at_once() {
+    let leaks = Leaks::watch_for(SHORT);
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch_for(SHORT);
+    // Three descriptors a client: its own, and the relay's two.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = rustix::process::Rlimit { current: limit.maximum.map(|maximum| maximum.min(4096)), ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
     let scene = Scene::new("127.0.0.1", 8888);
     let mut clients: Vec<TcpStream> = (0..500).map(|_| scene.connect()).collect();
     for (number, client) in clients.iter_mut().enumerate() {
@@ -284,10 +288,10 @@ fn five_hundred_clients_at_once() {
 
 #[test]
 fn silent_and_slow_clients_block_nobody() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scene = Scene::new("127.0.0.1", 8888);
     let silent: Vec<TcpStream> = (0..20).map(|_| scene.connect()).collect();
     // Wants 64 MiB and reads none of it: what the relay holds for it is bounded.
@@ -320,10 +324,10 @@ fn ends_in_reset(mut stream: TcpStream) -> bool {
 
 #[test]
 fn a_server_may_come_late_die_and_come_back() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let container = Container::start();
     let published = publish(&container, 8888);
     let address = published.ports()[0].host();
@@ -349,10 +353,10 @@ fn a_server_may_come_late_die_and_come_back() {
 
 #[test]
 fn a_server_that_resets_resets_its_client() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scene = Scene::new("127.0.0.1", 8888);
     let mut stream = scene.connect();
     stream.write_all(b"R").unwrap();
@@ -363,10 +367,10 @@ fn a_server_that_resets_resets_its_client() {
 
 #[test]
 fn dropping_closes_everything_at_once() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let scene = Scene::new("127.0.0.1", 8888);
     let other = publish(&scene.container, 8888);
     let address = scene.address();
@@ -388,10 +392,10 @@ fn dropping_closes_everything_at_once() {
 
 #[test]
 fn clients_wait_in_a_reservation() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let container = Container::start();
     let server = container.serve("127.0.0.1:8888");
     let reservation = PortMapper::new().reserve(&[PortMapping::tcp(8888, 0)]).unwrap();
@@ -404,10 +408,10 @@ fn clients_wait_in_a_reservation() {
 
 #[test]
 fn ports_can_be_dialled_without_being_published() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let container = Container::start();
     let server = container.serve("127.0.0.1:8888");
     let six = container.serve("[::1]:9999");
@@ -426,10 +430,10 @@ fn ports_can_be_dialled_without_being_published() {
 
 #[test]
 fn a_namespace_that_cannot_be_entered_is_an_error_before_anything_listens() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let mut ended = Command::new("true").spawn().unwrap();
     let pidfd = container::pidfd(ended.id());
     ended.wait().unwrap();
@@ -447,10 +451,10 @@ fn a_namespace_that_cannot_be_entered_is_an_error_before_anything_listens() {
 
 #[test]
 fn the_host_process_notices_nothing() {
+    let leaks = Leaks::watch();
     if !may_run() {
         return;
     }
-    let leaks = Leaks::watch();
     let container = Container::start();
     let server = container.serve("127.0.0.1:8888");
     let watched = ["SigBlk", "SigPnd", "ShdPnd", "Uid", "Gid", "CapEff", "CapPrm", "Umask", "NoNewPrivs"];
@@ -490,10 +494,10 @@ fn everything_works_without_privilege() {
     if !common::is_root() || std::env::var_os("GPUC_TEST_SERVE").is_some() {
         return;
     }
+    let leaks = Leaks::watch();
     if !common::tools("rootless", &["setpriv", "unshare"]) {
         return;
     }
-    let leaks = Leaks::watch();
     let directory = tempfile::Builder::new().prefix("gpuc-ports-").tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let program = directory.path().join("ports");
@@ -527,6 +531,85 @@ fn a_privileged_port_is_named() {
     assert!(error.to_string().contains(&format!("port {} is privileged", start - 1)), "{error}");
 }
 
+#[test]
+fn clients_wait_while_descriptors_are_short() {
+    let leaks = Leaks::watch();
+    if !may_run() || !common::tools("root", &["prlimit"]) {
+        return;
+    }
+    let container = Container::start();
+    let server = container.serve("127.0.0.1:8888");
+    let mut apart = container.relay_apart(8888, 40);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, container::said(&mut apart).parse::<u16>().unwrap()));
+    let mut clients: Vec<TcpStream> = (0..60).map(|_| connect(address)).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        write!(client, "E{number:02}").unwrap();
+    }
+    let mut echo = [0; 2];
+    clients[0].read_exact(&mut echo).unwrap();
+    // Some are served, the others neither refused nor waited for in a circle.
+    let served = |client: &TcpStream| client.peek(&mut [0]).is_ok();
+    for client in &clients {
+        client.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    }
+    let first = clients.iter().skip(1).filter(|client| served(client)).count();
+    assert!((5..20).contains(&first), "{first} of 60 were served with 40 descriptors");
+    let before = container::cpu_ticks(&apart);
+    std::thread::sleep(Duration::from_millis(500));
+    let used = container::cpu_ticks(&apart) - before;
+    assert!(used < 15, "{used} hundredths of a second of half a second were spent on waiting");
+    for (number, mut client) in clients.into_iter().enumerate().skip(1) {
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        client.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, *format!("{number:02}").as_bytes());
+    }
+    drop(apart.stdin.take());
+    let status = container::said(&mut apart);
+    assert!(status.contains("accepted: 60") && status.contains("refused: 0"), "{status}");
+    assert!(status.contains("EMFILE"), "{status}");
+    apart.wait().unwrap();
+    drop((apart, server, container));
+    leaks.check();
+}
+
+#[test]
+fn the_thread_takes_no_signals() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let published = publish(&container, 8888);
+    let mut masks = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let text = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
+        if text.contains("gpuc-relay") {
+            let mask = text.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+            masks.push(u64::from_str_radix(mask.trim(), 16).unwrap());
+        }
+    }
+    assert_eq!(masks.len(), 1);
+    for signal in (1..=31).filter(|signal| ![9, 19].contains(signal)) {
+        assert_ne!(masks[0] & (1 << (signal - 1)), 0, "signal {signal} is not blocked");
+    }
+    drop((published, container));
+    leaks.check();
+}
+
+/// Not a test: a relay in a process of its own, until its input ends.
+#[test]
+#[ignore = "the tests start it themselves"]
+fn relay_apart() {
+    let Ok(wanted) = std::env::var("GPUC_TEST_RELAY") else { return };
+    let (pid, port) = wanted.split_once(' ').unwrap();
+    let namespace = NetworkNamespace::of_process(container::pidfd(pid.parse().unwrap()));
+    let reservation = PortMapper::new().reserve(&[PortMapping::tcp(port.parse().unwrap(), 0)]).unwrap();
+    let published = reservation.relay(namespace).unwrap();
+    container::say(&published.ports()[0].host().port().to_string());
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    container::say(&format!("{:?}", published.status()[0]));
+}
+
 /// Not a test: the server that the tests start in containers, from this very program.
 #[test]
 #[ignore = "the tests start it themselves"]
@@ -538,9 +621,11 @@ fn serve() {
 
 #[test]
 fn descriptors_are_closed_on_exec() {
+    let leaks = Leaks::watch();
     let reservation = PortMapper::new().reserve(&[PortMapping::tcp(80, 0)]).unwrap();
     for (_, socket) in reservation.into_sockets() {
         let flags = rustix::io::fcntl_getfd(socket.as_fd()).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }
+    leaks.check();
 }

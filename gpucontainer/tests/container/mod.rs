@@ -49,9 +49,45 @@ impl Container {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // The harness says something first, on the same line in part.
-        while !first_line(&mut child).ends_with("listening") {}
+        assert_eq!(said(&mut child), "listening");
         Server(child)
+    }
+}
+
+impl Container {
+    /// A process of its own that publishes a port, with so many descriptors. It prints the host's port, and when its
+    /// input ends, the status.
+    pub(crate) fn relay_apart(&self, port: u16, descriptors: u32) -> Child {
+        Command::new("prlimit")
+            .arg(format!("--nofile={descriptors}"))
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "relay_apart", "--ignored", "--nocapture"])
+            .env("GPUC_TEST_RELAY", format!("{} {port}", self.holder.id()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+}
+
+/// The processor time that a process has used, in hundredths of a second.
+pub(crate) fn cpu_ticks(child: &Child) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    let fields: Vec<&str> = text.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Prints a line past what the harness keeps.
+pub(crate) fn say(line: &str) {
+    std::io::stdout().write_all(format!("\nsaid {line}\n").as_bytes()).unwrap();
+}
+
+/// The next line that [`say`] printed in the child, among what the harness prints.
+pub(crate) fn said(child: &mut Child) -> String {
+    loop {
+        if let Some(line) = first_line(child).strip_prefix("said ") {
+            return line.to_owned();
+        }
     }
 }
 
@@ -111,8 +147,7 @@ pub(crate) fn hash(bytes: &[u8]) -> Vec<u8> {
 /// Serves every connection in a thread of its own. The first byte of a connection says what is wanted.
 pub(crate) fn serve_forever(address: &str) {
     let listener = TcpListener::bind(address).unwrap();
-    // Straight to the stream, past what the harness keeps.
-    std::io::stdout().write_all(b"listening\n").unwrap();
+    say("listening");
     for stream in listener.incoming() {
         let stream = stream.unwrap();
         // A client that is gone is no concern of the server.

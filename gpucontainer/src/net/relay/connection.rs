@@ -204,7 +204,7 @@ impl Flow {
             return (outcome, 0);
         }
         let outcome = socket::receive(&source.socket, &mut bench.buffer);
-        let Outcome::Moved(bytes) = outcome else { return (outcome, 0) };
+        let Outcome::Moved(bytes @ 1..) = outcome else { return (outcome, 0) };
         let full = bytes == bench.buffer.len();
         // Less than was asked for means that nothing is left, and what comes next is announced by an event of its own.
         source.readable = full || source.ended;

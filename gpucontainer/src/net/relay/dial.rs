@@ -23,14 +23,12 @@ impl Inside {
         Self { namespace, v4: Pool::new(Family::V4), v6: Pool::new(Family::V6) }
     }
 
-    /// A fresh socket inside that sends small pieces at once.
+    /// A fresh socket inside.
     pub(super) fn socket(&mut self, family: Family) -> Result<OwnedFd> {
-        let socket = match family {
+        match family {
             Family::V4 => self.v4.take(&self.namespace),
             Family::V6 => self.v6.take(&self.namespace),
-        }?;
-        socket::set_no_delay(&socket);
-        Ok(socket)
+        }
     }
 
     /// Takes a socket back that was not needed after all.
@@ -39,6 +37,12 @@ impl Inside {
             Family::V4 => self.v4.put_back(socket),
             Family::V6 => self.v6.put_back(socket),
         }
+    }
+
+    /// Gives up spare sockets, because descriptors have run out; whether that freed any.
+    pub(super) fn shrink(&mut self) -> bool {
+        let freed = [self.v4.shrink(), self.v6.shrink()];
+        freed.contains(&true)
     }
 
     /// Closes the sockets that nobody needed for a while; says when to come again.

@@ -314,12 +314,15 @@ impl Engine {
                     self.admit(listener, client, partner);
                 }
                 Err(errno) => {
-                    if let (Ok(partner), Some(inside)) = (partner, self.insides.get_mut(&listener.publication)) {
+                    self.wake_at(Instant::now() + KEEP);
+                    let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
+                    if let Ok(partner) = partner {
                         inside.put_back(family, partner);
                     }
-                    self.wake_at(Instant::now() + KEEP);
                     match errno {
                         number::EAGAIN => return false,
+                        // A spare socket is worth less than a client.
+                        errno if is_shortage(errno) && inside.shrink() => {}
                         errno if is_shortage(errno) || !is_passing(errno) => {
                             self.rest(listener, &socket::error(format!("accept({})", listener.port.host()), errno));
                             return false;

@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::namespace::NetworkNamespace;
 use crate::sys::netns::{Family, SOCKETS_MAX};
+use crate::sys::socket;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -27,16 +28,22 @@ impl Pool {
         Self { family, ready: Vec::new(), batch: BATCH_MIN, filled: None }
     }
 
-    /// A fresh socket inside the namespace.
+    /// A fresh socket inside the namespace that sends small pieces at once.
     pub(super) fn take(&mut self, namespace: &NetworkNamespace) -> Result<OwnedFd> {
         if let Some(socket) = self.ready.pop() {
             return Ok(socket);
         }
         let now = Instant::now();
         let busy = self.filled.is_some_and(|before| now.duration_since(before) < BUSY);
-        self.batch = if busy { (self.batch * 2).min(SOCKETS_MAX) } else { BATCH_MIN };
+        self.batch = if busy { (self.batch * 2).clamp(1, SOCKETS_MAX) } else { BATCH_MIN };
         self.filled = Some(now);
-        let mut sockets = namespace.open_sockets(self.family, self.batch)?;
+        let made = namespace.open_sockets(self.family, self.batch);
+        if made.is_err() {
+            // Perhaps only so many could not be had.
+            self.batch = 0;
+        }
+        let mut sockets = made?;
+        sockets.iter().for_each(socket::set_no_delay);
         let socket = sockets.pop().ok_or_else(|| Error::new(ErrorKind::SystemCall, "no socket was made"))?;
         self.ready = sockets;
         Ok(socket)
@@ -45,6 +52,14 @@ impl Pool {
     /// Puts a socket back that was not needed after all.
     pub(super) fn put_back(&mut self, socket: OwnedFd) {
         self.ready.push(socket);
+    }
+
+    /// Gives up all sockets but one, because descriptors have run out; whether that freed any.
+    pub(super) fn shrink(&mut self) -> bool {
+        let freed = self.ready.len() > 1;
+        self.ready.truncate(1);
+        self.batch = 0;
+        freed
     }
 
     /// Closes what was not needed for a while; says when to come again.
