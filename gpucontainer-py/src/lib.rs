@@ -2,6 +2,8 @@
 
 mod error;
 mod host;
+mod image;
+mod work;
 
 use pyo3::prelude::*;
 
@@ -12,6 +14,10 @@ mod _native {
 
     #[pymodule_export]
     use super::host::probe;
+    #[pymodule_export]
+    use super::image::{Image, ImageBuilder, ImageStore};
+    #[pymodule_export]
+    use super::work::{Cancel, Progress};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

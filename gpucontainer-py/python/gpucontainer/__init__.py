@@ -1,7 +1,22 @@
 """GPU containers as a function call."""
 
-from ._native import __version__
+from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
 from .errors import Error
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
+from .image import ImageConfig
 
-__all__ = ["Capability", "Error", "Gpu", "GpuMemory", "Host", "MigDevice", "__version__"]
+__all__ = [
+    "Cancel",
+    "Capability",
+    "Error",
+    "Gpu",
+    "GpuMemory",
+    "Host",
+    "Image",
+    "ImageBuilder",
+    "ImageConfig",
+    "ImageStore",
+    "MigDevice",
+    "Progress",
+    "__version__",
+]
