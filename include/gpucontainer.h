@@ -394,6 +394,38 @@ void gpuc_transfer_set_concurrency(gpuc_transfer_t *transfer, size_t layers);
 void gpuc_transfer_set_max_layer_bytes(gpuc_transfer_t *transfer, uint64_t bytes);
 
 /**
+ * Sets who is asking the registry. By default what `docker login` or `podman login` left for it, else nobody.
+ *
+ * @param user      NULL for nobody, also where there are credentials in the user's files
+ * @param password  NULL if user is
+ */
+void gpuc_transfer_set_credentials(gpuc_transfer_t *transfer,
+                                   const char *user,
+                                   const char *password);
+
+/**
+ * Sets an identity token, which a token server exchanges for an access token.
+ */
+void gpuc_transfer_set_identity_token(gpuc_transfer_t *transfer, const char *token);
+
+/**
+ * Sets whether the registry is asked without encryption. By default only if it is on this machine.
+ */
+void gpuc_transfer_set_plain_http(gpuc_transfer_t *transfer, bool plain);
+
+/**
+ * Trusts one more certificate authority, or a few, beside those that the host trusts.
+ *
+ * @param pem  certificates in PEM form
+ */
+void gpuc_transfer_add_certificate_authority(gpuc_transfer_t *transfer, const char *pem);
+
+/**
+ * Gives up on a registry that says nothing for so long, at least 1. By default 30,000.
+ */
+void gpuc_transfer_set_timeout(gpuc_transfer_t *transfer, uint64_t milliseconds);
+
+/**
  * Frees options.
  *
  * @param transfer  may be NULL
@@ -443,6 +475,19 @@ gpuc_image_t *gpuc_image_store_get(const gpuc_image_store_t *store,
  * @return the caller's, freed with gpuc_images_free; NULL on failure
  */
 gpuc_images_t *gpuc_image_store_list(const gpuc_image_store_t *store, gpuc_error_t **error);
+
+/**
+ * Pulls an image from its registry, and names it here as it is named there. Layers that are here already
+ * are not fetched again.
+ *
+ * @param options  NULL for the defaults
+ * @param error    may be NULL
+ * @return the caller's, freed with gpuc_image_free; NULL on failure
+ */
+gpuc_image_t *gpuc_image_store_pull(const gpuc_image_store_t *store,
+                                    const char *reference,
+                                    const gpuc_transfer_t *options,
+                                    gpuc_error_t **error);
 
 /**
  * Imports an image from an OCI layout directory, an archive of one, or what `docker save` writes.

@@ -4,7 +4,7 @@
 use crate::boundary::{c_string, call, given, path, text};
 use crate::error::Error;
 use crate::transfer::Transfer;
-use gpucontainer::image::ImportOptions;
+use gpucontainer::image::{ImportOptions, PullOptions};
 use serde_json::json;
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;
@@ -120,6 +120,28 @@ pub extern "C" fn gpuc_image_store_list(
     call(error, None, || {
         let images = given(store, "store")?.store.list()?;
         Ok(Some(Box::new(Images(images.into_iter().map(Image::from).collect()))))
+    })
+}
+
+/// Pulls an image from its registry, and names it here as it is named there. Layers that are here already
+/// are not fetched again.
+///
+/// @param options  NULL for the defaults
+/// @param error    may be NULL
+/// @return the caller's, freed with gpuc_image_free; NULL on failure
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_image_store_pull(
+    store: Option<&ImageStore>,
+    reference: *const c_char,
+    options: Option<&Transfer>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> Option<Box<Image>> {
+    call(error, None, || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let reference = unsafe { text(reference, "reference") }?;
+        let options = options.map_or_else(|| Ok(PullOptions::new()), Transfer::pull)?;
+        let image = given(store, "store")?.store.pull(reference, options)?;
+        Ok(Some(Box::new(image.into())))
     })
 }
 

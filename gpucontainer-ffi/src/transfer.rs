@@ -2,9 +2,10 @@
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
 use crate::boundary::{Fault, c_string, text};
-use gpucontainer::image::{ImportOptions, Platform};
+use gpucontainer::image::{Credentials, ImportOptions, Platform, PullOptions};
 use gpucontainer::{Phase, Progress};
 use std::ffi::{c_char, c_void};
+use std::time::Duration;
 
 /// A switch that ends long work early with GPUC_ERROR_CANCELLED. Any number of threads may use it at once.
 #[derive(Debug, Default)]
@@ -86,6 +87,10 @@ pub struct Transfer {
     cancel: gpucontainer::Cancel,
     concurrency: Option<usize>,
     max_layer_bytes: Option<u64>,
+    credentials: Option<Credentials>,
+    plain_http: Option<bool>,
+    authorities: Vec<String>,
+    timeout: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +132,36 @@ impl Transfer {
         }
         if let Some(bytes) = self.max_layer_bytes {
             options = options.max_layer_bytes(bytes);
+        }
+        Ok(options)
+    }
+
+    pub(crate) fn pull(&self) -> gpucontainer::Result<PullOptions<'static>> {
+        self.fault.check()?;
+        let mut options = PullOptions::new().cancel(self.cancel.clone());
+        if let Some(platform) = &self.platform {
+            options = options.platform(platform.clone());
+        }
+        if let Some(callback) = self.progress {
+            options = options.progress(move |progress| callback.report(&progress));
+        }
+        if let Some(layers) = self.concurrency {
+            options = options.concurrency(layers);
+        }
+        if let Some(bytes) = self.max_layer_bytes {
+            options = options.max_layer_bytes(bytes);
+        }
+        if let Some(credentials) = &self.credentials {
+            options = options.credentials(credentials.clone());
+        }
+        if let Some(plain) = self.plain_http {
+            options = options.plain_http(plain);
+        }
+        for pem in &self.authorities {
+            options = options.certificate_authority(pem.as_bytes());
+        }
+        if let Some(silence) = self.timeout {
+            options = options.timeout(silence);
         }
         Ok(options)
     }
@@ -205,6 +240,65 @@ pub extern "C" fn gpuc_transfer_set_concurrency(transfer: Option<&mut Transfer>,
 pub extern "C" fn gpuc_transfer_set_max_layer_bytes(transfer: Option<&mut Transfer>, bytes: u64) {
     if let Some(transfer) = transfer {
         transfer.max_layer_bytes = Some(bytes);
+    }
+}
+
+/// Sets who is asking the registry. By default what `docker login` or `podman login` left for it, else nobody.
+///
+/// @param user      NULL for nobody, also where there are credentials in the user's files
+/// @param password  NULL if user is
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_transfer_set_credentials(
+    transfer: Option<&mut Transfer>,
+    user: *const c_char,
+    password: *const c_char,
+) {
+    let Some(transfer) = transfer else { return };
+    if user.is_null() && password.is_null() {
+        transfer.credentials = Some(Credentials::anonymous());
+        return;
+    }
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    let user = unsafe { text(user, "user") };
+    // SAFETY: likewise.
+    let password = unsafe { text(password, "password") };
+    let credentials = user.and_then(|user| Ok(Credentials::password(user, password?)));
+    transfer.credentials = transfer.fault.keep(credentials);
+}
+
+/// Sets an identity token, which a token server exchanges for an access token.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_transfer_set_identity_token(transfer: Option<&mut Transfer>, token: *const c_char) {
+    let Some(transfer) = transfer else { return };
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    let token = unsafe { text(token, "token") }.map(Credentials::identity_token);
+    transfer.credentials = transfer.fault.keep(token);
+}
+
+/// Sets whether the registry is asked without encryption. By default only if it is on this machine.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_set_plain_http(transfer: Option<&mut Transfer>, plain: bool) {
+    if let Some(transfer) = transfer {
+        transfer.plain_http = Some(plain);
+    }
+}
+
+/// Trusts one more certificate authority, or a few, beside those that the host trusts.
+///
+/// @param pem  certificates in PEM form
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_transfer_add_certificate_authority(transfer: Option<&mut Transfer>, pem: *const c_char) {
+    let Some(transfer) = transfer else { return };
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    let pem = unsafe { text(pem, "pem") };
+    transfer.authorities.extend(transfer.fault.keep(pem).map(str::to_owned));
+}
+
+/// Gives up on a registry that says nothing for so long, at least 1. By default 30,000.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_transfer_set_timeout(transfer: Option<&mut Transfer>, milliseconds: u64) {
+    if let Some(transfer) = transfer {
+        transfer.timeout = Some(Duration::from_millis(milliseconds));
     }
 }
 

@@ -152,6 +152,26 @@ static void import(const gpuc_image_store_t *store, const char *layout) {
     gpuc_transfer_free(options);
 }
 
+static void pull(const gpuc_image_store_t *store) {
+    gpuc_error_t *error;
+    gpuc_transfer_t *options = gpuc_transfer_new();
+    gpuc_transfer_set_credentials(options, NULL, NULL);
+    gpuc_transfer_set_plain_http(options, true);
+    gpuc_transfer_set_timeout(options, 1000);
+    /* Nobody listens on port 1. */
+    CHECK(gpuc_image_store_pull(store, "127.0.0.1:1/nothing:1", options, &error) == NULL);
+    expect(error, GPUC_ERROR_NETWORK, "127.0.0.1:1");
+    gpuc_transfer_set_timeout(options, 0);
+    CHECK(gpuc_image_store_pull(store, "127.0.0.1:1/nothing:1", options, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "timeout");
+    gpuc_transfer_set_credentials(options, "me", NULL);
+    CHECK(gpuc_image_store_pull(store, "127.0.0.1:1/nothing:1", options, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "password is NULL");
+    gpuc_transfer_free(options);
+    CHECK(gpuc_image_store_pull(store, NULL, NULL, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "reference is NULL");
+}
+
 static void forget(const gpuc_image_store_t *store) {
     gpuc_error_t *error;
     const char *const names[] = {"hello:1", "hello:2", "hello:3", "other", "imported:1"};
@@ -183,6 +203,7 @@ int main(void) {
     build(store);
     find(store);
     import(store, layout);
+    pull(store);
     forget(store);
     gpuc_image_store_free(store);
 
