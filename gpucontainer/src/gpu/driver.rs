@@ -31,7 +31,8 @@ pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
 ];
 
 /// Directories of 32-bit libraries.
-const LIBRARY_DIRECTORIES_32: &[&str] = &["/usr/lib/i386-linux-gnu", "/usr/lib32", "/run/opengl-driver-32/lib"];
+const LIBRARY_DIRECTORIES_32: &[&str] =
+    &["/usr/lib/i386-linux-gnu", "/usr/lib32", "/usr/lib", "/run/opengl-driver-32/lib"];
 
 const PROGRAM_DIRECTORIES: &[&str] = &[
     "/usr/bin",

@@ -268,6 +268,41 @@ mod tests {
         assert_eq!(read, SharedObject { machine: Machine::Native, soname: Some("libcuda.so.1".to_owned()) });
     }
 
+    /// The same as [`object`], of 32 bits.
+    fn narrow_object(soname: &[u8]) -> Vec<u8> {
+        let (dynamic, strings) = (52 + 2 * 32, 52 + 2 * 32 + 4 * 8);
+        let length = u32::try_from(soname.len()).unwrap();
+        let mut bytes = b"\x7fELF\x01\x01".to_vec();
+        bytes.resize(16, 0);
+        bytes.extend(ET_DYN.to_le_bytes());
+        bytes.extend(EM_386.to_le_bytes());
+        bytes.resize(28, 0);
+        bytes.extend(52_u32.to_le_bytes());
+        bytes.resize(42, 0);
+        bytes.extend([32, 0, 2, 0]);
+        bytes.resize(52, 0);
+        let end = strings + length + 2;
+        let headers = [[PT_LOAD, 0, 0x1000, 0, end, end, 0, 0], [PT_DYNAMIC, dynamic, 0, 0, 4 * 8, 0, 0, 0]];
+        let entries = [[14, 1], [5, 0x1000 + strings], [10, 2 + length], [0, 0]];
+        let words = headers.into_iter().flatten().chain(entries.into_iter().flatten());
+        bytes.extend(words.flat_map(u32::to_le_bytes));
+        bytes.push(0);
+        bytes.extend(soname);
+        bytes.push(0);
+        bytes
+    }
+
+    #[test]
+    fn libraries_of_32_bits_are_told_apart() {
+        let found = read(&narrow_object(b"libcuda.so.1")[..]).unwrap();
+        assert_eq!(found.soname.as_deref(), Some("libcuda.so.1"));
+        let expected = if cfg!(target_arch = "x86_64") { Machine::X86 } else { Machine::Foreign };
+        assert_eq!(found.machine, expected);
+        let mut foreign = object(b"libcuda.so.1");
+        foreign[18..20].copy_from_slice(&243_u16.to_le_bytes());
+        assert_eq!(read(&foreign[..]).unwrap().machine, Machine::Foreign, "RISC-V");
+    }
+
     #[test]
     fn names_that_could_leave_the_directory_are_no_names() {
         for name in [&b"../libc.so.6"[..], b"/etc/passwd", b"", b".", b"..", b"a b", b"\xff\xfe", &[b'a'; 300]] {
