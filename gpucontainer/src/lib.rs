@@ -27,6 +27,7 @@ pub use gpu::{GpuGrant, GpuRequest};
 pub use host::Host;
 pub use image::{Image, ImageStore};
 pub use progress::{Cancel, Phase, Progress};
+pub use sandbox::{ExitStatus, Sandbox};
 
 /// The examples of the README, compiled and run.
 #[cfg(doctest)]

@@ -45,7 +45,7 @@ mod scratch;
 mod tests;
 
 pub use mounted::MountedRootfs;
-pub(crate) use overlay::{OverlayMount, RootMount, Setting, Writes};
+pub(crate) use overlay::{OverlayMount, RootMount, Writes};
 pub(crate) use scratch::Scratch;
 
 use crate::error::{Error, ErrorKind, Result};

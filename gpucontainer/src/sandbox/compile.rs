@@ -109,6 +109,11 @@ impl Compiler<'_, '_> {
             Step::Fork => self.fork(),
             Step::NewSession => {
                 program.setsid();
+                // Ignored and blocked signals would be inherited by the application; the host's are not its business.
+                program.default_signals();
+                program.unblock_signals();
+                // Nothing that the stub inherited is the application's; its streams are put in place later.
+                program.close_on_exec_all();
                 program.umask(0);
                 Ok(())
             }
@@ -155,7 +160,6 @@ impl Compiler<'_, '_> {
                 let onto = self.program.open_path_in(At::Cwd, target, true)?;
                 self.program.move_mount_onto(mount, onto)
             }
-            Step::Node { device } => self.node(device),
             Step::Link { target, path } => {
                 self.parents(path)?;
                 self.program.symlink(target, At::Cwd, path)
@@ -426,8 +430,8 @@ impl Compiler<'_, '_> {
         }
         let group = terminal_group.map_or_else(String::new, |group| format!(",gid={group}"));
         let pts = Attributes { no_suid: true, no_execute: true, ..Attributes::default() };
-        program.mount("devpts", "/dev/pts", pts, &format!("newinstance,ptmxmode=0666,mode=0620{group}"))?;
-        program.mount("tmpfs", "/dev/shm", EVERYTHING_NO, &format!("mode=1777,size={shm_bytes}"))?;
+        program.mount("devpts", "/dev/pts", pts, format!("newinstance,ptmxmode=0666,mode=0620{group}"))?;
+        program.mount("tmpfs", "/dev/shm", EVERYTHING_NO, format!("mode=1777,size={shm_bytes}"))?;
         program.mount("mqueue", "/dev/mqueue", EVERYTHING_NO, "")
     }
 

@@ -1,9 +1,461 @@
 //! Sandboxes: from a configuration to a running application.
+//!
+//! ```text
+//! config ─► prepare ─► plan ─► compile ─► launch ─► process
+//! (said)    (checked)  (data)  (program)  (clone)   (handle)
+//! ```
 
 mod compile;
+mod config;
+mod defaults;
+mod exec;
 mod identity;
 mod launch;
+mod mount;
 mod plan;
+mod prepare;
+mod process;
+mod stdio;
 mod tree;
 
+pub use config::{Capability, Network, ResourceLimit, SandboxBuilder, UserNamespace};
+pub use exec::ExecBuilder;
+pub use mount::{Mount, Propagation};
 pub use plan::{Namespace, Plan};
+pub use process::{ExitStatus, Output, Process};
+pub use stdio::Stdio;
+
+use crate::cgroup::{Cgroup, Limits, Stats};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::gpu::GpuGrant;
+use crate::image::Image;
+use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedPort};
+use crate::rootfs::{Scratch, Writable};
+use crate::sandbox::config::Source;
+use crate::sandbox::launch::{Inputs, launch};
+use crate::sandbox::prepare::{CgroupFacts, ExecContext, Root, check, prepare};
+use crate::sandbox::process::Handle;
+use crate::sandbox::stdio::Streams;
+use crate::store::LayerHandle;
+use crate::sys::program::now;
+use crate::sys::{fs, process as processes};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A running application in namespaces, a root file system and limits of its own.
+///
+/// Dropping it kills everything inside and gives everything back; [`Sandbox::detach`] is the explicit way out. All
+/// methods may be called from any thread. In a child that was forked from the host process, dropping does nothing.
+///
+/// ```no_run
+/// use gpucontainer::Sandbox;
+///
+/// # fn main() -> gpucontainer::Result<()> {
+/// let sandbox = Sandbox::builder("docker.io/library/python:3.13")
+///     .command(["python3", "-m", "http.server", "8000"])
+///     .publish(8000, 0)
+///     .memory_max(1 << 30)
+///     .spawn()?;
+/// println!("serving on {}", sandbox.ports()[0].host());
+/// println!("{}", sandbox.wait()?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Sandbox {
+    name: String,
+    handle: Handle,
+    published: Option<Published>,
+    cgroup: Option<Cgroup>,
+    scratch: Option<Scratch>,
+    /// Keeps the layers from being collected.
+    _layers: Vec<LayerHandle>,
+    grant: Option<GpuGrant>,
+    context: ExecContext,
+    plan: Plan,
+    timeline: Vec<Phase>,
+}
+
+/// One phase of a start.
+#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Phase {
+    /// What was done.
+    pub name: &'static str,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl Sandbox {
+    /// Describes a sandbox of an image, by its reference.
+    pub fn builder(reference: impl Into<String>) -> SandboxBuilder {
+        SandboxBuilder::new(Source::Reference(reference.into()))
+    }
+
+    /// Describes a sandbox of an image of a store.
+    pub fn from_image(image: &Image) -> SandboxBuilder {
+        SandboxBuilder::new(Source::Image(image.clone()))
+    }
+
+    /// Describes a sandbox whose root is a directory of the host. What is written goes into it.
+    pub fn from_directory(path: impl Into<PathBuf>) -> SandboxBuilder {
+        SandboxBuilder::new(Source::Directory(path.into()))
+    }
+
+    fn start(builder: &SandboxBuilder) -> Result<Self> {
+        let mut moments = vec![("", now())];
+        check(builder)?;
+        let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
+        let wanted = || format!("start sandbox {name}");
+        let root = Root::find(builder, true).with_context(wanted)?;
+        moments.push(("image", now()));
+        let reservation = match builder.ports.as_slice() {
+            [] => None,
+            mappings => Some(PortMapper::new().reserve(mappings).with_context(wanted)?),
+        };
+        let on_disk = !builder.read_only && builder.writable == Writable::Disk;
+        let scratch = match root.scratch().filter(|_| on_disk) {
+            Some(directory) => Some(Scratch::create(&directory, &name).with_context(wanted)?),
+            None => None,
+        };
+        moments.push(("scratch", now()));
+        let cgroup = cgroup(builder, &name).with_context(wanted)?;
+        let facts = cgroup_facts(cgroup.as_ref());
+        moments.push(("cgroup", now()));
+
+        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts).with_context(wanted)?;
+        if let (Some(cgroup), Some(grant)) = (&cgroup, &prepared.grant) {
+            restrict_devices(cgroup, grant, prepared.id_maps.is_some()).with_context(wanted)?;
+        }
+        // Device rules may have added a hierarchy.
+        let entry = cgroup.as_ref().map(Cgroup::entry);
+        let cgroup_tasks: Vec<_> = entry.iter().flat_map(crate::cgroup::Entry::tasks).collect();
+        moments.push(("prepare", now()));
+        let streams = match builder.terminal {
+            Some(_) => None,
+            None => Some(Streams::open([&builder.stdin, &builder.stdout, &builder.stderr])?),
+        };
+        let mut claims = Vec::new();
+        claims.extend(scratch.as_ref().map(AsFd::as_fd));
+        claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
+        claims.extend(prepared.layers.iter().map(LayerHandle::lock));
+        let inputs = Inputs {
+            cgroup: entry.as_ref().and_then(crate::cgroup::Entry::into),
+            cgroup_tasks,
+            stdio: streams.as_ref().map(Streams::inside),
+            claims,
+            target: None,
+            id_maps: prepared.id_maps.as_ref(),
+        };
+        let running = launch(&prepared.plan, &inputs)?;
+        moments.extend(running.moments.iter().copied());
+        let host = streams.map_or([None, None, None], |streams| streams.host);
+        let handle = Handle::new(running, host)?;
+        let mut sandbox = Self {
+            name,
+            handle,
+            published: None,
+            cgroup,
+            scratch,
+            _layers: prepared.layers,
+            grant: prepared.grant,
+            context: prepared.context,
+            plan: prepared.plan,
+            timeline: Vec::new(),
+        };
+        if let Some(reservation) = reservation {
+            let namespace = NetworkNamespace::of_process(processes::duplicate(sandbox.handle.application())?);
+            let published = reservation.relay(namespace);
+            sandbox.published = Some(published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?);
+            moments.push(("ports", now()));
+        }
+        sandbox.timeline = phases(&moments);
+        Ok(sandbox)
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The application's process id, as the host sees it.
+    pub fn pid(&self) -> i32 {
+        self.handle.pid()
+    }
+
+    /// What the start did.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The phases of the start, in order; their sum is the time that the start took.
+    pub fn timeline(&self) -> &[Phase] {
+        &self.timeline
+    }
+
+    /// The published ports.
+    pub fn ports(&self) -> Vec<PublishedPort> {
+        self.published.as_ref().map(Published::ports).unwrap_or_default()
+    }
+
+    /// The published ports with their counters.
+    pub fn port_status(&self) -> Vec<PortStatus> {
+        self.published.as_ref().map(Published::status).unwrap_or_default()
+    }
+
+    /// The GPUs that are visible inside, by UUID.
+    pub fn gpus(&self) -> &[String] {
+        self.grant.as_ref().map_or(&[], |grant| &grant.gpus)
+    }
+
+    /// Connects to a TCP port inside, published or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] after `timeout`; `ECONNREFUSED` if nobody listens there.
+    pub fn dial(&self, port: u16, timeout: Option<Duration>) -> Result<TcpStream> {
+        let namespace = NetworkNamespace::of_process(processes::duplicate(self.handle.application())?);
+        namespace.dial(port, timeout).with_context(|| format!("dial port {port} of sandbox {}", self.name))
+    }
+
+    /// Waits until the application has ended.
+    ///
+    /// # Errors
+    /// [`Error::errno`] is `EINTR` when a signal handler of the host ran meanwhile; calling again goes on.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        loop {
+            if let Some(raw) = self.handle.wait(None)? {
+                return self.status(raw);
+            }
+        }
+    }
+
+    /// Waits at most `timeout`; `None` if it still runs then.
+    ///
+    /// # Errors
+    /// As [`Sandbox::wait`].
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        self.handle.wait(Some(timeout))?.map(|raw| self.status(raw)).transpose()
+    }
+
+    /// How the application ended, if it has.
+    ///
+    /// # Errors
+    /// As [`Sandbox::wait`].
+    pub fn poll(&self) -> Result<Option<ExitStatus>> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    fn status(&self, raw: i32) -> Result<ExitStatus> {
+        let oom = match &self.cgroup {
+            Some(cgroup) => cgroup.oom_kills()? > 0,
+            None => false,
+        };
+        Ok(ExitStatus::new(raw, oom))
+    }
+
+    /// Writes `input` to the application's standard input and closes it, collects what it writes to piped
+    /// streams, and waits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] after `timeout`; the application still runs then.
+    pub fn communicate(&self, input: &[u8], timeout: Option<Duration>) -> Result<Output> {
+        match self.handle.communicate(input, timeout)? {
+            Some((raw, stdout, stderr)) => Ok(Output { status: self.status(raw)?, stdout, stderr }),
+            None => Err(Error::new(ErrorKind::TimedOut, format!("sandbox {} did not end in time", self.name))),
+        }
+    }
+
+    /// Sends a signal, 1 to 64, to the application. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for any other number.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        self.handle.send_signal(signal)
+    }
+
+    /// The writing end of standard input, if that is piped and was not taken before.
+    pub fn take_stdin(&self) -> Option<OwnedFd> {
+        self.handle.take_stream(0)
+    }
+
+    /// The reading end of standard output, if that is piped and was not taken before.
+    pub fn take_stdout(&self) -> Option<OwnedFd> {
+        self.handle.take_stream(1)
+    }
+
+    /// The reading end of standard error, if that is piped and was not taken before.
+    pub fn take_stderr(&self) -> Option<OwnedFd> {
+        self.handle.take_stream(2)
+    }
+
+    /// The master of the terminal, if one was asked for and was not taken before.
+    pub fn take_terminal(&self) -> Option<OwnedFd> {
+        self.handle.take_terminal()
+    }
+
+    /// Describes a further process inside.
+    pub fn exec<S: Into<String>>(&self, command: impl IntoIterator<Item = S>) -> ExecBuilder<'_> {
+        ExecBuilder::new(self, command.into_iter().map(Into::into).collect())
+    }
+
+    /// Stops everything inside, until [`Sandbox::resume`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a control group.
+    pub fn pause(&self) -> Result<()> {
+        self.group("pause")?.freeze()
+    }
+
+    /// Lets everything inside go on.
+    ///
+    /// # Errors
+    /// As [`Sandbox::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.group("resume")?.thaw()
+    }
+
+    /// What the sandbox uses.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a control group.
+    pub fn stats(&self) -> Result<Stats> {
+        self.group("count the use of")?.stats()
+    }
+
+    /// Changes the resource limits; those that are not named stay.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] without a control group, [`ErrorKind::LimitNotApplied`] otherwise.
+    pub fn update(&self, limits: &Limits) -> Result<()> {
+        self.group("limit")?.update(limits)
+    }
+
+    fn group(&self, verb: &str) -> Result<&Cgroup> {
+        self.cgroup.as_ref().ok_or_else(|| {
+            let message = format!("cannot {verb} sandbox {}: it has no control group on this host", self.name);
+            Error::new(ErrorKind::Unsupported, message)
+        })
+    }
+
+    /// Lets the application live on when this handle and this process are gone.
+    ///
+    /// Published ports close, since this process served them. What is left when the application ends is removed by
+    /// the next store that is opened, and by the next sandbox of the user.
+    ///
+    /// # Errors
+    /// Those of telling the supervisor; then nothing has changed.
+    pub fn detach(mut self) -> Result<()> {
+        self.handle.leave()?;
+        if let Some(cgroup) = self.cgroup.take() {
+            cgroup.leave();
+        }
+        if let Some(scratch) = self.scratch.take() {
+            scratch.leave();
+        }
+        Ok(())
+    }
+
+    /// Kills everything inside, gives everything back, and says what went wrong with that.
+    ///
+    /// # Errors
+    /// All that failed, joined; each thing is tried.
+    pub fn close(mut self) -> Result<()> {
+        self.give_back()
+    }
+
+    fn give_back(&mut self) -> Result<()> {
+        if self.handle_is_left() {
+            return Ok(());
+        }
+        let mut failures = Vec::new();
+        self.published = None;
+        if let Some(cgroup) = &self.cgroup {
+            // A paused application cannot die before it goes on.
+            if cgroup.is_frozen().unwrap_or(false) {
+                failures.extend(cgroup.thaw().err());
+            }
+        }
+        failures.extend(self.handle.end().err());
+        if let Some(mut cgroup) = self.cgroup.take() {
+            failures.extend(cgroup.remove().err());
+        }
+        if let Some(scratch) = self.scratch.take() {
+            failures.extend(scratch.remove().err());
+        }
+        let mut failures = failures.into_iter();
+        let Some(first) = failures.next() else { return Ok(()) };
+        let others: String = failures.map(|failure| format!("; also: {failure}")).collect();
+        Err(first.context(format!("clean up sandbox {}{others}", self.name)))
+    }
+
+    fn handle_is_left(&self) -> bool {
+        self.handle.is_left() || !self.handle.is_owner()
+    }
+}
+
+impl AsFd for Sandbox {
+    /// Readable once the application has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Err(error) = self.give_back() {
+            tracing::warn!(%error, "a sandbox left something behind");
+        }
+    }
+}
+
+/// Whether `name` can be that of a sandbox or a volume.
+pub(crate) fn is_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(good) && !name.starts_with('.')
+}
+
+/// The control group, or none where it is not needed and not possible.
+fn cgroup(builder: &SandboxBuilder, name: &str) -> Result<Option<Cgroup>> {
+    if !builder.cgroup && builder.limits.is_empty() {
+        return Ok(None);
+    }
+    match Cgroup::create(name, &builder.limits) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(e)
+            if builder.limits.is_empty()
+                && matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) =>
+        {
+            tracing::debug!(error = %e, "a sandbox without a control group");
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn cgroup_facts(cgroup: Option<&Cgroup>) -> CgroupFacts {
+    let Some(entry) = cgroup.map(Cgroup::entry) else { return CgroupFacts::default() };
+    CgroupFacts {
+        tasks: entry.tasks().count(),
+        controllers: Vec::new(),
+        version2: crate::cgroup::Entry::into(&entry).is_some(),
+    }
+}
+
+/// Keeps all devices but the usual and the granted ones away, also if a node of another appears inside.
+fn restrict_devices(cgroup: &Cgroup, grant: &GpuGrant, in_user_namespace: bool) -> Result<()> {
+    use crate::cgroup::{DeviceKind, DeviceRule};
+    if in_user_namespace {
+        return Ok(());
+    }
+    let granted = grant.device_nodes.iter();
+    let granted = granted.map(|node| DeviceRule::device(DeviceKind::Character, node.major, node.minor));
+    let rules: Vec<_> = DeviceRule::defaults().into_iter().chain(granted).collect();
+    cgroup.allow_devices(&rules)
+}
+
+fn phases(moments: &[(&'static str, Duration)]) -> Vec<Phase> {
+    let pairs = moments.windows(2);
+    pairs.map(|pair| Phase { name: pair[1].0, duration: pair[1].1.saturating_sub(pair[0].1) }).collect()
+}

@@ -87,8 +87,6 @@ pub(crate) enum Step {
     Bind { source: usize, target: String, directory: bool, attributes: Attributes, recursive: bool, travel: Travel },
     /// Mounts a new file system in memory.
     Tmpfs { target: String, attributes: Attributes, options: String },
-    /// Adds a device node outside of the default ones.
-    Node { device: Device },
     /// Makes a link.
     Link { target: String, path: String },
     /// Writes a small file of the container's own.
@@ -254,7 +252,6 @@ impl fmt::Display for Step {
                 Ok(())
             }
             Self::Tmpfs { target, options, .. } => write!(f, "mount {target:?} in memory, {options}"),
-            Self::Node { device } => write!(f, "add device {} {}:{}", device.path, device.major, device.minor),
             Self::Link { target, path } => write!(f, "link {path:?} to {target:?}"),
             Self::File { path, .. } => write!(f, "write {path:?}"),
             Self::Hostname { name } => write!(f, "set host name {name:?}"),

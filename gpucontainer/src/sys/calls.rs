@@ -258,11 +258,6 @@ impl Program<'_> {
         self.open_in(at, path, bits, 0, Fail)
     }
 
-    /// The same, when the path may not exist; the register is then negative.
-    pub(crate) fn find_path_in(&mut self, at: At, path: impl AsRef<[u8]>) -> Result<Register> {
-        self.open_in(at, path, FLAGS_PATH, 0, AllowAbsent)
-    }
-
     /// Makes a file inside the directory `at` if it is not there, and opens it for writing.
     pub(crate) fn create_file_in(&mut self, at: At, path: impl AsRef<[u8]>, mode: u32) -> Result<Register> {
         let bits = libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
@@ -342,13 +337,6 @@ impl Program<'_> {
         let path = self.text(path)?;
         let arguments = [at.into(), path.into(), (libc::S_IFREG | mode).into(), 0_u64.into()];
         self.call(libc::SYS_mknodat, AllowExisting, &arguments);
-        Ok(())
-    }
-
-    /// `fchownat(2)`.
-    pub(crate) fn chown(&mut self, at: At, path: &str, user: u32, group: u32) -> Result<()> {
-        let path = self.text(path)?;
-        self.call(libc::SYS_fchownat, Fail, &[at.into(), path.into(), user.into(), group.into(), 0_u64.into()]);
         Ok(())
     }
 
@@ -571,17 +559,6 @@ impl Program<'_> {
     /// What follows up to where the jump lands happens only if `register` is no error.
     pub(crate) fn unless_failed(&mut self, register: Register) -> Jump {
         self.if_failed(register)
-    }
-
-    /// `write(2)` that may fail, as a hint to the kernel may.
-    pub(crate) fn write_hint(&mut self, at: At, path: &str, bytes: &[u8]) -> Result<()> {
-        let (file, path, length) = (self.register()?, self.text(path)?, bytes.len() as u64);
-        let arguments = [at.into(), path.into(), flags(libc::O_WRONLY | libc::O_CLOEXEC).into()];
-        self.call_into(file, libc::SYS_openat, GoOn, &arguments);
-        let bytes = self.bytes(bytes);
-        self.call(libc::SYS_write, GoOn, &[file.into(), bytes.into(), length.into()]);
-        self.call(libc::SYS_close, GoOn, &[file.into()]);
-        Ok(())
     }
 }
 

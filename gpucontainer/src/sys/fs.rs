@@ -252,3 +252,9 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     tree::remove(std::os::fd::AsFd::as_fd(&directory), path.file_name().unwrap_or_default())
         .map_err(|e| e.context(format!("remove {path:?}")).with_path(path))
 }
+
+/// Opens a file for reading and writing.
+pub(crate) fn open_read_write(path: &Path) -> Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open(path);
+    file.map(OwnedFd::from).map_err(|e| Error::from_io(format!("open({path:?}, O_RDWR)"), e).with_path(path))
+}

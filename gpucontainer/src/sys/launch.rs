@@ -305,8 +305,10 @@ extern "C" fn run_child(child: *mut Child) -> ! {
     let mut result = raw(libc::SYS_close_range, [3, u64::from(u32::MAX), 4, 0, 0]); // CLOSE_RANGE_CLOEXEC
     let mut at = 0;
     while result >= 0 && at < child.inherited_count {
-        // SAFETY: the list has that many numbers.
-        let fd = unsafe { *child.inherited.add(at) };
+        // SAFETY: `at` is below the length of the list.
+        let place = unsafe { child.inherited.add(at) };
+        // SAFETY: the parent's list stays until this process has executed or exited.
+        let fd = unsafe { *place };
         result = raw(libc::SYS_fcntl, [fd.unsigned_abs().into(), 2, 0, 0, 0]); // F_SETFD, not close-on-exec
         at += 1;
     }
@@ -320,7 +322,7 @@ extern "C" fn run_child(child: *mut Child) -> ! {
         ];
         result = raw(libc::SYS_execveat, arguments);
     }
-    let errno = result.unsigned_abs() as i32;
+    let errno = i32::try_from(-result).unwrap_or(libc::EIO);
     // SAFETY: as above; volatile, because this process ends right after.
     unsafe { std::ptr::write_volatile(&raw mut child.errno, errno) };
     loop {

@@ -105,8 +105,8 @@ impl AsFd for Lock {
 
 fn kind(mode: Mode) -> libc::c_int {
     match mode {
-        Mode::Shared => libc::F_RDLCK.into(),
-        Mode::Exclusive => libc::F_WRLCK.into(),
+        Mode::Shared => libc::F_RDLCK,
+        Mode::Exclusive => libc::F_WRLCK,
     }
 }
 

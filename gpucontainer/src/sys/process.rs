@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -92,17 +92,18 @@ pub(crate) fn await_end(pipe: impl AsFd) -> Result<()> {
 /// `EINTR` is passed on, so that an interpreter can look after its signals.
 pub(crate) fn await_readable(fd: impl AsFd, timeout: Option<Duration>) -> Result<bool> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.map(|left| rustix::event::Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(e) => return Err(failed("poll", e)),
-        }
+    let left = deadline.map(time_left);
+    match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
+        Ok(ready) => Ok(ready > 0),
+        Err(e) => Err(failed("poll", e)),
+    }
+}
+
+fn time_left(deadline: Instant) -> rustix::event::Timespec {
+    let left = deadline.saturating_duration_since(Instant::now());
+    rustix::event::Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
     }
 }
 
@@ -120,13 +121,6 @@ pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(e) => Err(failed(format!("pidfd_send_signal({signal})"), e)),
     }
-}
-
-/// A pidfd of another process.
-pub(crate) fn open_pidfd(pid: i32) -> Result<OwnedFd> {
-    let pid_ =
-        Pid::from_raw(pid).ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("{pid} is no process id")))?;
-    pidfd_open(pid_, PidfdFlags::empty()).map_err(|e| failed(format!("pidfd_open({pid})"), e))
 }
 
 /// The pid of a process as the caller sees it; `None` once it was collected.
@@ -151,4 +145,62 @@ pub(crate) fn is_privileged() -> bool {
 /// The name of the caller's effective user, if the system knows one.
 pub(crate) fn own_user_name() -> Option<String> {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.name)
+}
+
+/// Writes `input` to the first stream while reading the other two to their ends; `None` when `timeout` passed before.
+pub(crate) fn exchange(
+    streams: [Option<OwnedFd>; 3],
+    mut input: &[u8],
+    timeout: Option<Duration>,
+) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let [mut stdin, stdout, stderr] = streams;
+    let mut sources = [(stdout, Vec::new()), (stderr, Vec::new())];
+    let mut buffer = vec![0_u8; 64 * 1024];
+    if let Some(stdin) = &stdin {
+        rustix::io::ioctl_fionbio(stdin, true).map_err(|e| failed("ioctl(stdin, FIONBIO)", e))?;
+    }
+    loop {
+        if input.is_empty() {
+            stdin = None;
+        }
+        if stdin.is_none() && sources.iter().all(|(source, _)| source.is_none()) {
+            let [(_, stdout), (_, stderr)] = sources;
+            return Ok(Some((stdout, stderr)));
+        }
+        let left = deadline.map(time_left);
+        let ready: Vec<bool> = {
+            let mut polled: Vec<PollFd<'_>> = Vec::new();
+            polled.extend(stdin.iter().map(|fd| PollFd::new(fd, PollFlags::OUT)));
+            polled.extend(sources.iter().filter_map(|(fd, _)| fd.as_ref()).map(|fd| PollFd::new(fd, PollFlags::IN)));
+            match poll(&mut polled, left.as_ref()) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(e) => return Err(failed("poll(streams)", e)),
+            }
+            polled.iter().map(|fd| !fd.revents().is_empty()).collect()
+        };
+        let mut ready = ready.into_iter();
+        if stdin.is_some() && ready.next() == Some(true) {
+            match stdin.as_ref().map(|fd| rustix::io::write(fd, input)) {
+                Some(Ok(count)) => input = &input[count..],
+                // The application does not want to read any more.
+                Some(Err(Errno::PIPE)) => input = &[],
+                Some(Err(Errno::AGAIN | Errno::INTR)) | None => {}
+                Some(Err(e)) => return Err(failed("write(stdin)", e)),
+            }
+        }
+        for (source, collected) in &mut sources {
+            let Some(fd) = source else { continue };
+            if ready.next() != Some(true) {
+                continue;
+            }
+            match rustix::io::read(&*fd, &mut buffer[..]) {
+                Ok(0) => *source = None,
+                Ok(count) => collected.extend_from_slice(&buffer[..count]),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(e) => return Err(failed("read(application)", e)),
+            }
+        }
+    }
 }

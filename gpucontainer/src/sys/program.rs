@@ -104,7 +104,7 @@ impl std::fmt::Debug for Op {
 }
 
 const DATA_AT: usize = size_of::<Header>();
-const _: () = assert!(DATA_AT % 8 == 0 && size_of::<Op>() == 56);
+const _: () = assert!(DATA_AT.is_multiple_of(8) && size_of::<Op>() == 56);
 
 impl<'fd> Program<'fd> {
     /// An empty program.
@@ -129,7 +129,7 @@ impl<'fd> Program<'fd> {
 
     /// The address that the stub will see `bytes` at, aligned to 8.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> u64 {
-        while self.data.len() % 8 != 0 {
+        while !self.data.len().is_multiple_of(8) {
             self.data.push(0);
         }
         let address = BASE + (DATA_AT + self.data.len()) as u64;
@@ -269,12 +269,6 @@ impl<'fd> Program<'fd> {
         Jump { op: self.push(format::OP_IF_NEGATIVE, 0, None, OnError::Fail, &arguments), argument: 1 }
     }
 
-    /// Jumps always.
-    pub(crate) fn jump(&mut self) -> Jump {
-        let arguments = [(-1_i32).into(), 0_u64.into()];
-        Jump { op: self.push(format::OP_IF_NEGATIVE, 0, None, OnError::Fail, &arguments), argument: 1 }
-    }
-
     /// The jump leads here.
     pub(crate) fn land(&mut self, jump: Jump) {
         self.ops[jump.op].arguments[jump.argument] = self.ops.len() as u64;
@@ -323,7 +317,7 @@ impl<'fd> Program<'fd> {
 
     /// Writes the program to a memory file.
     pub(crate) fn finish(mut self) -> Result<Finished<'fd>> {
-        while self.data.len() % 8 != 0 {
+        while !self.data.len().is_multiple_of(8) {
             self.data.push(0);
         }
         let count = |n: usize| {

@@ -1,0 +1,531 @@
+//! The configuration of a sandbox: what the caller says, before anything is checked or changed.
+
+use crate::cgroup::Limits;
+use crate::error::Result;
+use crate::gpu::{DriverRoot, GpuRequest};
+use crate::image::{Image, ImageStore};
+use crate::net::PortMapping;
+use crate::rootfs::Writable;
+use crate::sandbox::Sandbox;
+use crate::sandbox::mount::Mount;
+use crate::sandbox::plan::Plan;
+use crate::sandbox::stdio::Stdio;
+use crate::seccomp::Profile;
+use std::path::PathBuf;
+
+/// Where the root file system comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Reference(String),
+    Image(Image),
+    Directory(PathBuf),
+}
+
+/// The network of a sandbox.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Network {
+    /// A namespace of its own with nothing but the loopback interface. Ports can be published.
+    #[default]
+    None,
+    /// The host's network. Nothing is isolated, and no port needs publishing.
+    Host,
+}
+
+/// The user namespace of a sandbox.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum UserNamespace {
+    /// None for a privileged caller; for an ordinary one [`UserNamespace::Oneself`].
+    #[default]
+    Auto,
+    /// None: root inside is root outside, with few capabilities.
+    Host,
+    /// Root inside is the caller; no other id exists inside.
+    Oneself,
+    /// Root inside is the caller, other ids are the caller's of `/etc/subuid` and `/etc/subgid`.
+    /// Needs the programs `newuidmap` and `newgidmap`.
+    Subordinate,
+    /// The ids from 0 to `count` inside are those from `first` on outside. Needs privileges.
+    Shifted {
+        /// The id outside that is root inside.
+        first: u32,
+        /// How many ids.
+        count: u32,
+    },
+}
+
+/// Describes a sandbox; [`SandboxBuilder::spawn`] checks everything and then starts it.
+///
+/// Made by [`Sandbox::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct SandboxBuilder {
+    pub(crate) source: Source,
+    pub(crate) store: Option<ImageStore>,
+    pub(crate) name: Option<String>,
+    pub(crate) command: Option<Vec<String>>,
+    pub(crate) entrypoint: Option<Vec<String>>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) working_dir: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) init: bool,
+    pub(crate) read_only: bool,
+    pub(crate) writable: Writable,
+    pub(crate) writable_bytes: Option<u64>,
+    pub(crate) limits: Limits,
+    pub(crate) cgroup: bool,
+    pub(crate) network: Network,
+    pub(crate) user_namespace: UserNamespace,
+    pub(crate) time_offsets: Option<(i64, i64)>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) shm_bytes: u64,
+    pub(crate) ports: Vec<PortMapping>,
+    pub(crate) gpus: Option<GpuRequest>,
+    pub(crate) driver_root: Option<DriverRoot>,
+    pub(crate) capabilities: u64,
+    pub(crate) seccomp: Option<Profile>,
+    pub(crate) new_privileges: bool,
+    pub(crate) resource_limits: Vec<(ResourceLimit, u64, u64)>,
+    pub(crate) sysctls: Vec<(String, String)>,
+    pub(crate) oom_score: Option<i32>,
+    pub(crate) umask: u32,
+    pub(crate) terminal: Option<(u16, u16)>,
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+}
+
+/// A resource of a process that can be limited, as in `setrlimit(2)`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum ResourceLimit {
+    /// Bytes of address space.
+    As,
+    /// Bytes of a core file.
+    Core,
+    /// Seconds of processor time.
+    Cpu,
+    /// Bytes of the data segment.
+    Data,
+    /// Bytes of a file that is written.
+    Fsize,
+    /// Bytes of locked memory.
+    Memlock,
+    /// Bytes of message queues.
+    Msgqueue,
+    /// Open descriptors.
+    Nofile,
+    /// Processes and threads of the user, over all of the host.
+    Nproc,
+    /// Bytes of stack.
+    Stack,
+}
+
+impl ResourceLimit {
+    /// The name and the kernel's number.
+    pub(crate) fn kernel(self) -> (&'static str, u32) {
+        match self {
+            Self::Cpu => ("cpu", 0),
+            Self::Fsize => ("fsize", 1),
+            Self::Data => ("data", 2),
+            Self::Stack => ("stack", 3),
+            Self::Core => ("core", 4),
+            Self::Nproc => ("nproc", 6),
+            Self::Nofile => ("nofile", 7),
+            Self::Memlock => ("memlock", 8),
+            Self::As => ("as", 9),
+            Self::Msgqueue => ("msgqueue", 12),
+        }
+    }
+}
+
+/// What ordinary programs of images need as root, and no more: no raw sockets, no device nodes, no audit records.
+const DEFAULT_CAPABILITIES: &[Capability] = &[
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::NetBindService,
+    Capability::Setfcap,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::SysChroot,
+];
+
+macro_rules! capabilities {
+    ($($name:ident = $number:literal, $text:literal;)*) => {
+        /// A capability of `capabilities(7)`.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum Capability {
+            $(#[doc = concat!("`", $text, "`")] $name = $number,)*
+        }
+
+        impl Capability {
+            /// Finds a capability by its name, with or without `CAP_`, in upper or lower case.
+            pub fn from_name(name: &str) -> Option<Self> {
+                let name = name.to_ascii_uppercase();
+                let full = if name.starts_with("CAP_") { name } else { format!("CAP_{name}") };
+                match full.as_str() {
+                    $($text => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+capabilities! {
+    Chown = 0, "CAP_CHOWN";
+    DacOverride = 1, "CAP_DAC_OVERRIDE";
+    DacReadSearch = 2, "CAP_DAC_READ_SEARCH";
+    Fowner = 3, "CAP_FOWNER";
+    Fsetid = 4, "CAP_FSETID";
+    Kill = 5, "CAP_KILL";
+    Setgid = 6, "CAP_SETGID";
+    Setuid = 7, "CAP_SETUID";
+    Setpcap = 8, "CAP_SETPCAP";
+    LinuxImmutable = 9, "CAP_LINUX_IMMUTABLE";
+    NetBindService = 10, "CAP_NET_BIND_SERVICE";
+    NetBroadcast = 11, "CAP_NET_BROADCAST";
+    NetAdmin = 12, "CAP_NET_ADMIN";
+    NetRaw = 13, "CAP_NET_RAW";
+    IpcLock = 14, "CAP_IPC_LOCK";
+    IpcOwner = 15, "CAP_IPC_OWNER";
+    SysModule = 16, "CAP_SYS_MODULE";
+    SysRawio = 17, "CAP_SYS_RAWIO";
+    SysChroot = 18, "CAP_SYS_CHROOT";
+    SysPtrace = 19, "CAP_SYS_PTRACE";
+    SysPacct = 20, "CAP_SYS_PACCT";
+    SysAdmin = 21, "CAP_SYS_ADMIN";
+    SysBoot = 22, "CAP_SYS_BOOT";
+    SysNice = 23, "CAP_SYS_NICE";
+    SysResource = 24, "CAP_SYS_RESOURCE";
+    SysTime = 25, "CAP_SYS_TIME";
+    SysTtyConfig = 26, "CAP_SYS_TTY_CONFIG";
+    Mknod = 27, "CAP_MKNOD";
+    Lease = 28, "CAP_LEASE";
+    AuditWrite = 29, "CAP_AUDIT_WRITE";
+    AuditControl = 30, "CAP_AUDIT_CONTROL";
+    Setfcap = 31, "CAP_SETFCAP";
+    MacOverride = 32, "CAP_MAC_OVERRIDE";
+    MacAdmin = 33, "CAP_MAC_ADMIN";
+    Syslog = 34, "CAP_SYSLOG";
+    WakeAlarm = 35, "CAP_WAKE_ALARM";
+    BlockSuspend = 36, "CAP_BLOCK_SUSPEND";
+    AuditRead = 37, "CAP_AUDIT_READ";
+    Perfmon = 38, "CAP_PERFMON";
+    Bpf = 39, "CAP_BPF";
+    CheckpointRestore = 40, "CAP_CHECKPOINT_RESTORE";
+}
+
+impl Capability {
+    pub(crate) fn bit(self) -> u64 {
+        1 << (self as u8)
+    }
+}
+
+impl SandboxBuilder {
+    pub(crate) fn new(source: Source) -> Self {
+        Self {
+            source,
+            store: None,
+            name: None,
+            command: None,
+            entrypoint: None,
+            env: Vec::new(),
+            working_dir: None,
+            user: None,
+            hostname: None,
+            init: true,
+            read_only: false,
+            writable: Writable::Disk,
+            writable_bytes: None,
+            limits: Limits::new(),
+            cgroup: true,
+            network: Network::None,
+            user_namespace: UserNamespace::Auto,
+            time_offsets: None,
+            mounts: Vec::new(),
+            shm_bytes: 64 << 20,
+            ports: Vec::new(),
+            gpus: None,
+            driver_root: None,
+            capabilities: DEFAULT_CAPABILITIES.iter().map(|capability| capability.bit()).sum(),
+            seccomp: None,
+            new_privileges: false,
+            resource_limits: Vec::new(),
+            sysctls: Vec::new(),
+            oom_score: None,
+            umask: 0o022,
+            terminal: None,
+            stdin: Stdio::Inherit,
+            stdout: Stdio::Inherit,
+            stderr: Stdio::Inherit,
+        }
+    }
+
+    /// Uses this store for an image given by reference. By default the user's, [`ImageStore::open_default`].
+    pub fn store(mut self, store: &ImageStore) -> Self {
+        self.store = Some(store.clone());
+        self
+    }
+
+    /// Names the sandbox: letters, digits, `.`, `_` and `-`, unique among the user's. By default `s-` and random digits.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Says what to run, instead of the image's `Cmd`. It is given to the image's entrypoint, if there is one.
+    ///
+    /// A first word without `/` is looked for in the `PATH` of the container's environment.
+    #[doc(alias = "gpuc_config_set_command")]
+    pub fn command<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.command = Some(command.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Replaces the image's entrypoint; an empty one removes it. The image's `Cmd` then no longer counts.
+    pub fn entrypoint<S: Into<String>>(mut self, entrypoint: impl IntoIterator<Item = S>) -> Self {
+        self.entrypoint = Some(entrypoint.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets an environment variable, over that of the image.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the working directory, an absolute path that exists in the container. By default the image's, or `/`.
+    pub fn working_dir(mut self, path: impl Into<String>) -> Self {
+        self.working_dir = Some(path.into());
+        self
+    }
+
+    /// Runs as `user[:group]`: names of the image's `/etc/passwd` and `/etc/group`, or numbers. By default the image's.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Sets the host name, at most 64 bytes. By default `gpucontainer`, the same in every instance.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.hostname = Some(name.into());
+        self
+    }
+
+    /// Whether process 1 is the library's own, which reaps orphans and hands on signals. Yes by default; otherwise
+    /// the application is process 1, and the kernel keeps signals from it for which it has no handler.
+    pub fn init(mut self, init: bool) -> Self {
+        self.init = init;
+        self
+    }
+
+    /// Makes the root file system read-only. Mounts have a say of their own.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Says where writes to the root go. [`Writable::Disk`] by default; removed with the sandbox.
+    pub fn writable(mut self, writable: Writable) -> Self {
+        self.writable = writable;
+        self
+    }
+
+    /// Caps what [`Writable::Memory`] may hold. By default half of the host's memory, the kernel's own limit.
+    pub fn writable_max(mut self, bytes: u64) -> Self {
+        self.writable_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets all resource limits at once.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Caps memory at `bytes`; see [`Limits::memory_max`].
+    #[doc(alias = "gpuc_config_set_memory_max")]
+    pub fn memory_max(mut self, bytes: u64) -> Self {
+        self.limits = self.limits.memory_max(bytes);
+        self
+    }
+
+    /// Caps processor time at that of `cores`, for example 1.5; see [`Limits::cpus`].
+    pub fn cpus(mut self, cores: f64) -> Self {
+        self.limits = self.limits.cpus(cores);
+        self
+    }
+
+    /// Caps the number of processes and threads; see [`Limits::pids_max`].
+    pub fn pids_max(mut self, count: u64) -> Self {
+        self.limits = self.limits.pids_max(count);
+        self
+    }
+
+    /// Whether to make a control group where that is possible. Yes by default; without one there are no limits,
+    /// statistics and pauses. With limits there always is one, or an error.
+    pub fn cgroup(mut self, cgroup: bool) -> Self {
+        self.cgroup = cgroup;
+        self
+    }
+
+    /// Chooses the network. [`Network::None`] by default.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// Chooses the user namespace. [`UserNamespace::Auto`] by default.
+    pub fn user_namespace(mut self, user_namespace: UserNamespace) -> Self {
+        self.user_namespace = user_namespace;
+        self
+    }
+
+    /// Makes a time namespace: the application sees the monotonic and the boot clock moved by these nanoseconds.
+    pub fn time_offsets(mut self, monotonic: i64, boottime: i64) -> Self {
+        self.time_offsets = Some((monotonic, boottime));
+        self
+    }
+
+    /// Adds a mount.
+    pub fn mount(mut self, mount: Mount) -> Self {
+        self.mounts.push(mount);
+        self
+    }
+
+    /// Sets the size of `/dev/shm`. 64 MiB by default.
+    pub fn shm_size(mut self, bytes: u64) -> Self {
+        self.shm_bytes = bytes;
+        self
+    }
+
+    /// Publishes a TCP port: connections to `host_port` of 127.0.0.1 reach `container_port` inside.
+    ///
+    /// With 0 the kernel chooses a free host port, known from [`Sandbox::ports`].
+    pub fn publish(self, container_port: u16, host_port: u16) -> Self {
+        self.publish_port(PortMapping::tcp(container_port, host_port))
+    }
+
+    /// Publishes a port in all detail.
+    pub fn publish_port(mut self, mapping: PortMapping) -> Self {
+        self.ports.push(mapping);
+        self
+    }
+
+    /// Asks for GPUs. None by default, whatever the image asks for.
+    pub fn gpus(mut self, request: GpuRequest) -> Self {
+        self.gpus = Some(request);
+        self
+    }
+
+    /// Says where the driver's user space is. By default as [`DriverRoot::from_environment`] says.
+    pub fn driver_root(mut self, root: DriverRoot) -> Self {
+        self.driver_root = Some(root);
+        self
+    }
+
+    /// Grants a capability beyond the default ones.
+    pub fn add_capability(mut self, capability: Capability) -> Self {
+        self.capabilities |= capability.bit();
+        self
+    }
+
+    /// Takes a capability away.
+    pub fn drop_capability(mut self, capability: Capability) -> Self {
+        self.capabilities &= !capability.bit();
+        self
+    }
+
+    /// Takes all capabilities away, also the default ones.
+    pub fn drop_all_capabilities(mut self) -> Self {
+        self.capabilities = 0;
+        self
+    }
+
+    /// Sets the system call filter. By default [`Profile::default_for`] the granted capabilities.
+    pub fn seccomp(mut self, profile: Profile) -> Self {
+        self.seccomp = Some(profile);
+        self
+    }
+
+    /// Whether executing a set-user-id program or one with file capabilities may give privileges. No by default.
+    pub fn allow_new_privileges(mut self, allow: bool) -> Self {
+        self.new_privileges = allow;
+        self
+    }
+
+    /// Limits a resource of the application's process; [`u64::MAX`] is no limit.
+    pub fn resource_limit(mut self, resource: ResourceLimit, soft: u64, hard: u64) -> Self {
+        self.resource_limits.push((resource, soft, hard));
+        self
+    }
+
+    /// Sets a kernel parameter of the sandbox's own namespaces: `net.…`, `kernel.shm…`, `kernel.msg…`, `kernel.sem`
+    /// or `fs.mqueue.…`.
+    pub fn sysctl(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.sysctls.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adjusts how likely the application is to be killed when the host's memory is short, -1000 to 1000.
+    pub fn oom_score(mut self, adjustment: i32) -> Self {
+        self.oom_score = Some(adjustment);
+        self
+    }
+
+    /// Sets the file mode creation mask. `0o022` by default.
+    pub fn umask(mut self, mask: u32) -> Self {
+        self.umask = mask;
+        self
+    }
+
+    /// Gives the application a terminal of `rows` and `columns` for its input, output and errors.
+    pub fn terminal(mut self, rows: u16, columns: u16) -> Self {
+        self.terminal = Some((rows, columns));
+        self
+    }
+
+    /// Says what standard input is. The host's by default.
+    pub fn stdin(mut self, stdin: Stdio) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Says what standard output is. The host's by default.
+    pub fn stdout(mut self, stdout: Stdio) -> Self {
+        self.stdout = stdout;
+        self
+    }
+
+    /// Says what standard error is. The host's by default.
+    pub fn stderr(mut self, stderr: Stdio) -> Self {
+        self.stderr = stderr;
+        self
+    }
+
+    /// What a start would do, without doing it. An image that is not in the store is not pulled.
+    ///
+    /// # Errors
+    /// Those of [`SandboxBuilder::spawn`] that can be known without starting.
+    pub fn plan(&self) -> Result<Plan> {
+        crate::sandbox::prepare::plan_only(self)
+    }
+
+    /// Checks everything, then starts the sandbox, and returns when the application has been executed.
+    ///
+    /// An image given by a reference that is not in the store is pulled first.
+    ///
+    /// # Errors
+    /// A typed error for everything that can be wrong, from the reference to the command; nothing is left behind.
+    pub fn spawn(self) -> Result<Sandbox> {
+        Sandbox::start(&self)
+    }
+}

@@ -1,0 +1,652 @@
+//! From the configuration to the plan: everything is checked here, before anything is started.
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::gpu::{DriverRoot, GpuGrant, ImageFacts};
+use crate::image::{Image, ImageConfig, ImageStore};
+use crate::rootfs::{OverlayMount, RootMount, Rootfs, Scratch, Writable};
+use crate::sandbox::config::{Network, SandboxBuilder, Source, UserNamespace};
+use crate::sandbox::defaults;
+use crate::sandbox::identity::{IdMaps, Identity, resolve};
+use crate::sandbox::mount::Kind;
+use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step, Writes};
+use crate::sandbox::tree::Tree;
+use crate::store::LayerHandle;
+use crate::sys::calls::{Attributes, Travel};
+use crate::sys::{fs, process};
+use std::path::{Path, PathBuf};
+
+/// What a start uses, after all checks and before any namespace is made.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    pub(crate) id_maps: Option<IdMaps>,
+    pub(crate) layers: Vec<LayerHandle>,
+    pub(crate) grant: Option<GpuGrant>,
+    /// What `exec` starts from.
+    pub(crate) context: ExecContext,
+}
+
+/// What a further process in the same sandbox has in common with the first.
+#[derive(Clone, Debug)]
+pub(crate) struct ExecContext {
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) working_dir: String,
+    pub(crate) identity: Identity,
+    pub(crate) passwd: String,
+    pub(crate) group: String,
+    pub(crate) capabilities: u64,
+    pub(crate) new_privileges: bool,
+    pub(crate) filter: Vec<u64>,
+    pub(crate) set_groups: bool,
+    pub(crate) namespaces: Vec<Namespace>,
+}
+
+/// The cgroup that the sandbox will be in, as far as the plan cares.
+#[derive(Debug, Default)]
+pub(crate) struct CgroupFacts {
+    /// Hierarchies of version 1 that are entered by the supervisor.
+    pub(crate) tasks: usize,
+    /// The names of the mounts of version 1.
+    pub(crate) controllers: Vec<String>,
+    pub(crate) version2: bool,
+}
+
+/// The image, or the directory.
+#[derive(Debug)]
+pub(crate) enum Root {
+    Image { image: Image, store: ImageStore, layers: Vec<LayerHandle> },
+    Directory(PathBuf),
+}
+
+impl Root {
+    /// Finds the image or the directory; an image that is not in the store is pulled if `pull` says so.
+    pub(crate) fn find(builder: &SandboxBuilder, pull: bool) -> Result<Self> {
+        let store = || match &builder.store {
+            Some(store) => Ok(store.clone()),
+            None => ImageStore::open_default(),
+        };
+        let (image, store) = match &builder.source {
+            Source::Directory(path) => {
+                let path = fs::canonicalize(path).context("find the root directory")?;
+                if !fs::metadata(&path)?.is_dir() {
+                    let message = format!("the root {path:?} is not a directory");
+                    return Err(Error::new(ErrorKind::InvalidArgument, message).with_path(path));
+                }
+                return Ok(Self::Directory(path));
+            }
+            Source::Image(image) => (image.clone(), store()?),
+            Source::Reference(reference) => {
+                let store = store()?;
+                let image = match store.get(reference)? {
+                    Some(image) => image,
+                    None if pull => fetch(&store, reference)?,
+                    None => store.image(reference)?,
+                };
+                (image, store)
+            }
+        };
+        let layers = image.layers()?;
+        Ok(Self::Image { image, store, layers })
+    }
+
+    /// Where a sandbox with this root makes its directory for writes.
+    pub(crate) fn scratch(&self) -> Option<PathBuf> {
+        match self {
+            Self::Image { store, .. } => Some(store.scratch()),
+            Self::Directory(_) => None,
+        }
+    }
+
+    fn rootfs(&self, builder: &SandboxBuilder) -> Rootfs {
+        let writable = if builder.read_only { Writable::Memory } else { builder.writable };
+        let rootfs = match self {
+            // The bottom layer first, as images list them.
+            Self::Image { layers, .. } => Rootfs::new(layers.iter().map(LayerHandle::path)).writable(writable),
+            Self::Directory(path) => Rootfs::directory(path),
+        };
+        match builder.writable_bytes {
+            Some(bytes) => rootfs.memory_max(bytes),
+            None => rootfs,
+        }
+    }
+
+    fn tree(&self) -> Result<Tree> {
+        match self {
+            Self::Image { layers, .. } => {
+                Tree::open(&layers.iter().rev().map(|layer| layer.path().to_owned()).collect::<Vec<_>>())
+            }
+            Self::Directory(path) => Tree::open(std::slice::from_ref(path)),
+        }
+    }
+}
+
+#[cfg(feature = "registry")]
+fn fetch(store: &ImageStore, reference: &str) -> Result<Image> {
+    store.pull(reference, crate::image::PullOptions::default())
+}
+
+#[cfg(not(feature = "registry"))]
+fn fetch(store: &ImageStore, reference: &str) -> Result<Image> {
+    store.image(reference)
+}
+
+/// What a start would do, as far as it can be known without doing it.
+pub(crate) fn plan_only(builder: &SandboxBuilder) -> Result<Plan> {
+    check(builder)?;
+    let root = Root::find(builder, false)?;
+    let name = builder.name.clone().unwrap_or_else(|| "s-?".to_owned());
+    Ok(prepare(builder, &name, root, None, &CgroupFacts::default())?.plan)
+}
+
+/// Checks the values that need nothing but themselves.
+pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
+    let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+    builder.mounts.iter().try_for_each(crate::sandbox::mount::Mount::check)?;
+    builder.limits.check()?;
+    if let Some(name) = &builder.name {
+        if !crate::sandbox::is_name(name) {
+            return bad(format!("sandbox name {name:?} is not 1 to 64 letters, digits, '.', '_' and '-'"));
+        }
+    }
+    for (name, value) in &builder.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return bad(format!("environment variable {name:?} cannot be set"));
+        }
+    }
+    if let Some(path) = &builder.working_dir {
+        if !path.starts_with('/') {
+            return bad(format!("working directory {path:?} is not an absolute path"));
+        }
+    }
+    if let Some(hostname) = &builder.hostname {
+        if hostname.is_empty() || hostname.len() > 64 || hostname.contains(['\0', '\n', ' ']) {
+            return bad(format!("host name {hostname:?} is not 1 to 64 bytes without spaces"));
+        }
+    }
+    if builder.oom_score.is_some_and(|score| !(-1000..=1000).contains(&score)) {
+        return bad("the out-of-memory score adjustment is not within -1000 to 1000".to_owned());
+    }
+    for (name, _) in &builder.sysctls {
+        defaults::check_sysctl(name, builder.network == Network::Host)?;
+    }
+    if builder.network == Network::Host && !builder.ports.is_empty() {
+        return bad(
+            "ports are published from a network of the sandbox's own; with the host's there is nothing to publish"
+                .to_owned(),
+        );
+    }
+    for (limit, soft, hard) in &builder.resource_limits {
+        if soft > hard {
+            return bad(format!("the soft limit {soft} of {} is above the hard limit {hard}", limit.kernel().0));
+        }
+    }
+    Ok(())
+}
+
+fn id_maps(wanted: UserNamespace) -> Result<Option<IdMaps>> {
+    let privileged = process::is_privileged();
+    match wanted {
+        UserNamespace::Auto if privileged => Ok(None),
+        UserNamespace::Auto | UserNamespace::Oneself => Ok(Some(IdMaps::oneself())),
+        UserNamespace::Host if privileged => Ok(None),
+        UserNamespace::Shifted { first, count } if privileged => {
+            if count == 0 || first.checked_add(count).is_none() {
+                let message = format!("{count} ids from {first} on are no range of ids");
+                return Err(Error::new(ErrorKind::InvalidArgument, message));
+            }
+            Ok(Some(IdMaps::shifted(first, count)))
+        }
+        UserNamespace::Subordinate => Ok(Some(IdMaps::subordinate()?)),
+        UserNamespace::Host | UserNamespace::Shifted { .. } => {
+            let message = format!("user namespace {wanted:?} needs CAP_SYS_ADMIN, which this process lacks");
+            Err(Error::new(ErrorKind::PermissionDenied, message))
+        }
+    }
+}
+
+/// Makes the plan. `scratch` is where writes go, if they go to disk.
+pub(crate) fn prepare(
+    builder: &SandboxBuilder,
+    name: &str,
+    root: Root,
+    scratch: Option<&Scratch>,
+    cgroup: &CgroupFacts,
+) -> Result<Prepared> {
+    let maps = id_maps(builder.user_namespace)?;
+    let tree = root.tree()?;
+    let config = match &root {
+        Root::Image { image, .. } => image.config().clone(),
+        Root::Directory(_) => ImageConfig::default(),
+    };
+    let grant = grant(builder, &tree)?;
+    let passwd = tree.read_to_string("/etc/passwd")?.unwrap_or_default();
+    let group = tree.read_to_string("/etc/group")?.unwrap_or_default();
+    let identity = resolve(builder.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
+    if let Some(maps) = &maps {
+        if !maps.has(identity.user, identity.group) {
+            let message = format!(
+                "user {}, group {} do not exist in the user namespace; ordinary users have one id inside unless they \
+                 choose UserNamespace::Subordinate",
+                identity.user, identity.group
+            );
+            return Err(Error::new(ErrorKind::UserNotFound, message));
+        }
+    }
+    let env = environment(builder, &config, &identity, grant.as_ref());
+    let argv = command(builder, &config)?;
+    let working_dir = builder
+        .working_dir
+        .clone()
+        .unwrap_or_else(|| if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() });
+    let filter = filter(builder)?;
+    let context = ExecContext {
+        env: env.clone(),
+        working_dir: working_dir.clone(),
+        identity: identity.clone(),
+        passwd,
+        group,
+        capabilities: builder.capabilities,
+        new_privileges: builder.new_privileges,
+        filter,
+        set_groups: maps.as_ref().is_none_or(IdMaps::allows_groups),
+        namespaces: namespaces(builder, maps.is_some()),
+    };
+    let mut planner = Planner { builder, steps: Vec::new(), sources: 0, in_user_namespace: maps.is_some() };
+    planner.before_fork(cgroup);
+    planner.root(&root, scratch)?;
+    planner.file_systems(cgroup, grant.as_ref())?;
+    planner.own_files(&root)?;
+    planner.process(&context, argv);
+    let plan = Plan {
+        name: name.to_owned(),
+        namespaces: context.namespaces.clone(),
+        init: builder.init,
+        steps: planner.steps,
+    };
+    let layers = match root {
+        Root::Image { layers, .. } => layers,
+        Root::Directory(_) => Vec::new(),
+    };
+    Ok(Prepared { plan, id_maps: maps, layers, grant, context })
+}
+
+fn grant(builder: &SandboxBuilder, tree: &Tree) -> Result<Option<GpuGrant>> {
+    let Some(request) = builder.gpus.as_ref().filter(|request| !request.is_none()) else { return Ok(None) };
+    let driver = builder.driver_root.clone().unwrap_or_else(DriverRoot::from_environment);
+    let facts = ImageFacts::detect(|path| tree.exists(&path.to_string_lossy()).unwrap_or(false));
+    crate::gpu::grant(request, &driver, &facts).map(Some).context("grant GPUs")
+}
+
+fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {
+    let mut list = vec![Namespace::Mount, Namespace::Pid, Namespace::Ipc, Namespace::Uts, Namespace::Cgroup];
+    if builder.network != Network::Host {
+        list.push(Namespace::Network);
+    }
+    if builder.time_offsets.is_some() {
+        list.push(Namespace::Time);
+    }
+    if user {
+        list.insert(0, Namespace::User);
+    }
+    list
+}
+
+/// The image's environment, then what every container has, then the grant's, then the caller's.
+fn environment(
+    builder: &SandboxBuilder,
+    config: &ImageConfig,
+    identity: &Identity,
+    grant: Option<&GpuGrant>,
+) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: &str, replace: bool| match env.iter_mut().find(|(known, _)| known == name) {
+        Some((_, old)) if replace => value.clone_into(old),
+        Some(_) => {}
+        None => env.push((name.to_owned(), value.to_owned())),
+    };
+    for line in &config.env {
+        if let Some((name, value)) = line.split_once('=') {
+            set(name, value, true);
+        }
+    }
+    set("PATH", defaults::PATH, false);
+    set("HOME", &identity.home, false);
+    if builder.terminal.is_some() {
+        set("TERM", "xterm", false);
+    }
+    for (name, value) in grant.iter().flat_map(|grant| &grant.environment) {
+        set(name, value, true);
+    }
+    for (name, value) in &builder.env {
+        set(name, value, true);
+    }
+    env
+}
+
+/// Entrypoint and command by the rules of image configurations.
+fn command(builder: &SandboxBuilder, config: &ImageConfig) -> Result<Vec<String>> {
+    let entrypoint = builder.entrypoint.as_ref().unwrap_or(&config.entrypoint);
+    let command = match (&builder.command, &builder.entrypoint) {
+        (Some(command), _) => command.as_slice(),
+        // The image's arguments are meant for the image's own entrypoint.
+        (None, Some(_)) => &[],
+        (None, None) => &config.command,
+    };
+    let argv: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
+    match argv.first() {
+        Some(first) if !first.is_empty() => Ok(argv),
+        _ => Err(Error::new(ErrorKind::CommandNotFound, "no command was given, and the image names none")),
+    }
+}
+
+/// The places where the command is looked for.
+pub(crate) fn candidates(argv: &[String], env: &[(String, String)]) -> Vec<String> {
+    let command = argv.first().map_or("", String::as_str);
+    if command.contains('/') {
+        return vec![command.to_owned()];
+    }
+    let path = env.iter().find(|(name, _)| name == "PATH").map_or(defaults::PATH, |(_, value)| value);
+    path.split(':')
+        .filter(|directory| !directory.is_empty())
+        .map(|directory| format!("{directory}/{command}"))
+        .collect()
+}
+
+fn filter(builder: &SandboxBuilder) -> Result<Vec<u64>> {
+    let default = || crate::seccomp::Profile::default_for(builder.capabilities);
+    let filter = builder.seccomp.clone().unwrap_or_else(default).compile()?;
+    if filter.needs_listener() {
+        return Err(Error::new(ErrorKind::InvalidArgument, "a sandbox's filter cannot ask a listener"));
+    }
+    if filter.allows_everything() {
+        return Ok(Vec::new());
+    }
+    let word = |bytes: &[u8]| {
+        let mut word = [0; 8];
+        word.copy_from_slice(bytes);
+        u64::from_ne_bytes(word)
+    };
+    Ok(filter.to_bytes().chunks_exact(8).map(word).collect())
+}
+
+struct Planner<'a> {
+    builder: &'a SandboxBuilder,
+    steps: Vec<Step>,
+    sources: usize,
+    in_user_namespace: bool,
+}
+
+impl Planner<'_> {
+    fn add(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// Takes a host path before the root changes; the number by which a later step mounts it.
+    fn take(&mut self, path: &Path, recursive: bool) -> usize {
+        let source = self.sources;
+        self.sources += 1;
+        self.add(Step::TakeSource { source, path: path.to_owned(), recursive });
+        source
+    }
+
+    fn before_fork(&mut self, cgroup: &CgroupFacts) {
+        if cgroup.tasks > 0 {
+            self.add(Step::JoinCgroups { count: cgroup.tasks });
+        }
+        if self.in_user_namespace {
+            self.add(Step::AwaitIdMaps);
+            self.add(Step::BecomeNamespaceRoot);
+        }
+        self.add(Step::NewCgroupNamespace);
+        if let Some((monotonic, boottime)) = self.builder.time_offsets {
+            self.add(Step::NewTimeNamespace { monotonic, boottime });
+        }
+        self.add(Step::Fork);
+        self.add(Step::NewSession);
+        // With private mounts nothing that the container does reaches the host; a mount that wants to travel needs
+        // its source to be shared, and is made a slave or a peer when it is mounted.
+        let shared = self.builder.mounts.iter().any(|mount| mount.propagation.travel() != Travel::Private);
+        self.add(Step::Travel { travel: if shared { Travel::Slave } else { Travel::Private } });
+    }
+
+    fn root(&mut self, root: &Root, scratch: Option<&Scratch>) -> Result<()> {
+        let mount = root.rootfs(self.builder).plan(scratch, self.in_user_namespace)?;
+        match mount {
+            RootMount::Bind { directory, .. } => self.add(Step::RootDirectory { path: directory }),
+            RootMount::Overlay(overlay) => {
+                let mount_at = root.scratch().unwrap_or_else(|| PathBuf::from("/"));
+                self.add(Step::RootOverlay { overlay: self::overlay(overlay, mount_at) });
+            }
+        }
+        Ok(())
+    }
+
+    fn file_systems(&mut self, cgroup: &CgroupFacts, grant: Option<&GpuGrant>) -> Result<()> {
+        let builder = self.builder;
+        let at = self.steps.len();
+        let mut devices: Vec<Device> = defaults::DEVICES.iter().map(defaults::device).collect();
+        let granted = grant.map(|grant| grant.device_nodes.iter().map(granted_device).collect::<Result<Vec<_>>>());
+        devices.extend(granted.transpose()?.into_iter().flatten().map(|(device, _)| device));
+        if self.in_user_namespace {
+            // Nobody may make device nodes in a user namespace, so the host's are shown.
+            for device in &mut devices {
+                let host = grant
+                    .and_then(|grant| host_path(grant, &device.path))
+                    .unwrap_or_else(|| device.path.clone().into());
+                device.bound = Some(self.take(&host, false));
+            }
+        }
+        let sys_bound =
+            (self.in_user_namespace && builder.network == Network::Host).then(|| self.take(Path::new("/sys"), true));
+        let mounts = self.mounts()?;
+        let granted = grant.map(|grant| self.granted(grant)).transpose()?.unwrap_or_default();
+        debug_assert!(self.steps.len() >= at);
+        self.add(Step::Pivot);
+        let terminal_group = (!self.in_user_namespace).then_some(5);
+        self.add(Step::Dev { devices, shm_bytes: builder.shm_bytes, terminal_group });
+        let mut sysctls = builder.sysctls.clone();
+        if builder.network != Network::Host {
+            let name = "net.ipv4.ip_unprivileged_port_start";
+            if !sysctls.iter().any(|(known, _)| known == name) {
+                // The ports are the sandbox's own, so low ones need no privilege.
+                sysctls.insert(0, (name.to_owned(), "0".to_owned()));
+            }
+        }
+        let masked = defaults::masked("/proc", defaults::MASKED_PROC);
+        let read_only = defaults::READ_ONLY_PROC.iter().map(|path| (*path).to_owned()).collect();
+        self.add(Step::Proc { masked, read_only, sysctls });
+        self.add(Step::Sys { masked: defaults::masked("/sys", defaults::MASKED_SYS), bound: sys_bound });
+        if cgroup.version2 || !cgroup.controllers.is_empty() {
+            self.add(Step::CgroupView { version2: cgroup.version2, controllers: cgroup.controllers.clone() });
+        }
+        self.steps.extend(mounts);
+        self.steps.extend(granted);
+        Ok(())
+    }
+
+    /// The mounts that the caller wants: sources are taken now, the steps that mount them come later.
+    fn mounts(&mut self) -> Result<Vec<Step>> {
+        let mut later = Vec::new();
+        // A mount over a directory must come before those below it.
+        let mut mounts: Vec<_> = self.builder.mounts.iter().collect();
+        mounts.sort_by_key(|mount| mount.target.trim_end_matches('/').matches('/').count());
+        for mount in mounts {
+            let attributes = Attributes {
+                read_only: mount.read_only,
+                no_suid: true,
+                no_devices: true,
+                no_execute: !mount.executable,
+            };
+            let target = mount.target.trim_end_matches('/').to_owned();
+            match &mount.kind {
+                Kind::Tmpfs { bytes, mode } => {
+                    let size = bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
+                    later.push(Step::Tmpfs { target, attributes, options: format!("mode={mode:o}{size}") });
+                }
+                Kind::Bind(path) => {
+                    let wanted = || format!("mount {:?} at {target:?}", path);
+                    let directory = fs::metadata(path).with_context(wanted)?.is_dir();
+                    later.push(self.bind(path, target.clone(), directory, attributes, mount));
+                }
+                Kind::Volume(name) => {
+                    let store = match &self.builder.store {
+                        Some(store) => store.clone(),
+                        None => ImageStore::open_default()?,
+                    };
+                    let path = store.path().join("volumes").join(name);
+                    fs::create_dir_all(&path).with_context(|| format!("make volume {name:?}"))?;
+                    later.push(self.bind(&path, target, true, attributes, mount));
+                }
+            }
+        }
+        Ok(later)
+    }
+
+    fn bind(
+        &mut self,
+        path: &Path,
+        target: String,
+        directory: bool,
+        attributes: Attributes,
+        mount: &crate::sandbox::mount::Mount,
+    ) -> Step {
+        let source = self.take(path, mount.recursive);
+        let travel = mount.propagation.travel();
+        Step::Bind { source, target, directory, attributes, recursive: mount.recursive, travel }
+    }
+
+    fn granted(&mut self, grant: &GpuGrant) -> Result<Vec<Step>> {
+        let mut later = Vec::new();
+        for tree in &grant.trees {
+            let target = text(&tree.path)?;
+            let attributes = Attributes { no_suid: true, no_devices: true, no_execute: true, read_only: false };
+            later.push(Step::Tmpfs { target: target.clone(), attributes, options: "mode=0555,size=1m".to_owned() });
+            for file in &tree.files {
+                let path = tree.path.join(file.path.strip_prefix("/").unwrap_or(&file.path));
+                later.push(Step::File { path: text(&path)?, text: file.contents.clone() });
+            }
+        }
+        for mount in &grant.mounts {
+            let source = self.take(&mount.source, false);
+            let directory = fs::metadata(&mount.source)?.is_dir();
+            let attributes = Attributes {
+                read_only: mount.read_only,
+                no_suid: true,
+                no_devices: true,
+                no_execute: !mount.executable,
+            };
+            let target = text(&mount.target)?;
+            let travel = Travel::Private;
+            later.push(Step::Bind { source, target, directory, attributes, recursive: false, travel });
+        }
+        for link in &grant.links {
+            later.push(Step::Link { target: text(&link.target)?, path: text(&link.link)? });
+        }
+        Ok(later)
+    }
+
+    /// The files that say who and where the container is. A plain directory is left as it is.
+    fn own_files(&mut self, root: &Root) -> Result<()> {
+        let builder = self.builder;
+        let hostname = builder.hostname.clone().unwrap_or_else(|| defaults::HOSTNAME.to_owned());
+        if matches!(root, Root::Image { .. }) {
+            let hosts =
+                format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
+            let resolver = match builder.network {
+                Network::Host => fs::read_to_string(Path::new("/etc/resolv.conf")).unwrap_or_default(),
+                Network::None => "# This sandbox has no network.\n".to_owned(),
+            };
+            for (path, text) in
+                [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolver)]
+            {
+                self.add(Step::File { path: path.to_owned(), text });
+            }
+        }
+        self.add(Step::Hostname { name: hostname });
+        if builder.network != Network::Host {
+            self.add(Step::LoopbackUp);
+        }
+        if builder.read_only {
+            self.add(Step::RootReadOnly);
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, context: &ExecContext, argv: Vec<String>) {
+        let builder = self.builder;
+        for (resource, soft, hard) in &builder.resource_limits {
+            let (name, resource) = resource.kernel();
+            self.add(Step::ResourceLimit { name, resource, soft: *soft, hard: *hard });
+        }
+        if let Some(adjustment) = builder.oom_score {
+            self.add(Step::OomScore { adjustment });
+        }
+        match builder.terminal {
+            Some((rows, columns)) => self.add(Step::Terminal { rows, columns }),
+            None => self.add(Step::Stdio),
+        }
+        let set_groups = context.set_groups;
+        self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask));
+        let candidates = candidates(&argv, &context.env);
+        let envp = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        self.add(Step::Execute { candidates, argv, envp });
+    }
+}
+
+/// The steps that make a process an ordinary one of the container, from privileges to working directory.
+pub(crate) fn application(
+    context: &ExecContext,
+    identity: &Identity,
+    working_dir: &str,
+    set_groups: bool,
+    umask: u32,
+) -> Vec<Step> {
+    let mut steps = vec![Step::Umask { mask: umask }];
+    let last = defaults::last_capability();
+    steps.push(Step::BoundingSet { mask: context.capabilities, last });
+    let groups = set_groups.then(|| identity.groups.clone());
+    steps.push(Step::User { user: identity.user, group: identity.group, groups });
+    // As the kernel has it for a program started by another user: its capabilities are gone.
+    steps.push(Step::Capabilities { mask: if identity.user == 0 { context.capabilities } else { 0 } });
+    steps.push(Step::WorkingDirectory { path: working_dir.to_owned() });
+    if !context.new_privileges {
+        steps.push(Step::NoNewPrivileges);
+    }
+    if !context.filter.is_empty() {
+        steps.push(Step::Seccomp { instructions: context.filter.clone(), length: context.filter.len() });
+    }
+    steps
+}
+
+fn overlay(overlay: OverlayMount, mount_at: PathBuf) -> Overlay {
+    use crate::rootfs::Writes as Planned;
+    let features = crate::sys::fs::overlay::overlay_features();
+    Overlay {
+        lower: overlay.lower,
+        writes: match overlay.writes {
+            Planned::Disk { upper, work, .. } => Writes::Disk { upper, work },
+            Planned::Memory { bytes, .. } => Writes::Memory { bytes },
+            Planned::Nowhere => Writes::Memory { bytes: None },
+        },
+        userxattr: overlay.userxattr,
+        mount_at,
+        lowerdir_plus: features.lowerdir_add,
+    }
+}
+
+fn granted_device(node: &crate::gpu::DeviceNode) -> Result<(Device, PathBuf)> {
+    let host = node.host_path.clone().unwrap_or_else(|| node.path.clone());
+    let device =
+        Device { path: text(&node.path)?, major: node.major, minor: node.minor, mode: node.mode & 0o777, bound: None };
+    Ok((device, host))
+}
+
+fn host_path(grant: &GpuGrant, path: &str) -> Option<PathBuf> {
+    let node = grant.device_nodes.iter().find(|node| node.path == Path::new(path))?;
+    Some(node.host_path.clone().unwrap_or_else(|| node.path.clone()))
+}
+
+fn text(path: &Path) -> Result<String> {
+    let invalid = || Error::new(ErrorKind::InvalidArgument, format!("path {path:?} is not UTF-8")).with_path(path);
+    path.to_str().map(str::to_owned).ok_or_else(invalid)
+}
