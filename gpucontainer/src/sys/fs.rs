@@ -2,19 +2,12 @@
 //!
 //! Paths of a container's tree are never opened here; see [`super::root`].
 
-#[path = "device.rs"]
-pub(crate) mod device;
 #[path = "look.rs"]
 pub(crate) mod look;
 #[path = "mount.rs"]
 pub(crate) mod mount;
-#[cfg(feature = "nvml")]
-#[path = "nvml.rs"]
-pub(crate) mod nvml;
 #[path = "overlay.rs"]
 pub(crate) mod overlay;
-#[path = "probe.rs"]
-pub(crate) mod probe;
 #[path = "tree.rs"]
 pub(crate) mod tree;
 

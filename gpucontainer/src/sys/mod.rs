@@ -3,19 +3,19 @@
 pub(crate) mod bpf;
 pub(crate) mod calls;
 pub(crate) mod cgroup;
+pub(crate) mod device;
 pub(crate) mod epoll;
 pub(crate) mod errno;
 pub(crate) mod fs;
 pub(crate) mod launch;
 pub(crate) mod lock;
 pub(crate) mod netns;
+#[cfg(feature = "nvml")]
+pub(crate) mod nvml;
+pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod root;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod socket;
-
-#[cfg(feature = "nvml")]
-pub(crate) use fs::nvml;
-pub(crate) use fs::{device, probe};
