@@ -282,3 +282,52 @@ fn a_real_registry_with_damaged_storage() {
     assert_eq!(pull(options()).unwrap().layers().unwrap().len(), 2);
     place.assert_good();
 }
+
+/// A file system of a few megabytes, unmounted when it is dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(directory.path()));
+        Self(directory)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_file_system_is_said_to_be_full() {
+    if !common::tier("root") {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let small = Small::mount();
+    let store = gpucontainer::ImageStore::open(small.0.path().join("store")).unwrap();
+    let tar = tar_of("large", &image_support::noise(3 << 20, 1));
+    let image = || Handmade::new(&[(gzip(&tar), Digest::of(&tar).to_string())]);
+    let front = Front::of_files(image().served("x", "1"));
+    let layout = tempfile::tempdir().unwrap();
+    image().write(layout.path(), "example.org/x:1");
+    let large = layout.path().join("large");
+    std::fs::write(&large, image_support::noise(3 << 20, 2)).unwrap();
+    let errors = [
+        store.pull(&front.name("x:1"), options()).unwrap_err(),
+        store.import(layout.path(), gpucontainer::image::ImportOptions::new()).unwrap_err(),
+        store.build().copy(&large, "/large").commit("x").unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    }
+    for directory in ["staging", "layers/sha256", "refs"] {
+        assert_eq!(std::fs::read_dir(store.path().join(directory)).unwrap().count(), 0, "{directory}");
+    }
+    // The space is free again.
+    store.build().file("/small", "fits", 0o644).commit("small").unwrap();
+    drop((store, small, front));
+    leaks.check();
+}
