@@ -45,7 +45,7 @@ pub use registry::Credentials;
 use crate::digest::Digest;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::progress::Cancel;
-use crate::store::{ImageUse, Record, Store, Work};
+use crate::store::{Held, Record, Store, Work};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ struct Inner {
     id: Digest,
     config: ImageConfig,
     diff_ids: Vec<Digest>,
-    used: Arc<ImageUse>,
+    used: Arc<Held>,
 }
 
 impl ImageStore {

@@ -1,7 +1,7 @@
 //! Garbage collection: what no reference and no living user leads to is removed.
 
 use super::work::corrupt;
-use super::{Store, Work};
+use super::{Held, Store, Work};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::progress::Cancel;
@@ -25,7 +25,7 @@ impl Store {
     /// Removes what nothing leads to. Waits for pulls and imports that are under way, so that what
     /// they added but do not refer to yet stays.
     pub(crate) fn collect(&self, cancel: &Cancel) -> Result<Collected> {
-        let _alone = self.wait(&self.root.join("gc.lock"), Mode::Exclusive, cancel, &mut || {})?;
+        let _alone = Held::new(self.wait(&self.root.join("gc.lock"), Mode::Exclusive, cancel, &mut || {})?);
         let mut manifests = BTreeSet::new();
         let mut blobs = BTreeSet::new();
         let mut layers = BTreeSet::new();

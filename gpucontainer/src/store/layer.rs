@@ -11,6 +11,7 @@ use crate::sys::lock::{Lock, Mode};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One layer of an image, in the store, kept there as long as the handle or a copy of it lives.
 ///
@@ -19,7 +20,7 @@ use std::sync::Arc;
 pub struct LayerHandle {
     diff_id: Digest,
     path: PathBuf,
-    used: Arc<ImageUse>,
+    used: Arc<Held>,
 }
 
 impl LayerHandle {
@@ -33,16 +34,42 @@ impl LayerHandle {
         &self.path
     }
 
-    /// The lock that keeps the layer's image. A process that inherits a copy of this descriptor keeps
-    /// the image as long as the copy is open, whatever becomes of the handle.
+    /// The lock that keeps the layer's image, the same for all its layers. A process that inherits a copy of
+    /// this descriptor keeps the image as long as the copy is open, whatever becomes of the handle.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
-        self.used.0.as_fd()
+        self.used.lend()
     }
 }
 
-/// A lock that keeps an image and its layers from being collected.
+/// A lock of the store. When it is dropped it is freed at once, unless it was lent: then others may count on
+/// their copies of its descriptor, and the last to close one frees it.
 #[derive(Debug)]
-pub(crate) struct ImageUse(Lock);
+pub(crate) struct Held {
+    lock: Lock,
+    lent: AtomicBool,
+}
+
+impl Held {
+    pub(super) fn new(lock: Lock) -> Self {
+        Self { lock, lent: AtomicBool::new(false) }
+    }
+
+    fn lend(&self) -> BorrowedFd<'_> {
+        self.lent.store(true, Ordering::Relaxed);
+        self.lock.as_fd()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.lent.load(Ordering::Relaxed) {
+            if let Err(error) = self.lock.free() {
+                // Then closing the descriptor frees it.
+                tracing::debug!(%error, "lock not freed at once");
+            }
+        }
+    }
+}
 
 /// The sole right to make a layer, until it is dropped.
 #[derive(Debug)]
@@ -103,13 +130,13 @@ impl Store {
 
     /// Keeps the image of a manifest from being collected. The caller holds [`Store::adding`] until it has this,
     /// or the collector might come between.
-    pub(crate) fn use_image(&self, manifest: &Digest) -> Result<ImageUse> {
+    pub(crate) fn use_image(&self, manifest: &Digest) -> Result<Held> {
         // Only collectors take this lock alone, and none is at work while `adding` is held.
-        Ok(ImageUse(Lock::wait(&self.image_lock(manifest), Mode::Shared)?))
+        Lock::wait(&self.image_lock(manifest), Mode::Shared).map(Held::new)
     }
 
     /// The handles of `diff_ids`, in their order.
-    pub(crate) fn layer_handles(&self, diff_ids: &[Digest], used: &Arc<ImageUse>) -> Result<Vec<LayerHandle>> {
+    pub(crate) fn layer_handles(&self, diff_ids: &[Digest], used: &Arc<Held>) -> Result<Vec<LayerHandle>> {
         let mut handles = Vec::with_capacity(diff_ids.len());
         for diff_id in diff_ids {
             let path = self.layer_path(diff_id).join("tree");

@@ -26,7 +26,7 @@ mod work;
 pub use gc::Collected;
 pub use layer::LayerHandle;
 
-pub(crate) use layer::ImageUse;
+pub(crate) use layer::Held;
 pub(crate) use refs::Record;
 pub(crate) use work::Work;
 
@@ -141,8 +141,8 @@ impl Store {
     }
 
     /// Keeps the collector away: held while something is added that no reference leads to yet.
-    pub(crate) fn adding(&self, cancel: &Cancel) -> Result<Lock> {
-        self.wait(&self.root.join("gc.lock"), Mode::Shared, cancel, &mut || {})
+    pub(crate) fn adding(&self, cancel: &Cancel) -> Result<Held> {
+        self.wait(&self.root.join("gc.lock"), Mode::Shared, cancel, &mut || {}).map(Held::new)
     }
 
     /// Waits for a lock so that `cancel` is heard; `waiting` is called once if it is not free at once.

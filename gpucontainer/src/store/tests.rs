@@ -80,7 +80,10 @@ fn collection_keeps_what_is_referred_to_or_used() {
     let handles = store.layer_handles(&[shared, used], &hold).unwrap();
     drop(hold);
     assert_eq!(store.collect(&cancel).unwrap(), Collected::default(), "a handle keeps its layer");
+    let kept_open = handles[0].lock().try_clone_to_owned().unwrap();
     drop(handles);
+    assert_eq!(store.collect(&cancel).unwrap(), Collected::default(), "and so does a descriptor");
+    drop(kept_open);
     assert_eq!(store.collect(&cancel).unwrap(), Collected { layers: 1, blobs: 2 });
     assert!(store.has_layer(&shared) && store.has_layer(&kept));
     assert!(store.staged().unwrap().is_empty());

@@ -91,6 +91,14 @@ impl Lock {
         super::fs::remove_file(&self.path)
     }
 
+    /// Frees the lock now, for all copies of its descriptor. Dropping does not: a program that another thread
+    /// is just starting has a copy until its `exec`, and the lock would seem to be held a moment longer.
+    pub(crate) fn free(&self) -> Result<()> {
+        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&request(libc::F_UNLCK.into())))
+            .map(drop)
+            .map_err(|e| failed_nix(format!("fcntl({:?}, F_UNLCK)", self.path), e).with_path(&self.path))
+    }
+
     /// Leaves the file and gives out the descriptor: the lock is held until its last copy is closed.
     pub(crate) fn into_fd(self) -> OwnedFd {
         self.file.into()
@@ -134,6 +142,9 @@ mod tests {
         drop(held);
         assert!(Lock::try_take(&path, Mode::Exclusive).unwrap().is_none(), "a copy keeps it");
         drop(copy);
+        let released = Lock::wait(&path, Mode::Exclusive).unwrap();
+        let _copy = released.as_fd().try_clone_to_owned().unwrap();
+        released.free().unwrap();
         let shared = Lock::try_take(&path, Mode::Shared).unwrap().unwrap();
         assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_some());
         shared.remove().unwrap();
