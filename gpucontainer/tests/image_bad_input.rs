@@ -73,7 +73,8 @@ fn each_wrong_answer_is_an_error_of_its_kind() {
     let good_layer = Digest::of(&compressed).to_string();
     let zip_bomb = endless();
 
-    let table: Vec<(&str, HashMap<String, Vec<u8>>, ErrorKind)> = vec![
+    type Files = HashMap<String, Vec<u8>>;
+    let table: Vec<(&str, Files, ErrorKind)> = vec![
         ("no manifest", HashMap::new(), ErrorKind::ImageNotFound),
         ("manifest of text", replaced("manifests/1", b"hello"), InvalidImage),
         ("manifest too large", replaced("manifests/1", &vec![b' '; 5 << 20]), InvalidImage),

@@ -94,7 +94,7 @@ impl Lock {
     /// Frees the lock now, for all copies of its descriptor. Dropping does not: a program that another thread
     /// is just starting has a copy until its `exec`, and the lock would seem to be held a moment longer.
     pub(crate) fn free(&self) -> Result<()> {
-        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&request(libc::F_UNLCK.into())))
+        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&request(libc::F_UNLCK)))
             .map(drop)
             .map_err(|e| failed_nix(format!("fcntl({:?}, F_UNLCK)", self.path), e).with_path(&self.path))
     }
