@@ -69,6 +69,15 @@ fn wait_for<T>(mut question: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Waits until a process has entered the group in every hierarchy.
+fn wait_until_inside(group: &Cgroup, process: u32) {
+    let number = process.to_string();
+    for path in group.paths() {
+        let file = path.join("cgroup.procs");
+        wait_for(|| std::fs::read_to_string(&file).unwrap().lines().any(|line| line == number).then_some(()));
+    }
+}
+
 #[test]
 fn each_limit_arrives_in_the_kernel() {
     if !common::tier("root") {
@@ -150,7 +159,7 @@ fn dropping_a_group_kills_what_is_inside() {
     let name = name("drop");
     let mut group = Cgroup::create(&name, &Limits::new().pids_max(10)).unwrap();
     let mut child = inside(&group, "sleep", &["1000"]).spawn().unwrap();
-    wait_for(|| group.processes().unwrap().contains(&child.id()).then_some(()));
+    wait_until_inside(&group, child.id());
     let error = group.remove().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains(&child.id().to_string()), "{error}");
@@ -266,7 +275,7 @@ fn limits_of_a_running_group_change_and_a_failed_change_is_taken_back() {
     let leaks = Leaks::watch();
     let group = Cgroup::create(&name("update"), &Limits::new().memory_max(64 << 20).pids_max(20)).unwrap();
     let mut child = inside(&group, "sleep", &["1000"]).spawn().unwrap();
-    wait_for(|| group.processes().unwrap().contains(&child.id()).then_some(()));
+    wait_until_inside(&group, child.id());
     // One that grows, one that shrinks, two that need a hierarchy or a controller that was not needed so far.
     let limits = Limits::new().memory_max(128 << 20).memory_swap_max(1 << 20).pids_max(10).cpus(0.5).cpuset_cpus("0");
     group.update(&limits).unwrap();
@@ -372,7 +381,7 @@ fn owner_that_is_killed() {
     let Ok(name) = std::env::var("GPUC_TEST_OWNER") else { return };
     let group = Cgroup::create(&name, &Limits::new().pids_max(5)).unwrap();
     let mut child = inside(&group, "sleep", &["1000"]).stdout(Stdio::null()).spawn().unwrap();
-    wait_for(|| group.processes().unwrap().contains(&child.id()).then_some(()));
+    wait_until_inside(&group, child.id());
     println!("inside");
     // Until the test kills this process.
     child.wait().unwrap();

@@ -63,6 +63,7 @@ impl Cgroup {
     /// [`ErrorKind::TimedOut`] if new ones appear faster than they can be moved for 10 s.
     pub(super) fn move_into(&self, leaf: &Leaf) -> Result<()> {
         let deadline = Instant::now() + abandoned::PATIENCE;
+        let mut moved = Vec::new();
         loop {
             // In this order, so that whoever is started in between is in both.
             let there = leaf.processes()?;
@@ -77,17 +78,19 @@ impl Cgroup {
             }
             for process in outside {
                 match leaf.write("cgroup.procs", &process.to_string()) {
-                    Err(e) if e.errno() != Some(crate::sys::errno::ESRCH) => return Err(e),
-                    _ => {}
+                    Ok(()) => moved.push(process),
+                    Err(e) if e.errno() == Some(crate::sys::errno::ESRCH) => {}
+                    Err(e) => return Err(e),
                 }
             }
         }
-        self.expel_strangers(leaf)
+        if moved.is_empty() { Ok(()) } else { self.expel_strangers(leaf, &moved) }
     }
 
     /// A process may have ended just before it was moved, and its number may have gone to one that is none of ours.
-    fn expel_strangers(&self, leaf: &Leaf) -> Result<()> {
-        let there = leaf.processes()?;
+    fn expel_strangers(&self, leaf: &Leaf, moved: &[u32]) -> Result<()> {
+        let mut there = leaf.processes()?;
+        there.retain(|process| moved.contains(process));
         let mut ours = Vec::new();
         for other in self.locked().iter().filter(|other| other.path != leaf.path) {
             ours.extend(other.processes()?);

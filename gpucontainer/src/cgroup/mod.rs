@@ -122,14 +122,20 @@ impl Options {
 
 /// How a process gets into a group while it is being started.
 ///
-/// All of it must be used: `clone3(2)` gets [`Entry::into`], then the child writes `0` to each of [`Entry::tasks`].
+/// All of it must be used: `clone3(2)` gets [`Entry::directory`], then the child writes `0` to each of [`Entry::tasks`].
 #[derive(Clone, Debug)]
 pub struct Entry(Vec<Arc<Leaf>>);
 
 impl Entry {
     /// The directory for `CLONE_INTO_CGROUP`, if the group is in a version 2 hierarchy.
-    pub fn into(&self) -> Option<BorrowedFd<'_>> {
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
         self.0.iter().find(|leaf| leaf.version == Version::V2).map(|leaf| leaf.entry.as_fd())
+    }
+
+    /// [`Entry::directory`] by its first name, which method calls cannot tell from that of the trait `Into`.
+    #[doc(hidden)]
+    pub fn into(&self) -> Option<BorrowedFd<'_>> {
+        self.directory()
     }
 
     /// The files `tasks` of the group in version 1 hierarchies, open for writing.
@@ -487,3 +493,6 @@ impl Place {
         Self { version: Version::V2, path, controllers, givers }
     }
 }
+
+#[cfg(test)]
+mod tests;
