@@ -8,6 +8,7 @@ pub mod contender;
 pub mod floor;
 pub mod machine;
 pub mod measure;
+pub mod ours;
 pub mod peers;
 pub mod report;
 pub mod rows;

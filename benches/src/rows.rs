@@ -5,6 +5,7 @@ use crate::contender::{Contender, InProcess, Program};
 use crate::floor;
 use crate::machine::Machine;
 use crate::measure::{Entry, Row};
+use crate::ours::{self, Ours};
 use crate::peers::{self, Engine, EngineRun, Held, Kind};
 use crate::worker::{Asked, Worker};
 use std::cell::RefCell;
@@ -29,7 +30,7 @@ pub fn build(key: &str, machine: &Machine) -> Result<(Row, Kept)> {
         "start" => Ok((start(machine), Vec::new())),
         "overlay" => Ok((overlay(machine), Vec::new())),
         "user" => Ok((user(machine), Vec::new())),
-        "host-size" => host_size(),
+        "host-size" => host_size(machine),
         "exec" => exec(machine),
         "parallel" => Ok((parallel(machine), Vec::new())),
         other => Err(format!("no row {other}; there are {}", KEYS.join(", "))),
@@ -46,12 +47,22 @@ fn engines(machine: &Machine, kind: Kind) -> impl Iterator<Item = Entry> {
         .map(move |engine| Entry::new(&format!("{} run", engine.name()), boxed(EngineRun::new(engine, machine, kind))))
 }
 
+fn ours(machine: &Machine, kind: Kind) -> Vec<Entry> {
+    let name = "gpucontainer";
+    match Ours::of(machine, kind) {
+        Ok(ours) if kind == Kind::Plain => {
+            vec![Entry::Ready(ours.clone().contender()), Entry::Ready(ours.with_init().contender())]
+        }
+        Ok(ours) => vec![Entry::Ready(ours.contender())],
+        Err(why) => vec![Entry::Missing { name: name.to_owned(), why }],
+    }
+}
+
 fn start(machine: &Machine) -> Row {
     let busybox = machine.root.join("bin/true").display().to_string();
-    let mut entries = vec![
-        Entry::new("floor (C)", floor::start(machine, floor::Kind::Plain)),
-        Entry::new("bwrap", boxed(peers::bubblewrap(machine))),
-    ];
+    let mut entries = ours(machine, Kind::Plain);
+    entries.push(Entry::new("floor (C)", floor::start(machine, floor::Kind::Plain)));
+    entries.push(Entry::new("bwrap", boxed(peers::bubblewrap(machine))));
     entries.extend(engines(machine, Kind::Plain));
     entries.push(Entry::Ready(Box::new(Program::new("no container at all", &[&busybox]))));
     let title = "start of /bin/true in a fully isolated container, to exited, reaped and given back".to_owned();
@@ -59,20 +70,22 @@ fn start(machine: &Machine) -> Row {
 }
 
 fn overlay(machine: &Machine) -> Row {
-    let mut entries = vec![Entry::new("floor (C)", floor::start(machine, floor::Kind::Overlay))];
+    let mut entries = ours(machine, Kind::Overlay);
+    entries.push(Entry::new("floor (C)", floor::start(machine, floor::Kind::Overlay)));
     entries.extend(engines(machine, Kind::Overlay));
     let title = "the same with a writable overlay as its root".to_owned();
     Row { key: "overlay", title, batch: 1, entries }
 }
 
 fn user(machine: &Machine) -> Row {
-    let mut entries = vec![Entry::new("floor (C)", floor::start(machine, floor::Kind::User))];
+    let mut entries = ours(machine, Kind::User);
+    entries.push(Entry::new("floor (C)", floor::start(machine, floor::Kind::User)));
     entries.extend(engines(machine, Kind::User));
     let title = "the same in a user namespace of its own".to_owned();
     Row { key: "user", title, batch: 1, entries }
 }
 
-fn host_size() -> Result<(Row, Kept)> {
+fn host_size(machine: &Machine) -> Result<(Row, Kept)> {
     let available = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
@@ -90,7 +103,10 @@ fn host_size() -> Result<(Row, Kept)> {
     let size = format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     let (small, large) = (worker(0)?, worker(bytes)?);
     let mut entries = Vec::new();
-    for (what, words) in [("spawn", "posix_spawn of true"), ("fork", "fork and exec of true")] {
+    let sandbox = format!("sandbox {}", machine.root.display());
+    for (what, words) in
+        [(&*sandbox, "gpucontainer"), ("spawn", "posix_spawn of true"), ("fork", "fork and exec of true")]
+    {
         for (worker, host) in [(&small, "small host"), (&large, &*format!("{size} host"))] {
             entries.push(Entry::Ready(Box::new(Asked {
                 name: format!("{words}, {host}"),
@@ -107,7 +123,7 @@ fn host_size() -> Result<(Row, Kept)> {
 
 fn exec(machine: &Machine) -> Result<(Row, Kept)> {
     let mut kept: Kept = Vec::new();
-    let mut entries = Vec::new();
+    let mut entries = vec![Entry::new("gpucontainer exec", ours::exec(machine))];
     let held = |engine: Engine| peers::installed(engine.name()).and_then(|()| engine.hold(machine));
     let with_crun = |held: &Held| {
         [
@@ -149,6 +165,14 @@ fn spread<T: Send>(parts: &mut [T], work: impl Fn(&mut T) -> Result<Duration> + 
 
 fn parallel(machine: &Machine) -> Row {
     let mut entries = Vec::new();
+    for threads in [1, THREADS] {
+        let mut sandboxes: Vec<Ours> = (0..threads).map(|_| Ours::plain(&machine.root)).collect();
+        let work = move || spread(&mut sandboxes, |sandbox| sandbox.once().map(|()| Duration::ZERO));
+        let name = format!("gpucontainer, {threads} at once");
+        let command = format!("{threads} threads: Sandbox::from_directory(…)….spawn(), wait(), close()");
+        let version = ours::VERSION.to_owned();
+        entries.push(Entry::Ready(Box::new(InProcess { name, version, command, work })));
+    }
     for threads in [1, THREADS] {
         let name = format!("floor (C), {threads} at once");
         let workers: Result<Vec<Worker>> = (0..threads).map(|_| floor::worker(machine, floor::Kind::Plain)).collect();

@@ -83,8 +83,10 @@ pub fn touch(bytes: usize) -> Result<()> {
     // SAFETY: the range is the mapping just made.
     unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
     for offset in (0..bytes).step_by(4096) {
-        // SAFETY: within the mapping, to which nothing else refers.
-        unsafe { start.cast::<u8>().add(offset).write_volatile(1) };
+        // SAFETY: the offset is within the mapping.
+        let byte = unsafe { start.cast::<u8>().add(offset) };
+        // SAFETY: the byte is within the mapping, to which nothing else refers.
+        unsafe { byte.write_volatile(1) };
     }
     Ok(())
 }

@@ -5,9 +5,10 @@
 //! ```
 
 use gpucontainer_benches::measure::{Effort, run};
+use gpucontainer_benches::ours::Ours;
 use gpucontainer_benches::{Result, contender, machine, report, rows, system};
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 const USAGE: &str = "usage: peers [--samples N] [--warm-ups N] [--out DIRECTORY] [ROW...]";
@@ -78,7 +79,10 @@ fn work(bytes: usize) -> Result<()> {
     system::touch(bytes)?;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| e.to_string())?;
-        let sample = contender::measure(|| match line.as_str() {
+        let (what, root) = line.split_once(' ').unwrap_or((&line, ""));
+        let ours = Ours::plain(Path::new(root));
+        let sample = contender::measure(|| match what {
+            "sandbox" => ours.once(),
             "spawn" => status(Command::new("/bin/true")),
             "fork" => {
                 let mut command = Command::new("/bin/true");
