@@ -71,6 +71,7 @@ impl UnpackOptions {
     }
 
     /// Whether owners are kept. Trees unpacked with and without are different and cannot stand for each other.
+    #[cfg(test)]
     pub(crate) fn keeps_owners(&self) -> bool {
         self.keep_owners
     }

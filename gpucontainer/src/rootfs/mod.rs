@@ -45,7 +45,7 @@ mod scratch;
 mod tests;
 
 pub use mounted::MountedRootfs;
-pub(crate) use overlay::{OverlayMount, RootMount, Writes};
+pub(crate) use overlay::{OverlayMount, RootMount, Setting, Writes, needs_other_path};
 pub(crate) use scratch::Scratch;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -171,16 +171,6 @@ impl Rootfs {
     /// Where writes go.
     pub fn writes_to(&self) -> Writable {
         self.writable
-    }
-
-    /// Where the caller wants directories for writes to be, if it said so.
-    pub(crate) fn scratch_directory(&self) -> Option<&Path> {
-        self.scratch.as_deref()
-    }
-
-    /// What must outlive the mount.
-    pub(crate) fn kept_alive(&self) -> Vec<Arc<dyn KeepAlive>> {
-        self.keep_alive.clone()
     }
 
     /// Mounts the tree at `target`, an existing directory, for the whole mount namespace of the caller.

@@ -5,6 +5,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::fs;
 use crate::sys::fs::mount::{OPTIONS_LIMIT, SETTING_LIMIT};
 use crate::sys::fs::tree;
+use serde::Serialize;
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::AsFd;
@@ -27,7 +28,7 @@ pub(crate) enum RootMount {
 }
 
 /// A mount of overlayfs.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct OverlayMount {
     /// Absolute, without links; the top one first. Each only once.
     pub(crate) lower: Vec<PathBuf>,
@@ -37,7 +38,8 @@ pub(crate) struct OverlayMount {
 }
 
 /// Where an overlay's writes go.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Writes {
     /// It is read-only.
     Nowhere,

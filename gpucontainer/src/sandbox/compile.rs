@@ -1,12 +1,14 @@
 //! From the plan to the stub's program: the one table that says how each step becomes system calls.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sandbox::plan::{Device, Masked, Namespace, Overlay, Plan, Step, Writes};
+use crate::rootfs::{Setting, Writes, needs_other_path};
+use crate::sandbox::plan::{Device, Masked, Namespace, Overlay, Plan, Step};
 use crate::sys::calls::{At, Attributes, Message, namespace};
-use crate::sys::program::{Jump, Program, Register};
+use crate::sys::program::{Argument, Jump, Program, Register};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// The descriptors that a start uses; they outlive the program.
 #[derive(Debug)]
@@ -23,8 +25,25 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) owner: BorrowedFd<'fd>,
     /// Kept open by the supervisor as long as it lives.
     pub(crate) claims: Vec<BorrowedFd<'fd>>,
+    /// The layers, the top one first, as mounts with shifted owners.
+    pub(crate) layers: Vec<BorrowedFd<'fd>>,
+    /// With shifted layers: the directory to mount at, and upper and work directory if writes go to disk.
+    pub(crate) places: Vec<BorrowedFd<'fd>>,
+    /// Sources that the parent has taken.
+    pub(crate) sources: Vec<(usize, BorrowedFd<'fd>)>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
+}
+
+impl Descriptors<'_> {
+    /// A number above all of them, and above what the stub opens itself.
+    fn above(&self) -> i32 {
+        let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.places];
+        let single = [self.control, self.started, self.owner];
+        let sources = self.sources.iter().map(|(_, source)| source);
+        let all = lists.into_iter().flatten().chain(&single).chain(self.stdio.iter().flatten()).chain(sources);
+        all.map(AsRawFd::as_raw_fd).max().unwrap_or(0).max(255) + 1
+    }
 }
 
 const KILL: u64 = 1 << 5; // CAP_KILL
@@ -36,8 +55,11 @@ struct Compiler<'fd, 'plan> {
     program: Program<'fd>,
     descriptors: &'plan Descriptors<'fd>,
     plan: &'plan Plan,
-    sources: BTreeMap<usize, Register>,
+    sources: BTreeMap<usize, Argument>,
     root: Option<Register>,
+    /// Made, not mounted yet.
+    proc: Option<Register>,
+    sys: Option<Register>,
     /// Directories known to be there, so that each is made once.
     made: BTreeSet<String>,
     /// The fork's other branch: where it leads from, the application's pid, what to tell the parent.
@@ -52,6 +74,8 @@ pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Resul
         plan,
         sources: BTreeMap::new(),
         root: None,
+        proc: None,
+        sys: None,
         made: BTreeSet::new(),
         supervisor: None,
     };
@@ -91,6 +115,8 @@ impl Compiler<'_, '_> {
                     return Err(Error::new(ErrorKind::InvalidArgument, "no process to enter was given"));
                 };
                 let target = program.descriptor(target)?;
+                // Until its privileges are gone nobody inside may look into this process.
+                program.not_dumpable();
                 program.setns(target, namespaces.iter().map(|kind| flag(*kind)).sum());
                 Ok(())
             }
@@ -119,7 +145,11 @@ impl Compiler<'_, '_> {
             }
             Step::Travel { travel } => program.set_travel_of_all(*travel),
             Step::TakeSource { source, path, recursive } => {
-                let tree = program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), *recursive)?;
+                let taken = self.descriptors.sources.iter().find(|(number, _)| number == source);
+                let tree = match taken {
+                    Some((_, taken)) => program.descriptor(*taken)?,
+                    None => program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), *recursive)?.into(),
+                };
                 self.sources.insert(*source, tree);
                 Ok(())
             }
@@ -128,6 +158,15 @@ impl Compiler<'_, '_> {
                 let tree = program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), true)?;
                 program.move_mount(tree, At::Cwd, "/")?;
                 self.root = Some(tree);
+                Ok(())
+            }
+            Step::Prepare { sys } => {
+                let context = program.fsopen("proc")?;
+                self.proc = Some(program.fsmount(context, EVERYTHING_NO)?);
+                if *sys {
+                    let context = program.fsopen("sysfs")?;
+                    self.sys = Some(program.fsmount(context, Attributes { read_only: true, ..EVERYTHING_NO })?);
+                }
                 Ok(())
             }
             Step::Pivot => {
@@ -264,11 +303,14 @@ impl Compiler<'_, '_> {
         let started = program.descriptor(self.descriptors.started)?;
         program.close(started);
         let mut closed = vec![];
-        for fd in self.descriptors.stdio.into_iter().flatten().chain(self.descriptors.cgroup_tasks.iter().copied()) {
-            let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
+        let descriptors = self.descriptors;
+        let lists = [&descriptors.cgroup_tasks, &descriptors.layers, &descriptors.places];
+        let sources = descriptors.sources.iter().map(|(_, source)| source);
+        for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
+            let number = fd.as_raw_fd();
             if !closed.contains(&number) && number > 2 {
                 closed.push(number);
-                let fd = program.descriptor(fd)?;
+                let fd = program.descriptor(*fd)?;
                 program.close(fd);
             }
         }
@@ -286,110 +328,136 @@ impl Compiler<'_, '_> {
     }
 
     fn overlay(&mut self, overlay: &Overlay) -> Result<()> {
-        let program = &mut self.program;
-        let mount_at = overlay.mount_at.to_string_lossy();
-        let (upper, work) = match &overlay.writes {
-            Writes::Disk { upper, work } => {
-                (upper.as_os_str().as_bytes().to_vec(), work.as_os_str().as_bytes().to_vec())
+        let mut mount = overlay.mount.clone();
+        let mut numbers = Vec::new();
+        let mut base = overlay.mount_at.clone();
+        let in_memory = matches!(mount.writes, Writes::Memory { .. });
+        let memory = match &mount.writes {
+            Writes::Memory { bytes, .. } => Some(self.memory_at(&base, *bytes)?),
+            _ if overlay.shifted => Some(self.memory_at(&base, None)?),
+            _ => None,
+        };
+        if let (Some(memory), true) = (memory, overlay.shifted) {
+            base = self.number(memory, &mut numbers);
+        }
+        if let (Some(memory), Writes::Memory { mode, owner, group, .. }) = (memory, &mount.writes) {
+            self.program.mkdir(At::from(memory), "upper", *mode)?;
+            self.program.mkdir(At::from(memory), "work", 0o755)?;
+            if !mount.userxattr {
+                self.program.chown(At::from(memory), "upper", *owner, *group)?;
             }
-            Writes::Memory { bytes } => {
-                let context = program.fsopen("tmpfs")?;
-                program.fsconfig_string(context, "mode", "0755")?;
-                if let Some(bytes) = bytes {
-                    program.fsconfig_string(context, "size", bytes.to_string())?;
+        }
+        if let (Some(memory), true) = (memory, overlay.shifted) {
+            let descriptors = self.descriptors;
+            for (at, (layer, path)) in descriptors.layers.iter().zip(&mut mount.lower).enumerate() {
+                let name = format!("layer{at}");
+                self.program.mkdir(At::from(memory), &name, 0o755)?;
+                let layer = self.program.descriptor(*layer)?;
+                self.program.move_mount(layer, At::from(memory), &name)?;
+                *path = base.join(name);
+            }
+            if let (Writes::Disk { upper, work, .. }, [_, to, by]) = (&mut mount.writes, descriptors.places.as_slice())
+            {
+                for (path, place) in [(upper, to), (work, by)] {
+                    let place = self.program.descriptor(*place)?;
+                    *path = self.number(place, &mut numbers);
                 }
-                let memory = program.fsmount(context, Attributes::default())?;
-                program.mkdir(At::Register(memory), "upper", 0o755)?;
-                program.mkdir(At::Register(memory), "work", 0o755)?;
-                program.move_mount(memory, At::Cwd, &mount_at)?;
-                (format!("{mount_at}/upper").into_bytes(), format!("{mount_at}/work").into_bytes())
             }
-        };
-        let volatile = matches!(overlay.writes, Writes::Disk { .. });
-        let root = if overlay.lowerdir_plus {
-            let context = program.fsopen("overlay")?;
-            program.fsconfig_string(context, "source", "overlay")?;
-            for lower in &overlay.lower {
-                program.fsconfig_string(context, "lowerdir+", lower.as_os_str().as_bytes())?;
+        }
+        let memory = in_memory.then(|| (base.join("upper"), base.join("work")));
+        let places = memory.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
+        let attributes = Attributes { no_devices: true, ..Attributes::default() };
+        let root = if overlay.one_by_one {
+            let context = self.program.fsopen("overlay")?;
+            for setting in mount.settings(places)? {
+                match setting {
+                    Setting::Flag(key) => self.program.fsconfig_flag(context, key)?,
+                    Setting::Text(key, value) if needs_other_path(&value) => {
+                        let path = self.numbered(Path::new(&value), &mut numbers)?;
+                        self.program.fsconfig_string(context, key, path.as_os_str().as_bytes())?;
+                    }
+                    Setting::Text(key, value) => self.program.fsconfig_string(context, key, value.as_bytes())?,
+                }
             }
-            program.fsconfig_string(context, "upperdir", upper)?;
-            program.fsconfig_string(context, "workdir", work)?;
-            if overlay.userxattr {
-                program.fsconfig_flag(context, "userxattr")?;
-            }
-            if volatile {
-                program.fsconfig_flag(context, "volatile")?;
-            }
-            let mount = program.fsmount(context, Attributes::default())?;
-            program.move_mount(mount, At::Cwd, "/")?;
-            mount
+            let root = self.program.fsmount(context, attributes)?;
+            self.program.move_mount(root, At::Cwd, "/")?;
+            root
         } else {
-            self.overlay_by_numbers(overlay, &upper, &work, volatile)?
+            // Before Linux 6.5 all layers are in one string of at most a page. Each path is replaced by the number of
+            // a descriptor, which is a name in the directory of descriptors.
+            self.program.chdir("/proc/self/fd")?;
+            let options = mount.options(places, &mut |path| {
+                let numbered = self.numbered(path, &mut numbers)?;
+                Ok(numbered.file_name().map(PathBuf::from).unwrap_or(numbered))
+            })?;
+            let target = overlay.mount_at.to_string_lossy();
+            self.program.mount("overlay", &target, attributes, options.as_bytes())?;
+            self.program.open_path(&overlay.mount_at)?
         };
+        for number in numbers {
+            self.program.close(number);
+        }
         self.root = Some(root);
         Ok(())
     }
 
-    /// For kernels before 6.5, which take all layers in one string of at most a page: each layer is open, and its
-    /// name is the number of its descriptor, relative to the directory of descriptors.
-    fn overlay_by_numbers(&mut self, overlay: &Overlay, upper: &[u8], work: &[u8], volatile: bool) -> Result<Register> {
-        let program = &mut self.program;
-        let mut numbers = Vec::new();
-        // The first number that nothing inherited can have is not known, so a fixed high range is used.
-        for (at, lower) in (600..).zip(&overlay.lower) {
-            let open = program.open_path(lower)?;
-            program.duplicate(open, at);
-            program.close(open);
-            program.release(open);
-            numbers.push(at.to_string());
+    /// Mounts a new tmpfs on a directory of the host, in the container's own mount namespace alone.
+    fn memory_at(&mut self, base: &Path, bytes: Option<u64>) -> Result<Register> {
+        let context = self.program.fsopen("tmpfs")?;
+        self.program.fsconfig_string(context, "mode", "0755")?;
+        if let Some(bytes) = bytes {
+            self.program.fsconfig_string(context, "size", bytes.to_string())?;
         }
-        program.chdir("/proc/self/fd")?;
-        let mut data = format!("lowerdir={}", numbers.join(":")).into_bytes();
-        data.extend_from_slice(b",upperdir=");
-        data.extend_from_slice(upper);
-        data.extend_from_slice(b",workdir=");
-        data.extend_from_slice(work);
-        if overlay.userxattr {
-            data.extend_from_slice(b",userxattr");
+        let memory = self.program.fsmount(context, Attributes::default())?;
+        match self.descriptors.places.first() {
+            Some(place) => {
+                let place = self.program.descriptor(*place)?;
+                self.program.move_mount_onto(memory, place)?;
+            }
+            None => self.program.move_mount(memory, At::Cwd, &base.to_string_lossy())?,
         }
-        if volatile {
-            data.extend_from_slice(b",volatile");
-        }
-        if data.len() > 4095 {
-            let message =
-                format!("{} layers do not fit the mount options of this kernel; Linux 6.5 takes more", numbers.len());
-            return Err(Error::new(ErrorKind::Unsupported, message));
-        }
-        let target = overlay.mount_at.to_string_lossy();
-        program.mount("overlay", &target, Attributes::default(), &data)?;
-        for at in (600..).take(overlay.lower.len()) {
-            program.close(at);
-        }
-        program.open_path(&overlay.mount_at)
+        Ok(memory)
+    }
+
+    /// Opens a path of the host under a number above all inherited ones; the name by which that can be given.
+    fn numbered(&mut self, path: &Path, numbers: &mut Vec<i32>) -> Result<PathBuf> {
+        let open = self.program.open_path(path)?;
+        let path = self.number(open, numbers);
+        self.program.close(open);
+        self.program.release(open);
+        Ok(path)
+    }
+
+    /// Gives what is open a number that is known now, above all inherited ones; its name in procfs.
+    fn number(&mut self, open: impl Into<Argument>, numbers: &mut Vec<i32>) -> PathBuf {
+        let number = self.descriptors.above().saturating_add(i32::try_from(numbers.len()).unwrap_or(i32::MAX));
+        self.program.duplicate(open, number);
+        numbers.push(number);
+        PathBuf::from(format!("/proc/self/fd/{number}"))
     }
 
     fn proc(&mut self, masked: &[Masked], read_only: &[String], sysctls: &[(String, String)]) -> Result<()> {
         self.directories("/proc")?;
-        let context = self.program.fsopen("proc")?;
-        let proc = self.program.fsmount(context, EVERYTHING_NO)?;
+        let proc = made(self.proc)?;
         self.program.move_mount(proc, At::Cwd, "/proc")?;
         for (name, value) in sysctls {
             let path = format!("sys/{}", name.replace('.', "/"));
-            self.program.write_file(At::Register(proc), &path, value.as_bytes())?;
+            self.program.write_file(At::from(proc), &path, value.as_bytes())?;
         }
         for path in read_only {
-            let tree = self.program.clone_tree_if_there(At::Register(proc), path)?;
+            let tree = self.program.clone_tree_if_there(At::from(proc), path)?;
             let absent = self.program.unless_failed(tree);
             let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
             self.program.set_attributes(tree, attributes, None, true)?;
-            self.program.move_mount(tree, At::Register(proc), path)?;
+            self.program.move_mount(tree, At::from(proc), path)?;
             self.program.land(absent);
         }
         self.mask(proc, masked)
     }
 
     /// Hides paths of a mount of ours by descriptor: no link of an image is ever on the way.
-    fn mask(&mut self, mount: Register, masked: &[Masked]) -> Result<()> {
+    fn mask(&mut self, mount: impl Into<Argument>, masked: &[Masked]) -> Result<()> {
+        let mount = mount.into();
         for path in masked {
             let cover = if path.directory {
                 let context = self.program.fsopen("tmpfs")?;
@@ -398,7 +466,7 @@ impl Compiler<'_, '_> {
             } else {
                 self.program.clone_tree(At::Cwd, "/dev/null", false)?
             };
-            self.program.move_mount_if_there(cover, At::Register(mount), &path.path)?;
+            self.program.move_mount_if_there(cover, At::Open(mount), &path.path)?;
         }
         Ok(())
     }
@@ -423,10 +491,10 @@ impl Compiler<'_, '_> {
             ("/proc/self/fd/2", "stderr"),
             ("pts/ptmx", "ptmx"),
         ] {
-            program.symlink(target, At::Register(dev), name)?;
+            program.symlink(target, At::from(dev), name)?;
         }
         for name in ["pts", "shm", "mqueue"] {
-            program.mkdir(At::Register(dev), name, 0o755)?;
+            program.mkdir(At::from(dev), name, 0o755)?;
         }
         let group = terminal_group.map_or_else(String::new, |group| format!(",gid={group}"));
         let pts = Attributes { no_suid: true, no_execute: true, ..Attributes::default() };
@@ -446,14 +514,14 @@ impl Compiler<'_, '_> {
 
     fn sys(&mut self, masked: &[Masked], bound: Option<usize>) -> Result<()> {
         self.directories("/sys")?;
-        let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
-        let sys = if let Some(source) = bound {
-            let tree = self.source(source)?;
-            self.program.set_attributes(tree, attributes, None, true)?;
-            tree
-        } else {
-            let context = self.program.fsopen("sysfs")?;
-            self.program.fsmount(context, attributes)?
+        let sys = match bound {
+            Some(source) => {
+                let tree = self.source(source)?;
+                let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+                self.program.set_attributes(tree, attributes, None, true)?;
+                tree
+            }
+            None => made(self.sys)?.into(),
         };
         self.program.move_mount(sys, At::Cwd, "/sys")?;
         self.mask(sys, masked)
@@ -477,13 +545,13 @@ impl Compiler<'_, '_> {
         self.program.set_attributes(mount, set, None, false)
     }
 
-    fn source(&self, source: usize) -> Result<Register> {
+    fn source(&self, source: usize) -> Result<Argument> {
         let missing = || Error::new(ErrorKind::InvalidArgument, format!("source {source} was not taken"));
         self.sources.get(&source).copied().ok_or_else(missing)
     }
 
     /// Mounts `tree` over `target`, which is made if it is not there.
-    fn cover(&mut self, tree: Register, target: &str, directory: bool) -> Result<()> {
+    fn cover(&mut self, tree: Argument, target: &str, directory: bool) -> Result<()> {
         if directory {
             self.directories(target)?;
         } else {
@@ -515,6 +583,10 @@ impl Compiler<'_, '_> {
         }
         Ok(())
     }
+}
+
+fn made(mount: Option<Register>) -> Result<Register> {
+    mount.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "the file system was not made before"))
 }
 
 fn flag(kind: Namespace) -> u64 {

@@ -72,7 +72,7 @@ pub struct SandboxBuilder {
     pub(crate) hostname: Option<String>,
     pub(crate) init: bool,
     pub(crate) read_only: bool,
-    pub(crate) writable: Writable,
+    pub(crate) writable: Option<Writable>,
     pub(crate) writable_bytes: Option<u64>,
     pub(crate) limits: Limits,
     pub(crate) cgroup: bool,
@@ -243,7 +243,7 @@ impl SandboxBuilder {
             hostname: None,
             init: true,
             read_only: false,
-            writable: Writable::Disk,
+            writable: None,
             writable_bytes: None,
             limits: Limits::new(),
             cgroup: true,
@@ -333,9 +333,10 @@ impl SandboxBuilder {
         self
     }
 
-    /// Says where writes to the root go. [`Writable::Disk`] by default; removed with the sandbox.
+    /// Says where writes to the root go. By default [`Writable::Disk`] for an image, removed with the sandbox, and
+    /// [`Writable::InPlace`] for a directory.
     pub fn writable(mut self, writable: Writable) -> Self {
-        self.writable = writable;
+        self.writable = Some(writable);
         self
     }
 

@@ -140,6 +140,11 @@ impl IdMaps {
         Ok(Self { users: map("/etc/subuid", user)?, groups: map("/etc/subgid", group)?, author: Author::Helpers })
     }
 
+    /// Whether files of the host belong to other ids inside than a mount of their layer would show.
+    pub(crate) fn is_shifted(&self) -> bool {
+        self.author == Author::Privileged
+    }
+
     /// Whether both ids exist inside.
     pub(crate) fn has(&self, user: u32, group: u32) -> bool {
         let within = |ranges: &[IdRange], id: u32| {

@@ -4,6 +4,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sandbox::compile::{Descriptors, clone_flags, compile};
 use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Plan, Step};
+use crate::sandbox::shift::Shifted;
 use crate::sys::launch::{CloneOptions, start, wait};
 use crate::sys::process;
 use crate::sys::program::{Failure, Report, now};
@@ -21,6 +22,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) stdio: Option<[BorrowedFd<'a>; 3]>,
     /// Held by the supervisor as long as it lives.
     pub(crate) claims: Vec<BorrowedFd<'a>>,
+    /// What was taken for a shifted user namespace.
+    pub(crate) shifted: Option<&'a Shifted>,
     /// The process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// The maps of a new user namespace.
@@ -52,6 +55,9 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         started: stub_started.as_fd(),
         owner: owner.as_fd(),
         claims: inputs.claims.clone(),
+        layers: inputs.shifted.map(|taken| taken.layers.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
+        places: inputs.shifted.map(|taken| taken.places.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
+        sources: inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd())).collect(),
         target: inputs.target,
     };
     let program = compile(plan, &descriptors)?;
@@ -174,6 +180,7 @@ mod tests {
                 Step::NewSession,
                 Step::Travel { travel: crate::sys::calls::Travel::Private },
                 Step::RootDirectory { path: root.clone() },
+                Step::Prepare { sys: true },
                 Step::Pivot,
                 Step::Dev { devices: vec![], shm_bytes: 1 << 20, terminal_group: None },
                 Step::Proc { masked: vec![], read_only: vec!["sys".into(), "nothing".into()], sysctls: vec![] },

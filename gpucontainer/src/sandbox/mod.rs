@@ -15,6 +15,7 @@ mod mount;
 mod plan;
 mod prepare;
 mod process;
+mod shift;
 mod stdio;
 mod tree;
 
@@ -28,20 +29,23 @@ pub use stdio::Stdio;
 use crate::cgroup::{Cgroup, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::GpuGrant;
-use crate::image::Image;
+use crate::image::{Image, ImageStore};
 use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::config::Source;
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Root, check, prepare};
 use crate::sandbox::process::Handle;
+use crate::sandbox::shift::Shifted;
 use crate::sandbox::stdio::Streams;
 use crate::store::LayerHandle;
 use crate::sys::program::now;
 use crate::sys::{fs, process as processes};
+use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// A running application in namespaces, a root file system and limits of its own.
@@ -110,15 +114,15 @@ impl Sandbox {
         let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
         let wanted = || format!("start sandbox {name}");
         let root = Root::find(builder, true).with_context(wanted)?;
+        collect_once(&root.scratch(builder)?).with_context(wanted)?;
         moments.push(("image", now()));
         let reservation = match builder.ports.as_slice() {
             [] => None,
             mappings => Some(PortMapper::new().reserve(mappings).with_context(wanted)?),
         };
-        let on_disk = !builder.read_only && builder.writable == Writable::Disk;
-        let scratch = match root.scratch().filter(|_| on_disk) {
-            Some(directory) => Some(Scratch::create(&directory, &name).with_context(wanted)?),
-            None => None,
+        let scratch = match root.writable(builder) {
+            Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name).with_context(wanted)?),
+            _ => None,
         };
         moments.push(("scratch", now()));
         let cgroup = cgroup(builder, &name).with_context(wanted)?;
@@ -140,8 +144,14 @@ impl Sandbox {
         let mut claims = Vec::new();
         claims.extend(scratch.as_ref().map(AsFd::as_fd));
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
-        claims.extend(prepared.layers.iter().map(LayerHandle::lock));
+        // The layers of an image share one lock.
+        claims.extend(prepared.layers.first().map(LayerHandle::lock));
+        let shifted = match &prepared.id_maps {
+            Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
+            None => Shifted::default(),
+        };
         let inputs = Inputs {
+            shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::into),
             cgroup_tasks,
             stdio: streams.as_ref().map(Streams::inside),
@@ -410,6 +420,29 @@ impl Drop for Sandbox {
     }
 }
 
+/// Removes what sandboxes of dead owners left, of this user's: control groups, and directories for writes in the
+/// store. The first start of a process with a store does this by itself.
+///
+/// # Errors
+/// What could not be removed, after everything was tried.
+pub fn collect_abandoned(store: &ImageStore) -> Result<()> {
+    collect(&store.scratch())
+}
+
+fn collect(scratch: &Path) -> Result<()> {
+    let groups = Cgroup::collect_abandoned().map(|_| ());
+    Scratch::collect_abandoned(scratch)?;
+    groups
+}
+
+/// What has been collected by this process: who dies later is for later processes.
+static COLLECTED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn collect_once(scratch: &Path) -> Result<()> {
+    let first = COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).insert(scratch.to_owned());
+    if first { collect(scratch) } else { Ok(()) }
+}
+
 /// Whether `name` can be that of a sandbox or a volume.
 pub(crate) fn is_name(name: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -436,11 +469,15 @@ fn cgroup(builder: &SandboxBuilder, name: &str) -> Result<Option<Cgroup>> {
 
 fn cgroup_facts(cgroup: Option<&Cgroup>) -> CgroupFacts {
     let Some(entry) = cgroup.map(Cgroup::entry) else { return CgroupFacts::default() };
-    CgroupFacts {
-        tasks: entry.tasks().count(),
-        controllers: Vec::new(),
-        version2: crate::cgroup::Entry::into(&entry).is_some(),
-    }
+    // The name of a hierarchy of version 1 below the usual place is its controllers, as `mount(8)` wants them.
+    let hierarchy = |path: &PathBuf| {
+        let below = path.strip_prefix("/sys/fs/cgroup").ok()?;
+        below.components().next().map(|name| name.as_os_str().to_string_lossy().into_owned())
+    };
+    let tasks = entry.tasks().count();
+    let paths = cgroup.map(Cgroup::paths).unwrap_or_default();
+    let controllers = if tasks > 0 { paths.iter().filter_map(hierarchy).collect() } else { Vec::new() };
+    CgroupFacts { tasks, controllers, version2: crate::cgroup::Entry::into(&entry).is_some() }
 }
 
 /// Keeps all devices but the usual and the granted ones away, also if a node of another appears inside.

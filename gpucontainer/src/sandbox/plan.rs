@@ -4,6 +4,7 @@
 //! ([`Plan::explain`]), serialised and compared; `compile.rs` turns it into the stub's program, and the same step
 //! numbers lead from a failed call back to these words.
 
+use crate::rootfs::{OverlayMount, Writes};
 use crate::sys::calls::{Attributes, Travel};
 use serde::Serialize;
 use std::fmt;
@@ -73,6 +74,9 @@ pub(crate) enum Step {
     RootOverlay { overlay: Overlay },
     /// Takes a directory of the host.
     RootDirectory { path: PathBuf },
+    /// Makes the process file system, and unless the host's is shown the system file system. Only while the host's are
+    /// in sight does the kernel allow that in a user namespace; they are mounted later.
+    Prepare { sys: bool },
     /// Makes it the root, and lets go of the host's.
     Pivot,
     /// Mounts the process file system.
@@ -130,23 +134,13 @@ pub(crate) enum Step {
 /// Layers and where writes go.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Overlay {
-    /// Directories, the top one first.
-    pub(crate) lower: Vec<PathBuf>,
-    pub(crate) writes: Writes,
-    /// `user.overlay.…` attributes, as a mount in a user namespace needs.
-    pub(crate) userxattr: bool,
+    pub(crate) mount: OverlayMount,
     /// An existing directory of the host that may be covered in the container's own mount namespace.
     pub(crate) mount_at: PathBuf,
     /// Whether the kernel takes layers one by one.
-    pub(crate) lowerdir_plus: bool,
-}
-
-/// Where writes to the root go.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Writes {
-    Disk { upper: PathBuf, work: PathBuf },
-    Memory { bytes: Option<u64> },
+    pub(crate) one_by_one: bool,
+    /// Whether the layers come as mounts whose owners are shifted into the user namespace.
+    pub(crate) shifted: bool,
 }
 
 /// A path that is hidden.
@@ -226,13 +220,16 @@ impl fmt::Display for Step {
             Self::Travel { travel } => write!(f, "make the host's mounts {travel:?}"),
             Self::TakeSource { path, .. } => write!(f, "take {path:?} of the host"),
             Self::RootOverlay { overlay } => {
-                let writes = match &overlay.writes {
+                let writes = match &overlay.mount.writes {
                     Writes::Disk { upper, .. } => format!("writes to {upper:?}"),
                     Writes::Memory { .. } => "writes to memory".to_owned(),
+                    Writes::Nowhere => "no writes".to_owned(),
                 };
-                write!(f, "mount root: overlay of {} layers, {writes}", overlay.lower.len())
+                write!(f, "mount root: overlay of {} layers, {writes}", overlay.mount.lower.len())
             }
             Self::RootDirectory { path } => write!(f, "mount root: directory {path:?}"),
+            Self::Prepare { sys: false } => write!(f, "make /proc"),
+            Self::Prepare { sys: true } => write!(f, "make /proc and /sys"),
             Self::Pivot => write!(f, "enter the root"),
             Self::Proc { masked, read_only, sysctls } => {
                 write!(f, "mount /proc, {} masked, {} read-only paths", masked.len(), read_only.len())?;

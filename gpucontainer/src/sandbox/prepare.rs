@@ -3,12 +3,12 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{DriverRoot, GpuGrant, ImageFacts};
 use crate::image::{Image, ImageConfig, ImageStore};
-use crate::rootfs::{OverlayMount, RootMount, Rootfs, Scratch, Writable};
+use crate::rootfs::{RootMount, Rootfs, Scratch, Writable};
 use crate::sandbox::config::{Network, SandboxBuilder, Source, UserNamespace};
 use crate::sandbox::defaults;
 use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::mount::Kind;
-use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step, Writes};
+use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step};
 use crate::sandbox::tree::Tree;
 use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
@@ -90,19 +90,33 @@ impl Root {
     }
 
     /// Where a sandbox with this root makes its directory for writes.
-    pub(crate) fn scratch(&self) -> Option<PathBuf> {
-        match self {
-            Self::Image { store, .. } => Some(store.scratch()),
-            Self::Directory(_) => None,
+    pub(crate) fn scratch(&self, builder: &SandboxBuilder) -> Result<PathBuf> {
+        Ok(match (self, &builder.store) {
+            (Self::Image { store, .. }, _) | (Self::Directory(_), Some(store)) => store.scratch(),
+            (Self::Directory(_), None) => ImageStore::open_default()?.scratch(),
+        })
+    }
+
+    /// Where writes go.
+    pub(crate) fn writable(&self, builder: &SandboxBuilder) -> Writable {
+        match (self, builder.writable) {
+            (_, Some(writable)) if !builder.read_only => writable,
+            (Self::Directory(_), None) => Writable::InPlace,
+            (Self::Image { .. }, None) if !builder.read_only => Writable::Disk,
+            _ => Writable::ReadOnly,
         }
     }
 
     fn rootfs(&self, builder: &SandboxBuilder) -> Rootfs {
-        let writable = if builder.read_only { Writable::Memory } else { builder.writable };
         let rootfs = match self {
             // The bottom layer first, as images list them.
-            Self::Image { layers, .. } => Rootfs::new(layers.iter().map(LayerHandle::path)).writable(writable),
+            Self::Image { layers, .. } => Rootfs::new(layers.iter().map(LayerHandle::path)),
             Self::Directory(path) => Rootfs::directory(path),
+        };
+        let rootfs = match self.writable(builder) {
+            // What is mounted needs places; they are made in memory before the root becomes read-only.
+            Writable::ReadOnly => rootfs.writable(Writable::Memory),
+            writable => rootfs.writable(writable),
         };
         match builder.writable_bytes {
             Some(bytes) => rootfs.memory_max(bytes),
@@ -251,7 +265,13 @@ pub(crate) fn prepare(
         set_groups: maps.as_ref().is_none_or(IdMaps::allows_groups),
         namespaces: namespaces(builder, maps.is_some()),
     };
-    let mut planner = Planner { builder, steps: Vec::new(), sources: 0, in_user_namespace: maps.is_some() };
+    let mut planner = Planner {
+        builder,
+        steps: Vec::new(),
+        sources: 0,
+        in_user_namespace: maps.is_some(),
+        shifted: maps.as_ref().is_some_and(IdMaps::is_shifted),
+    };
     planner.before_fork(cgroup);
     planner.root(&root, scratch)?;
     planner.file_systems(cgroup, grant.as_ref())?;
@@ -374,6 +394,8 @@ struct Planner<'a> {
     steps: Vec<Step>,
     sources: usize,
     in_user_namespace: bool,
+    /// Whether layers belong to ids that are others inside.
+    shifted: bool,
 }
 
 impl Planner<'_> {
@@ -414,8 +436,10 @@ impl Planner<'_> {
         match mount {
             RootMount::Bind { directory, .. } => self.add(Step::RootDirectory { path: directory }),
             RootMount::Overlay(overlay) => {
-                let mount_at = root.scratch().unwrap_or_else(|| PathBuf::from("/"));
-                self.add(Step::RootOverlay { overlay: self::overlay(overlay, mount_at) });
+                let mount_at = root.scratch(self.builder)?;
+                let features = crate::sys::fs::overlay::overlay_features();
+                let (one_by_one, shifted) = (features.lowerdir_add, self.shifted);
+                self.add(Step::RootOverlay { overlay: Overlay { mount: overlay, mount_at, one_by_one, shifted } });
             }
         }
         Ok(())
@@ -441,6 +465,7 @@ impl Planner<'_> {
         let mounts = self.mounts()?;
         let granted = grant.map(|grant| self.granted(grant)).transpose()?.unwrap_or_default();
         debug_assert!(self.steps.len() >= at);
+        self.add(Step::Prepare { sys: sys_bound.is_none() });
         self.add(Step::Pivot);
         let terminal_group = (!self.in_user_namespace).then_some(5);
         self.add(Step::Dev { devices, shm_bytes: builder.shm_bytes, terminal_group });
@@ -456,8 +481,11 @@ impl Planner<'_> {
         let read_only = defaults::READ_ONLY_PROC.iter().map(|path| (*path).to_owned()).collect();
         self.add(Step::Proc { masked, read_only, sysctls });
         self.add(Step::Sys { masked: defaults::masked("/sys", defaults::MASKED_SYS), bound: sys_bound });
-        if cgroup.version2 || !cgroup.controllers.is_empty() {
-            self.add(Step::CgroupView { version2: cgroup.version2, controllers: cgroup.controllers.clone() });
+        // Hierarchies of version 1 cannot be mounted in a user namespace.
+        let controllers = if self.in_user_namespace { Vec::new() } else { cgroup.controllers.clone() };
+        let version2 = cgroup.version2 && controllers.is_empty();
+        if version2 || !controllers.is_empty() {
+            self.add(Step::CgroupView { version2, controllers });
         }
         self.steps.extend(mounts);
         self.steps.extend(granted);
@@ -566,7 +594,7 @@ impl Planner<'_> {
         if builder.network != Network::Host {
             self.add(Step::LoopbackUp);
         }
-        if builder.read_only {
+        if builder.read_only || root.writable(builder) == Writable::ReadOnly {
             self.add(Step::RootReadOnly);
         }
         Ok(())
@@ -616,22 +644,6 @@ pub(crate) fn application(
         steps.push(Step::Seccomp { instructions: context.filter.clone(), length: context.filter.len() });
     }
     steps
-}
-
-fn overlay(overlay: OverlayMount, mount_at: PathBuf) -> Overlay {
-    use crate::rootfs::Writes as Planned;
-    let features = crate::sys::fs::overlay::overlay_features();
-    Overlay {
-        lower: overlay.lower,
-        writes: match overlay.writes {
-            Planned::Disk { upper, work, .. } => Writes::Disk { upper, work },
-            Planned::Memory { bytes, .. } => Writes::Memory { bytes },
-            Planned::Nowhere => Writes::Memory { bytes: None },
-        },
-        userxattr: overlay.userxattr,
-        mount_at,
-        lowerdir_plus: features.lowerdir_add,
-    }
 }
 
 fn granted_device(node: &crate::gpu::DeviceNode) -> Result<(Device, PathBuf)> {

@@ -13,15 +13,21 @@ use OnError::{AllowAbsent, AllowExisting, Fail, GoOn, Log, Search};
 pub(crate) enum At {
     /// The working directory; absolute paths do not care.
     Cwd,
-    /// The directory or mount in a register.
-    Register(Register),
+    /// An open directory or mount.
+    Open(Argument),
+}
+
+impl From<Register> for At {
+    fn from(register: Register) -> Self {
+        Self::Open(register.into())
+    }
 }
 
 impl From<At> for Argument {
     fn from(at: At) -> Self {
         match at {
             At::Cwd => libc::AT_FDCWD.into(),
-            At::Register(register) => register.into(),
+            At::Open(open) => open,
         }
     }
 }
@@ -154,25 +160,25 @@ impl Program<'_> {
     }
 
     /// `move_mount(2)` to a path, whose last part is not followed if it is a link.
-    pub(crate) fn move_mount(&mut self, mount: Register, at: At, path: &str) -> Result<()> {
-        self.move_mount_with(mount, at, path, Fail)
+    pub(crate) fn move_mount(&mut self, mount: impl Into<Argument>, at: At, path: &str) -> Result<()> {
+        self.move_mount_with(mount.into(), at, path, Fail)
     }
 
     /// The same, when what it covers may not exist.
     pub(crate) fn move_mount_if_there(&mut self, mount: Register, at: At, path: &str) -> Result<()> {
-        self.move_mount_with(mount, at, path, AllowAbsent)
+        self.move_mount_with(mount.into(), at, path, AllowAbsent)
     }
 
-    fn move_mount_with(&mut self, mount: Register, at: At, path: &str, on_error: OnError) -> Result<()> {
+    fn move_mount_with(&mut self, mount: Argument, at: At, path: &str, on_error: OnError) -> Result<()> {
         let (empty, path) = (self.text("")?, self.text(path)?);
         // MOVE_MOUNT_F_EMPTY_PATH
-        let arguments = [mount.into(), empty.into(), at.into(), path.into(), 0x4_u64.into()];
+        let arguments = [mount, empty.into(), at.into(), path.into(), 0x4_u64.into()];
         self.call(libc::SYS_move_mount, on_error, &arguments);
         Ok(())
     }
 
     /// `move_mount(2)` onto what is open in a register.
-    pub(crate) fn move_mount_onto(&mut self, mount: Register, onto: Register) -> Result<()> {
+    pub(crate) fn move_mount_onto(&mut self, mount: impl Into<Argument>, onto: impl Into<Argument>) -> Result<()> {
         let empty = self.text("")?;
         // MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
         let arguments = [mount.into(), empty.into(), onto.into(), empty.into(), 0x44_u64.into()];
@@ -209,14 +215,14 @@ impl Program<'_> {
     /// `mount_setattr(2)`, of the mount in a register.
     pub(crate) fn set_attributes(
         &mut self,
-        mount: Register,
+        mount: impl Into<Argument>,
         attributes: Attributes,
         travel: Option<Travel>,
         recursive: bool,
     ) -> Result<()> {
         let empty = self.text("")?;
         let bits = EMPTY_PATH | if recursive { RECURSIVE } else { 0 };
-        self.set_attributes_at(At::Register(mount), empty, bits, attributes, travel);
+        self.set_attributes_at(At::Open(mount.into()), empty, bits, attributes, travel);
         Ok(())
     }
 
@@ -337,6 +343,13 @@ impl Program<'_> {
         let path = self.text(path)?;
         let arguments = [at.into(), path.into(), (libc::S_IFREG | mode).into(), 0_u64.into()];
         self.call(libc::SYS_mknodat, AllowExisting, &arguments);
+        Ok(())
+    }
+
+    /// `fchownat(2)`.
+    pub(crate) fn chown(&mut self, at: At, path: &str, user: u32, group: u32) -> Result<()> {
+        let path = self.text(path)?;
+        self.call(libc::SYS_fchownat, Fail, &[at.into(), path.into(), user.into(), group.into(), 0_u64.into()]);
         Ok(())
     }
 

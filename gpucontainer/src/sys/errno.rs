@@ -38,9 +38,6 @@ pub(crate) fn failed_nix(call: impl fmt::Display, errno: Errno) -> Error {
 /// Something of that name exists already.
 pub(crate) const EEXIST: i32 = libc::EEXIST;
 
-/// A path goes through something that is no directory.
-pub(crate) const ENOTDIR: i32 = libc::ENOTDIR;
-
 /// The directory has entries.
 pub(crate) const ENOTEMPTY: i32 = libc::ENOTEMPTY;
 

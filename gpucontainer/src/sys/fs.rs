@@ -56,10 +56,6 @@ on_path! {
     remove_dir(std::fs::remove_dir) -> ()
 }
 on_path! {
-    /// Removes a directory and what is in it; links are removed, not followed.
-    remove_dir_all(std::fs::remove_dir_all) -> ()
-}
-on_path! {
     /// What is known of a file; links are followed.
     metadata(std::fs::metadata) -> std::fs::Metadata
 }
@@ -176,26 +172,6 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
         .map_err(|e| failed(format!("open({path:?}, O_DIRECTORY)"), e).with_path(path))
 }
 
-/// Makes `path` appear with all of `bytes`, durable, or not at all; an old file is replaced.
-pub(crate) fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let wrap = |call: &str, e| Error::from_io(format!("{call}({path:?})"), e).with_path(path);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", unique()));
-    let temporary = directory.join(name);
-    let result = (|| {
-        let mut file = File::options().write(true).create_new(true).open(&temporary).map_err(|e| wrap("create", e))?;
-        file.write_all(bytes).map_err(|e| wrap("write", e))?;
-        file.sync_all().map_err(|e| wrap("fsync", e))?;
-        rename(&temporary, path)?;
-        sync_dir(directory)
-    })();
-    if result.is_err() && temporary.exists() {
-        remove_file(&temporary)?;
-    }
-    result
-}
-
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     rustix::fs::fsync(open_dir(path)?).map_err(|e| failed(format!("fsync({path:?})"), e).with_path(path))
@@ -250,4 +226,10 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
 pub(crate) fn open_read_write(path: &Path) -> Result<OwnedFd> {
     let file = File::options().read(true).write(true).open(path);
     file.map(OwnedFd::from).map_err(|e| Error::from_io(format!("open({path:?}, O_RDWR)"), e).with_path(path))
+}
+
+/// Gives a file to a user and a group.
+pub(crate) fn change_owner(path: &Path, user: u32, group: u32) -> Result<()> {
+    std::os::unix::fs::chown(path, Some(user), Some(group))
+        .map_err(|e| Error::from_io(format!("chown({path:?}, {user}, {group})"), e).with_path(path))
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -97,11 +97,6 @@ impl Lock {
         fcntl(&self.file, FcntlArg::F_OFD_SETLK(&request(libc::F_UNLCK)))
             .map(drop)
             .map_err(|e| failed_nix(format!("fcntl({:?}, F_UNLCK)", self.path), e).with_path(&self.path))
-    }
-
-    /// Leaves the file and gives out the descriptor: the lock is held until its last copy is closed.
-    pub(crate) fn into_fd(self) -> OwnedFd {
-        self.file.into()
     }
 }
 

@@ -114,6 +114,34 @@ pub(crate) fn set_read_only(mount: BorrowedFd<'_>, recursive: bool) -> Result<()
     if result == 0 { Ok(()) } else { Err(Error::from_io("mount_setattr(RDONLY)", std::io::Error::last_os_error())) }
 }
 
+/// A copy of the mount of a directory that shows owners as the map of a user namespace moves them (Linux 5.12;
+/// as a layer of overlayfs 5.19).
+pub(crate) fn clone_shifted(path: &Path, user_namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let tree = clone_tree(path, false)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(user_namespace.as_raw_fd().unsigned_abs()),
+    };
+    // SAFETY: the path is an empty string with its NUL, and the structure has the size that is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        return Ok(tree);
+    }
+    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    Err(Error::from_errno(format!("mount_setattr({path:?}, MOUNT_ATTR_IDMAP)"), errno).with_path(path))
+}
+
 /// `mount(2)` of a new file system with `options`, at most [`OPTIONS_LIMIT`] bytes of them.
 pub(crate) fn mount(kind: &str, target: &Path, read_only: bool, options: &CStr) -> Result<()> {
     let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };

@@ -441,7 +441,8 @@ impl Report {
         Ok(Some(Failure {
             step: self.steps.get(failed - 1).copied().unwrap_or_default(),
             errno: Self::number(&bytes, std::mem::offset_of!(Header, errno)).cast_signed(),
-            log: String::from_utf8_lossy(log).trim().to_owned(),
+            // Each line begins with a letter for its weight: "e " is an error.
+            log: String::from_utf8_lossy(log).trim().trim_start_matches("e ").to_owned(),
         }))
     }
 
