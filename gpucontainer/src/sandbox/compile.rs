@@ -27,8 +27,8 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) claims: Vec<BorrowedFd<'fd>>,
     /// The layers, the top one first, as mounts with shifted owners.
     pub(crate) layers: Vec<BorrowedFd<'fd>>,
-    /// With shifted layers: the directory to mount at, and upper and work directory if writes go to disk.
-    pub(crate) places: Vec<BorrowedFd<'fd>>,
+    /// With shifted layers: the directory of upper and work directory, if writes go to disk.
+    pub(crate) writes: Option<BorrowedFd<'fd>>,
     /// Sources that the parent has taken.
     pub(crate) sources: Vec<(usize, BorrowedFd<'fd>)>,
     /// The pidfd of a process whose namespaces are entered.
@@ -38,10 +38,16 @@ pub(crate) struct Descriptors<'fd> {
 impl Descriptors<'_> {
     /// A number above all of them, and above what the stub opens itself.
     fn above(&self) -> i32 {
-        let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.places];
+        let lists = [&self.cgroup_tasks, &self.claims, &self.layers];
         let single = [self.control, self.started, self.owner];
         let sources = self.sources.iter().map(|(_, source)| source);
-        let all = lists.into_iter().flatten().chain(&single).chain(self.stdio.iter().flatten()).chain(sources);
+        let all = lists
+            .into_iter()
+            .flatten()
+            .chain(&single)
+            .chain(self.stdio.iter().flatten())
+            .chain(sources)
+            .chain(&self.writes);
         all.map(AsRawFd::as_raw_fd).max().unwrap_or(0).max(255) + 1
     }
 }
@@ -216,9 +222,9 @@ impl Compiler<'_, '_> {
                 Ok(())
             }
             Step::LoopbackUp => program.loopback_up(),
-            Step::RootReadOnly => {
+            Step::ReadOnly { path } => {
                 let attributes = Attributes { read_only: true, ..Attributes::default() };
-                program.set_attributes_of("/", attributes)
+                program.set_attributes_of(path, attributes)
             }
             Step::ResourceLimit { resource, soft, hard, .. } => {
                 program.set_resource_limit(*resource, *soft, *hard);
@@ -304,8 +310,8 @@ impl Compiler<'_, '_> {
         program.close(started);
         let mut closed = vec![];
         let descriptors = self.descriptors;
-        let lists = [&descriptors.cgroup_tasks, &descriptors.layers, &descriptors.places];
-        let sources = descriptors.sources.iter().map(|(_, source)| source);
+        let lists = [&descriptors.cgroup_tasks, &descriptors.layers];
+        let sources = descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes);
         for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
             let number = fd.as_raw_fd();
             if !closed.contains(&number) && number > 2 {
@@ -333,8 +339,8 @@ impl Compiler<'_, '_> {
         let mut base = overlay.mount_at.clone();
         let in_memory = matches!(mount.writes, Writes::Memory { .. });
         let memory = match &mount.writes {
-            Writes::Memory { bytes, .. } => Some(self.memory_at(&base, *bytes)?),
-            _ if overlay.shifted => Some(self.memory_at(&base, None)?),
+            Writes::Memory { bytes, .. } => Some(self.memory_at(&base, *bytes, overlay.shifted)?),
+            _ if overlay.shifted => Some(self.memory_at(&base, None, true)?),
             _ => None,
         };
         if let (Some(memory), true) = (memory, overlay.shifted) {
@@ -356,11 +362,12 @@ impl Compiler<'_, '_> {
                 self.program.move_mount(layer, At::from(memory), &name)?;
                 *path = base.join(name);
             }
-            if let (Writes::Disk { upper, work, .. }, [_, to, by]) = (&mut mount.writes, descriptors.places.as_slice())
-            {
-                for (path, place) in [(upper, to), (work, by)] {
-                    let place = self.program.descriptor(*place)?;
-                    *path = self.number(place, &mut numbers);
+            if let (Writes::Disk { upper, work, .. }, Some(writes)) = (&mut mount.writes, descriptors.writes) {
+                self.program.mkdir(At::from(memory), "writes", 0o755)?;
+                let writes = self.program.descriptor(writes)?;
+                self.program.move_mount(writes, At::from(memory), "writes")?;
+                for path in [upper, work] {
+                    *path = base.join("writes").join(path.file_name().unwrap_or_default());
                 }
             }
         }
@@ -402,20 +409,16 @@ impl Compiler<'_, '_> {
     }
 
     /// Mounts a new tmpfs on a directory of the host, in the container's own mount namespace alone.
-    fn memory_at(&mut self, base: &Path, bytes: Option<u64>) -> Result<Register> {
+    fn memory_at(&mut self, base: &Path, bytes: Option<u64>, shifted: bool) -> Result<Register> {
         let context = self.program.fsopen("tmpfs")?;
         self.program.fsconfig_string(context, "mode", "0755")?;
         if let Some(bytes) = bytes {
             self.program.fsconfig_string(context, "size", bytes.to_string())?;
         }
         let memory = self.program.fsmount(context, Attributes::default())?;
-        match self.descriptors.places.first() {
-            Some(place) => {
-                let place = self.program.descriptor(*place)?;
-                self.program.move_mount_onto(memory, place)?;
-            }
-            None => self.program.move_mount(memory, At::Cwd, &base.to_string_lossy())?,
-        }
+        // In a shifted user namespace nobody may walk the host's paths; what lies on `/` is reached by descriptor.
+        let target = if shifted { "/".into() } else { base.to_string_lossy() };
+        self.program.move_mount(memory, At::Cwd, &target)?;
         Ok(memory)
     }
 

@@ -56,7 +56,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         owner: owner.as_fd(),
         claims: inputs.claims.clone(),
         layers: inputs.shifted.map(|taken| taken.layers.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
-        places: inputs.shifted.map(|taken| taken.places.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
+        writes: inputs.shifted.and_then(|taken| taken.writes.as_ref()).map(AsFd::as_fd),
         sources: inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd())).collect(),
         target: inputs.target,
     };

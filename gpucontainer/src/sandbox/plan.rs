@@ -99,8 +99,8 @@ pub(crate) enum Step {
     Hostname { name: String },
     /// Brings the loopback interface up.
     LoopbackUp,
-    /// Makes the root read-only.
-    RootReadOnly,
+    /// Makes a mount read-only.
+    ReadOnly { path: String },
     /// Limits a resource of the process; the number is that of `RLIMIT_…`.
     ResourceLimit { name: &'static str, resource: u32, soft: u64, hard: u64 },
     /// Adjusts how likely the process is to be killed when memory is short.
@@ -253,7 +253,7 @@ impl fmt::Display for Step {
             Self::File { path, .. } => write!(f, "write {path:?}"),
             Self::Hostname { name } => write!(f, "set host name {name:?}"),
             Self::LoopbackUp => write!(f, "bring the loopback interface up"),
-            Self::RootReadOnly => write!(f, "make the root read-only"),
+            Self::ReadOnly { path } => write!(f, "make {path:?} read-only"),
             Self::ResourceLimit { name, soft, hard, .. } => write!(f, "limit {name} to {soft}, {hard}"),
             Self::OomScore { adjustment } => write!(f, "adjust the out-of-memory score by {adjustment}"),
             Self::Terminal { rows, columns } => write!(f, "open a terminal of {columns} x {rows}"),

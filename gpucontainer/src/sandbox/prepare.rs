@@ -148,8 +148,15 @@ fn fetch(store: &ImageStore, reference: &str) -> Result<Image> {
 pub(crate) fn plan_only(builder: &SandboxBuilder) -> Result<Plan> {
     check(builder)?;
     let root = Root::find(builder, false)?;
-    let name = builder.name.clone().unwrap_or_else(|| "s-?".to_owned());
-    Ok(prepare(builder, &name, root, None, &CgroupFacts::default())?.plan)
+    let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
+    // Made for a moment, so that the plan says what a start would use.
+    let scratch = match root.writable(builder) {
+        Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name)?),
+        _ => None,
+    };
+    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default());
+    scratch.map_or(Ok(()), Scratch::remove)?;
+    Ok(prepared?.plan)
 }
 
 /// Checks the values that need nothing but themselves.
@@ -546,6 +553,10 @@ impl Planner<'_> {
     fn granted(&mut self, grant: &GpuGrant) -> Result<Vec<Step>> {
         let mut later = Vec::new();
         for tree in &grant.trees {
+            // The container's kernel is the host's: what its procfs does not have cannot be covered.
+            if tree.path.starts_with("/proc") && fs::metadata(&tree.path).is_err() {
+                continue;
+            }
             let target = text(&tree.path)?;
             let attributes = Attributes { no_suid: true, no_devices: true, no_execute: true, read_only: false };
             later.push(Step::Tmpfs { target: target.clone(), attributes, options: "mode=0555,size=1m".to_owned() });
@@ -553,6 +564,7 @@ impl Planner<'_> {
                 let path = tree.path.join(file.path.strip_prefix("/").unwrap_or(&file.path));
                 later.push(Step::File { path: text(&path)?, text: file.contents.clone() });
             }
+            later.push(Step::ReadOnly { path: target });
         }
         for mount in &grant.mounts {
             let source = self.take(&mount.source, false);
@@ -595,7 +607,7 @@ impl Planner<'_> {
             self.add(Step::LoopbackUp);
         }
         if builder.read_only || root.writable(builder) == Writable::ReadOnly {
-            self.add(Step::RootReadOnly);
+            self.add(Step::ReadOnly { path: "/".to_owned() });
         }
         Ok(())
     }

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Shifted {
     /// The layers, the top one first.
     pub(crate) layers: Vec<OwnedFd>,
-    /// The directory to mount at; and upper and work directory, if writes go to disk.
-    pub(crate) places: Vec<OwnedFd>,
+    /// The directory that has the upper and the work directory, if writes go to disk.
+    pub(crate) writes: Option<OwnedFd>,
     /// The sources of mounts, by their numbers.
     pub(crate) sources: Vec<(usize, OwnedFd)>,
 }
@@ -35,11 +35,10 @@ impl Shifted {
             match step {
                 Step::RootOverlay { overlay } => {
                     taken.layers = shifted(&overlay.mount.lower, maps)?;
-                    taken.places.push(fs::open_dir(&overlay.mount_at)?);
                     if let Writes::Disk { upper, work, .. } = &overlay.mount.writes {
-                        give(&[upper, work], maps)?;
-                        taken.places.push(fs::open_dir(upper)?);
-                        taken.places.push(fs::open_dir(work)?);
+                        let directory = upper.parent().unwrap_or(upper);
+                        give(&[directory, upper, work], maps)?;
+                        taken.writes = Some(mount::clone_tree(directory, false)?);
                     }
                 }
                 Step::TakeSource { source, path, recursive } => {
