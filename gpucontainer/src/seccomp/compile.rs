@@ -19,7 +19,6 @@ use crate::seccomp::profile::{Action, Architecture, Condition, ENOSYS, Operator,
 use crate::seccomp::tables;
 use crate::sys::seccomp as sys;
 use crate::sys::seccomp::Instruction;
-use std::collections::HashMap;
 
 /// Calls of the x32 interface have this bit in their number.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
@@ -36,7 +35,7 @@ pub(super) fn compile(profile: &Profile) -> Result<Filter> {
     }
     let mut trees = Vec::new();
     for &architecture in profile.architectures.iter().rev() {
-        let (ranges, tests) = ranges(profile, architecture);
+        let (ranges, tests) = ranges(profile, architecture)?;
         let mut blocks = vec![None; tests.len()];
         let tree = program.tree(&ranges, &tests, &mut blocks);
         if program.distance(tree) > 0 {
@@ -75,9 +74,6 @@ fn check(profile: &Profile) -> Result<()> {
         }
     }
     for rule in &profile.rules {
-        if let Some(name) = rule.names.iter().find(|name| !tables::known(name)) {
-            return invalid(format!("seccomp profile: no architecture has a system call {name:?}"));
-        }
         for condition in &rule.conditions {
             if condition.argument > 5 {
                 return invalid(format!(
@@ -109,30 +105,39 @@ struct Clause<'a> {
 }
 
 /// The answers of `profile` for all numbers of `architecture`: each holds from its number to the next.
-fn ranges(profile: &Profile, architecture: Architecture) -> (Vec<(u32, Answer)>, Vec<Tests<'_>>) {
-    let default = value_of(profile.default_action);
-    let mut clauses: HashMap<u32, Tests<'_>> = HashMap::new();
-    let mut certain: HashMap<u32, u32> = HashMap::new();
+fn ranges(profile: &Profile, architecture: Architecture) -> Result<(Vec<(u32, Answer)>, Vec<Tests<'_>>)> {
+    let mut calls = Vec::new();
+    calls.resize_with(1 + tables::newest(architecture), Call::default);
+    for &(_, number) in tables::table(architecture) {
+        if let Some(call) = calls.get_mut(number as usize) {
+            call.exists = true;
+        }
+    }
     let mut newest = None;
     for rule in &profile.rules {
-        let clause = Clause { conditions: &rule.conditions, value: value_of(rule.action) };
-        for number in rule.names.iter().filter_map(|name| architecture.number(name)) {
+        let value = value_of(rule.action);
+        for name in &rule.names {
+            let Some(number) = architecture.number(name) else {
+                if tables::known(name) {
+                    continue;
+                }
+                let message = format!("seccomp profile: no architecture has a system call {name:?}");
+                return Err(Error::new(ErrorKind::InvalidArgument, message));
+            };
             newest = newest.max(Some(number));
-            if certain.contains_key(&number) {
-                continue;
-            }
-            if rule.conditions.is_empty() {
-                certain.insert(number, clause.value);
-            } else {
-                clauses.entry(number).or_default().push(clause.clone());
+            let Some(call) = calls.get_mut(number as usize) else { continue };
+            if call.otherwise.is_none() {
+                if rule.conditions.is_empty() {
+                    call.otherwise = Some(value);
+                } else {
+                    call.tests.push(Clause { conditions: &rule.conditions, value });
+                }
             }
         }
     }
 
-    let table = tables::table(architecture);
-    let mut numbers: Vec<u32> = table.iter().map(|entry| entry.1).collect();
-    numbers.sort_unstable();
-    let unknown = profile.unknown_action.map_or(default, value_of);
+    let default = value_of(profile.default_action);
+    let unknown = Answer::Always(profile.unknown_action.map_or(default, value_of));
     let mut tests: Vec<Tests<'_>> = Vec::new();
     let mut ranges: Vec<(u32, Answer)> = Vec::new();
     let mut add = |start, answer| {
@@ -140,34 +145,37 @@ fn ranges(profile: &Profile, architecture: Architecture) -> (Vec<(u32, Answer)>,
             ranges.push((start, answer));
         }
     };
-    let mut next = 0;
-    for number in numbers {
-        if number > next {
-            add(next, Answer::Always(unknown));
-        }
-        next = number + 1;
-        let otherwise = certain.get(&number).copied().unwrap_or(default);
-        add(
-            number,
-            if newest.is_none_or(|newest| number > newest) {
-                Answer::Always(unknown)
-            } else if let Some(mut list) = clauses.remove(&number) {
-                list.push(Clause { conditions: &[], value: otherwise });
-                let at = tests.iter().position(|known| *known == list).unwrap_or_else(|| {
-                    tests.push(list);
-                    tests.len() - 1
-                });
-                Answer::Tested(at)
-            } else {
-                Answer::Always(otherwise)
-            },
-        );
+    for (number, mut call) in (0..).zip(calls) {
+        let otherwise = call.otherwise.unwrap_or(default);
+        let answer = if !call.exists || newest.is_none_or(|newest| number > newest) {
+            unknown
+        } else if call.tests.is_empty() {
+            Answer::Always(otherwise)
+        } else {
+            call.tests.push(Clause { conditions: &[], value: otherwise });
+            let at = tests.iter().position(|known| *known == call.tests).unwrap_or_else(|| {
+                tests.push(call.tests);
+                tests.len() - 1
+            });
+            Answer::Tested(at)
+        };
+        add(number, answer);
     }
-    add(next, Answer::Always(unknown));
+    // Newer than the newest: the last range above ends with the newest call that exists.
+    add(u32::try_from(1 + tables::newest(architecture)).unwrap_or(X32_BIT), unknown);
     if architecture == Architecture::X86_64 {
         add(X32_BIT, Answer::Always(value_of(Action::Errno(ENOSYS))));
     }
-    (ranges, tests)
+    Ok((ranges, tests))
+}
+
+/// What the rules say about one number.
+#[derive(Debug, Default)]
+struct Call<'a> {
+    exists: bool,
+    tests: Tests<'a>,
+    /// The answer when no test holds; no rule after it counts.
+    otherwise: Option<u32>,
 }
 
 /// A place in a program that is made from its end: how many instructions follow the one there.
@@ -177,7 +185,7 @@ type Place = usize;
 struct Program {
     backwards: Vec<Instruction>,
     /// Where each value was returned last.
-    answers: HashMap<u32, Place>,
+    answers: Vec<(u32, Place)>,
 }
 
 impl Program {
@@ -197,15 +205,19 @@ impl Program {
 
     /// Returns `value`, in an instruction that is there already if it can be reached.
     fn answer(&mut self, value: u32) -> Place {
-        match self.answers.get(&value) {
+        let known = self.answers.iter().position(|answer| answer.0 == value);
+        if let Some(&(_, place)) = known.and_then(|at| self.answers.get(at)) {
             // One less, as some instruction will come in between more often than not.
-            Some(&place) if self.distance(place) < REACH => place,
-            _ => {
-                let place = self.push(sys::RETURN, 0, 0, value);
-                self.answers.insert(value, place);
-                place
+            if self.distance(place) < REACH {
+                return place;
             }
         }
+        let place = self.push(sys::RETURN, 0, 0, value);
+        match known.and_then(|at| self.answers.get_mut(at)) {
+            Some(answer) => answer.1 = place,
+            None => self.answers.push((value, place)),
+        }
+        place
     }
 
     fn branch(&mut self, code: u16, k: u32, mut yes: Place, mut no: Place) -> Place {

@@ -22,7 +22,7 @@
 //! measured on, which is a third of everything else that a container start costs. The C library that
 //! container engines use needs 2 to 38 ms to build its filter besides. Here neighbouring numbers with the
 //! same answer become one range, and the ranges a balanced search tree: some 100 instructions, made in
-//! microseconds, loaded in under 0.1 ms.
+//! some ten microseconds, loaded in under 0.1 ms.
 //!
 //! # Which calls reach which rule
 //! * Calls of an architecture that the profile does not list get [`Profile::foreign_action`]. The

@@ -166,8 +166,8 @@ fn the_default_program_is_small_and_quickly_made() {
         .min()
         .unwrap();
     println!("made in {best:?}");
-    // An optimised build needs tens of microseconds; this one is not optimised and the machine is shared.
-    assert!(best < Duration::from_millis(5), "{best:?}");
+    // An optimised build needs some ten microseconds; this one is not optimised and the machine is shared.
+    assert!(best < Duration::from_millis(2), "{best:?}");
 }
 
 #[test]
