@@ -34,10 +34,11 @@ fn left(name: &str) -> Vec<PathBuf> {
         found.extend([root.join(format!("gpucontainer-{name}")), root.join("gpucontainer").join(name)]);
     }
     found.retain(|path| path.exists());
-    let claim = PathBuf::from(format!("/run/gpucontainer/cgroups/{name}.claim"));
-    if claim.exists() {
-        found.push(claim);
-    }
+    // Wherever of these the claims of root are.
+    let places = ["/run/gpucontainer", "/dev/shm/gpucontainer-0"].map(PathBuf::from);
+    found.extend(
+        places.map(|place| place.join(format!("cgroups/{name}.claim"))).into_iter().filter(|file| file.exists()),
+    );
     found
 }
 

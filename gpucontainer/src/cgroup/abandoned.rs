@@ -3,7 +3,8 @@
 //! ```text
 //! /run/gpucontainer/cgroups/                    root
 //! $XDG_RUNTIME_DIR/gpucontainer/cgroups/        others
-//! /tmp/gpucontainer-<uid>/cgroups/              others without such a directory
+//! /dev/shm/gpucontainer-<uid>/cgroups/          root where /run is on a disk, others without such a directory
+//! /tmp/gpucontainer-<uid>/cgroups/              where that is missing too
 //!   <name>.claim      one path of a group a line, written before the groups are made
 //! ```
 
@@ -28,16 +29,19 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// [`ErrorKind::PermissionDenied`] if somebody else made the one that would serve.
 pub(super) fn directory() -> Result<PathBuf> {
     let user = files::effective_user();
-    if user == 0 && fs::writable(Path::new("/run")) {
+    // A file on a disk, small as it is, costs more than all else that starting a container takes.
+    if user == 0 && files::is_in_memory(Path::new("/run")) && fs::writable(Path::new("/run")) {
         return Ok(PathBuf::from("/run/gpucontainer/cgroups"));
     }
-    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|_| user != 0) {
         // What the login made belongs to the user alone. The variable may be that of another user (sudo, su).
         if runtime.is_absolute() && fs::metadata(&runtime).is_ok_and(|found| found.is_dir() && found.uid() == user) {
             return Ok(runtime.join("gpucontainer/cgroups"));
         }
     }
-    let own = PathBuf::from(format!("/tmp/gpucontainer-{user}"));
+    let memory = Path::new("/dev/shm");
+    let open_to_all = if files::is_in_memory(memory) && fs::writable(memory) { "/dev/shm" } else { "/tmp" };
+    let own = PathBuf::from(format!("{open_to_all}/gpucontainer-{user}"));
     files::make_private_directory(&own)?;
     Ok(own.join("cgroups"))
 }

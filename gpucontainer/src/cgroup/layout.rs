@@ -34,8 +34,8 @@ pub(crate) struct Hierarchy {
 impl Layout {
     /// Looks at the calling process's own view of the host.
     pub(crate) fn detect() -> Result<Self> {
-        let mounts = fs::read_to_string(Path::new("/proc/self/mountinfo"))?;
-        let groups = fs::read_to_string(Path::new("/proc/self/cgroup"))?;
+        let mounts = files::read_at_once(Path::new("/proc/self/mountinfo"))?;
+        let groups = files::read_at_once(Path::new("/proc/self/cgroup"))?;
         let mut layout = Self::parse(&mounts, &groups);
         for hierarchy in &mut layout.hierarchies {
             if hierarchy.version == Version::V2 {
@@ -126,6 +126,9 @@ impl Hierarchy {
         // Moving a process needs this file of the nearest group above both its old and its new place.
         if !fs::writable(&directory.join("cgroup.procs")) {
             return Err(format!("{directory:?}/cgroup.procs is not writable"));
+        }
+        if controllers.is_empty() {
+            return Ok(());
         }
         let given = read_words(&directory.join("cgroup.subtree_control"));
         if controllers.iter().all(|name| given.iter().any(|given| given == name)) {

@@ -382,7 +382,12 @@ impl Drop for Cgroup {
         let paths = self.paths();
         // An empty group goes away at the first attempt, which is the usual case: looking inside costs more.
         let quick = paths.iter().rev().all(|path| fs::remove_dir(path).is_ok());
-        let result = if quick { Ok(()) } else { self.kill() }.and_then(|()| self.remove());
+        let result = if quick {
+            self.locked().clear();
+            self.remove()
+        } else {
+            self.kill().and_then(|()| self.remove())
+        };
         if let Err(error) = result {
             // A later collection tries again: the claim's file is still there.
             tracing::warn!(%error, name = self.name, "control group left behind");

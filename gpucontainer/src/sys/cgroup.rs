@@ -25,6 +25,27 @@ pub(crate) fn is_absent(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::EXISTS) == Err(Errno::NOENT)
 }
 
+/// The text of a file that the kernel makes up when it is read: in few large reads, as it says no size beforehand.
+pub(crate) fn read_at_once(path: &Path) -> Result<String> {
+    let wrap = |call: &str, e| failed(format!("{call}({path:?})"), e).with_path(path);
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| wrap("open", e))?;
+    let mut bytes = vec![0_u8; 16 << 10];
+    let mut length = 0;
+    loop {
+        match rustix::io::read(&file, &mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(wrap("read", e)),
+        }
+        if length == bytes.len() {
+            bytes.resize(length * 2, 0);
+        }
+    }
+    bytes.truncate(length);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Opens an existing file for writing; nothing is created or truncated, so a control file that the
 /// kernel does not have is `ENOENT` and not the `EPERM` of an attempt to make it.
 pub(crate) fn open_for_writing(path: &Path) -> Result<OwnedFd> {
@@ -46,6 +67,12 @@ pub(crate) fn write_open(file: &OwnedFd, path: &Path, value: &str) -> Result<()>
             Err(e) => return Err(failed(format!("write({path:?}, {value:?})"), e).with_path(path)),
         }
     }
+}
+
+/// Whether a directory is there and its files are in memory alone, so that they cost no disk and end with the machine.
+pub(crate) fn is_in_memory(path: &Path) -> bool {
+    const TMPFS: u64 = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|found| u64::try_from(found.f_type) == Ok(TMPFS))
 }
 
 /// Makes a directory that is the caller's alone, or checks that the one there is: no link, owned by the caller,

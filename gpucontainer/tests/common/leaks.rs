@@ -89,6 +89,7 @@ fn everything() -> BTreeSet<String> {
     }
     all.extend(names("/sys/class/net".as_ref()).into_iter().map(|name| format!("link {name}")));
     files("/run/gpucontainer".as_ref(), &mut all);
+    files("/dev/shm/gpucontainer-0".as_ref(), &mut all);
     let temporary = std::env::temp_dir();
     let ours = names(&temporary).into_iter().filter(|name| name.starts_with("gpuc"));
     all.extend(ours.map(|name| format!("file {}/{name}", temporary.display())));
