@@ -53,7 +53,7 @@ pub(crate) struct UnpackOptions {
 impl UnpackOptions {
     /// What this process has the rights for: root (with its capabilities, outside of a user namespace) keeps
     /// owners, makes device nodes and sets capabilities; for anybody else everything belongs to that user,
-    /// capabilities are left out, and a device node is an error.
+    /// capabilities and the nodes below `dev` are left out, and a device node elsewhere is an error.
     pub(crate) fn for_this_user() -> Self {
         Self { keep_owners: crate::sys::fs::tree::privileged(), max_bytes: u64::MAX, cancel: Cancel::new() }
     }
