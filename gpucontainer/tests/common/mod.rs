@@ -20,8 +20,10 @@
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod leaks;
+mod ordinary;
 
 pub(crate) use leaks::Leaks;
+pub(crate) use ordinary::Ordinary;
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
