@@ -177,14 +177,73 @@ typedef enum {
 } gpuc_phase_t;
 
 /**
+ * Flags of a mount, joined by |.
+ */
+typedef enum {
+    /**
+     * Read-only, and with it everything mounted below it.
+     */
+    GPUC_MOUNT_READ_ONLY = 1,
+    /**
+     * Without what is mounted below the source.
+     */
+    GPUC_MOUNT_NOT_RECURSIVE = 2,
+    /**
+     * Files of it cannot be executed.
+     */
+    GPUC_MOUNT_NO_EXECUTE = 4,
+    /**
+     * Later mounts travel from the host into the sandbox.
+     */
+    GPUC_MOUNT_SLAVE = 8,
+    /**
+     * Later mounts travel both ways.
+     */
+    GPUC_MOUNT_SHARED = 16,
+} gpuc_mount_t;
+
+/**
+ * What one of standard input, output and error is.
+ */
+typedef enum {
+    /**
+     * That of the host process.
+     */
+    GPUC_STDIO_INHERIT = 0,
+    /**
+     * The null device.
+     */
+    GPUC_STDIO_NULL = 1,
+    /**
+     * A pipe to the host process.
+     */
+    GPUC_STDIO_PIPED = 2,
+} gpuc_stdio_t;
+
+/**
  * A switch that ends long work early with GPUC_ERROR_CANCELLED. Any number of threads may use it at once.
  */
 typedef struct gpuc_cancel_t gpuc_cancel_t;
 
 /**
+ * What a process wrote, and how it ended.
+ */
+typedef struct gpuc_output_t gpuc_output_t;
+
+/**
+ * What a sandbox is to be. A setter that is given something unusable makes gpuc_sandbox_spawn fail.
+ */
+typedef struct gpuc_config_t gpuc_config_t;
+
+/**
  * Why a call failed.
  */
 typedef struct gpuc_error_t gpuc_error_t;
+
+/**
+ * A further process in a sandbox, to be. A setter that is given something unusable makes gpuc_exec_spawn fail.
+ */
+typedef struct gpuc_exec_t gpuc_exec_t;
 
 /**
  * What this host can do for the user who asked; a snapshot. Any number of threads may use it at once.
@@ -212,6 +271,22 @@ typedef struct gpuc_image_store_t gpuc_image_store_t;
 typedef struct gpuc_images_t gpuc_images_t;
 
 /**
+ * What processes in a sandbox may use at most.
+ */
+typedef struct gpuc_limits_t gpuc_limits_t;
+
+/**
+ * A further process in a sandbox. Any number of threads may use it at once.
+ */
+typedef struct gpuc_process_t gpuc_process_t;
+
+/**
+ * A running application in namespaces, a root file system and limits of its own. Any number of threads may
+ * use it at once.
+ */
+typedef struct gpuc_sandbox_t gpuc_sandbox_t;
+
+/**
  * How to pull or import an image. A setter that is given something unusable makes the transfer fail.
  */
 typedef struct gpuc_transfer_t gpuc_transfer_t;
@@ -226,6 +301,24 @@ typedef void (*gpuc_progress_t)(void *context,
                                 gpuc_phase_t phase,
                                 uint64_t bytes,
                                 uint64_t total);
+
+/**
+ * How a process ended.
+ */
+typedef struct {
+    /**
+     * The exit code, or -1 if a signal killed it.
+     */
+    int code;
+    /**
+     * The signal that killed it, or 0.
+     */
+    int signal;
+    /**
+     * Whether something in the sandbox was killed because it was at its memory limit.
+     */
+    bool oom_killed;
+} gpuc_exit_status_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -728,6 +821,664 @@ gpuc_image_t *gpuc_image_builder_commit(const gpuc_image_builder_t *builder,
  * @param builder  may be NULL
  */
 void gpuc_image_builder_free(gpuc_image_builder_t *builder);
+
+/**
+ * Makes no limits.
+ *
+ * @return the caller's, freed with gpuc_limits_free
+ */
+gpuc_limits_t *gpuc_limits_new(void);
+
+/**
+ * Caps memory, page cache included; swap is not counted.
+ */
+void gpuc_limits_set_memory_max(gpuc_limits_t *limits, uint64_t bytes);
+
+/**
+ * Caps swap.
+ */
+void gpuc_limits_set_memory_swap_max(gpuc_limits_t *limits, uint64_t bytes);
+
+/**
+ * Slows processes down that use more memory than this.
+ */
+void gpuc_limits_set_memory_high(gpuc_limits_t *limits, uint64_t bytes);
+
+/**
+ * Protects so much memory from being reclaimed.
+ */
+void gpuc_limits_set_memory_low(gpuc_limits_t *limits, uint64_t bytes);
+
+/**
+ * Caps processor time at that of so many cores, for example 1.5.
+ */
+void gpuc_limits_set_cpus(gpuc_limits_t *limits, double cores);
+
+/**
+ * Sets the share of processor time when it is short, 1 to 10,000; 100 is normal.
+ */
+void gpuc_limits_set_cpu_weight(gpuc_limits_t *limits, uint64_t weight);
+
+/**
+ * Sets the processors that may be used, as in "0-3,8".
+ */
+void gpuc_limits_set_cpuset_cpus(gpuc_limits_t *limits, const char *list);
+
+/**
+ * Sets the memory nodes that may be used, as in "0-1".
+ */
+void gpuc_limits_set_cpuset_mems(gpuc_limits_t *limits, const char *list);
+
+/**
+ * Caps the number of processes and threads.
+ */
+void gpuc_limits_set_pids_max(gpuc_limits_t *limits, uint64_t count);
+
+/**
+ * Sets the share of block devices when they are busy, 1 to 10,000; 100 is normal.
+ */
+void gpuc_limits_set_io_weight(gpuc_limits_t *limits, uint64_t weight);
+
+/**
+ * Caps huge pages of one size, both in bytes.
+ */
+void gpuc_limits_set_hugetlb(gpuc_limits_t *limits, uint64_t page_size, uint64_t bytes);
+
+/**
+ * Frees limits.
+ *
+ * @param limits  may be NULL
+ */
+void gpuc_limits_free(gpuc_limits_t *limits);
+
+/**
+ * Describes a sandbox of an image, by its reference. One that is not in the store is pulled at the start.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_config_free; NULL on failure
+ */
+gpuc_config_t *gpuc_config_new(const char *reference,
+                               gpuc_error_t **error);
+
+/**
+ * Describes a sandbox of an image of a store.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_config_free; NULL on failure
+ */
+gpuc_config_t *gpuc_config_new_from_image(const gpuc_image_t *image, gpuc_error_t **error);
+
+/**
+ * Describes a sandbox whose root is a directory of the host. What is written goes into it.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_config_free; NULL on failure
+ */
+gpuc_config_t *gpuc_config_new_from_directory(const char *path, gpuc_error_t **error);
+
+/**
+ * Uses this store for an image given by reference. By default the user's.
+ */
+void gpuc_config_set_store(gpuc_config_t *config, const gpuc_image_store_t *store);
+
+/**
+ * Names the sandbox: letters, digits, '.', '_' and '-', unique among the user's.
+ */
+void gpuc_config_set_name(gpuc_config_t *config, const char *name);
+
+/**
+ * Says what to run, instead of the image's command. It is given to the image's entrypoint, if there is one.
+ *
+ * @param arguments  strings, and NULL after the last
+ */
+void gpuc_config_set_command(gpuc_config_t *config,
+                             const char *const *arguments);
+
+/**
+ * Replaces the image's entrypoint; an empty one removes it.
+ *
+ * @param arguments  strings, and NULL after the last
+ */
+void gpuc_config_set_entrypoint(gpuc_config_t *config, const char *const *arguments);
+
+/**
+ * Sets an environment variable, over that of the image.
+ */
+void gpuc_config_env(gpuc_config_t *config, const char *name, const char *value);
+
+/**
+ * Sets the working directory, an absolute path that exists in the container.
+ */
+void gpuc_config_set_working_dir(gpuc_config_t *config, const char *path);
+
+/**
+ * Runs as user[:group]: names that the image knows, or numbers.
+ */
+void gpuc_config_set_user(gpuc_config_t *config, const char *user);
+
+/**
+ * Sets the host name, at most 64 bytes.
+ */
+void gpuc_config_set_hostname(gpuc_config_t *config, const char *name);
+
+/**
+ * Whether process 1 is the library's own, which reaps orphans and hands on signals. Yes by default.
+ */
+void gpuc_config_set_init(gpuc_config_t *config, bool init);
+
+/**
+ * Makes the root file system read-only. Mounts have a say of their own.
+ */
+void gpuc_config_set_read_only(gpuc_config_t *config, bool read_only);
+
+/**
+ * Keeps writes to the root in memory instead of on disk, at most so many bytes; 0 is the kernel's own limit.
+ */
+void gpuc_config_set_writable_memory(gpuc_config_t *config,
+                                     uint64_t bytes);
+
+/**
+ * Sets all resource limits at once. They are copied.
+ */
+void gpuc_config_set_limits(gpuc_config_t *config, const gpuc_limits_t *limits);
+
+/**
+ * Caps memory, page cache included.
+ */
+void gpuc_config_set_memory_max(gpuc_config_t *config, uint64_t bytes);
+
+/**
+ * Caps processor time at that of so many cores, for example 1.5.
+ */
+void gpuc_config_set_cpus(gpuc_config_t *config, double cores);
+
+/**
+ * Caps the number of processes and threads.
+ */
+void gpuc_config_set_pids_max(gpuc_config_t *config, uint64_t count);
+
+/**
+ * Whether to make a control group where that is possible. Yes by default.
+ */
+void gpuc_config_set_cgroup(gpuc_config_t *config, bool cgroup);
+
+/**
+ * Whether to use the host's network instead of one with nothing but loopback and published ports.
+ */
+void gpuc_config_set_host_network(gpuc_config_t *config, bool host);
+
+/**
+ * Makes no user namespace: root inside is root outside, with few capabilities. The default of a privileged caller.
+ */
+void gpuc_config_set_no_user_namespace(gpuc_config_t *config);
+
+/**
+ * Makes a user namespace in which root is the caller and no other id exists.
+ */
+void gpuc_config_set_user_namespace_oneself(gpuc_config_t *config);
+
+/**
+ * Makes a user namespace in which root is the caller and other ids are those of /etc/subuid and /etc/subgid.
+ */
+void gpuc_config_set_user_namespace_subordinate(gpuc_config_t *config);
+
+/**
+ * Makes a user namespace whose ids from 0 to count are those from first on outside. Needs privileges.
+ */
+void gpuc_config_set_user_namespace_shifted(gpuc_config_t *config,
+                                            uint32_t first,
+                                            uint32_t count);
+
+/**
+ * Makes a time namespace: the monotonic and the boot clock are moved by these nanoseconds.
+ */
+void gpuc_config_set_time_offsets(gpuc_config_t *config, int64_t monotonic, int64_t boottime);
+
+/**
+ * Shows a file or directory of the host at an absolute path inside.
+ *
+ * @param flags  of gpuc_mount_t, or 0
+ */
+void gpuc_config_bind(gpuc_config_t *config,
+                      const char *source,
+                      const char *target,
+                      uint32_t flags);
+
+/**
+ * Shows a directory of the image store that outlives sandboxes, made when first named.
+ *
+ * @param flags  of gpuc_mount_t, or 0
+ */
+void gpuc_config_volume(gpuc_config_t *config,
+                        const char *name,
+                        const char *target,
+                        uint32_t flags);
+
+/**
+ * Makes an empty file system in memory, which counts as the sandbox's memory.
+ *
+ * @param bytes  how much it may hold; 0 is the kernel's own limit
+ * @param flags  of gpuc_mount_t, or 0
+ */
+void gpuc_config_tmpfs(gpuc_config_t *config, const char *target, uint64_t bytes, uint32_t flags);
+
+/**
+ * Sets the size of /dev/shm. 64 MiB by default.
+ */
+void gpuc_config_set_shm_size(gpuc_config_t *config, uint64_t bytes);
+
+/**
+ * Publishes a TCP port: connections to host_port of 127.0.0.1 reach container_port inside.
+ *
+ * @param host_port  0 for any free one, which gpuc_sandbox_host_port then tells
+ */
+void gpuc_config_publish(gpuc_config_t *config, uint16_t container_port, uint16_t host_port);
+
+/**
+ * Publishes a TCP port on another address of the host, as in "0.0.0.0" or "::1".
+ */
+void gpuc_config_publish_at(gpuc_config_t *config,
+                            const char *address,
+                            uint16_t container_port,
+                            uint16_t host_port);
+
+/**
+ * Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
+ * identifiers. None by default, whatever the image asks for.
+ *
+ * @param min_free_memory  bytes that must be free on each
+ */
+void gpuc_config_set_gpus(gpuc_config_t *config,
+                          const char *gpus,
+                          uint64_t min_free_memory);
+
+/**
+ * Grants a capability beyond the default ones, as in "NET_ADMIN".
+ */
+void gpuc_config_add_capability(gpuc_config_t *config, const char *name);
+
+/**
+ * Takes a capability away; "ALL" takes all of them.
+ */
+void gpuc_config_drop_capability(gpuc_config_t *config, const char *name);
+
+/**
+ * Whether executing a set-user-id program may give privileges. No by default.
+ */
+void gpuc_config_set_new_privileges(gpuc_config_t *config, bool allow);
+
+/**
+ * Limits a resource of the application's process, as in "nofile"; UINT64_MAX is no limit.
+ */
+void gpuc_config_resource_limit(gpuc_config_t *config,
+                                const char *name,
+                                uint64_t soft,
+                                uint64_t hard);
+
+/**
+ * Sets a kernel parameter of the sandbox's own namespaces.
+ */
+void gpuc_config_sysctl(gpuc_config_t *config, const char *name, const char *value);
+
+/**
+ * Adjusts how likely the application is to be killed when the host's memory is short, -1000 to 1000.
+ */
+void gpuc_config_set_oom_score(gpuc_config_t *config,
+                               int32_t adjustment);
+
+/**
+ * Sets the file mode creation mask. 022 by default.
+ */
+void gpuc_config_set_umask(gpuc_config_t *config, uint32_t mask);
+
+/**
+ * Gives the application a terminal for its input, output and errors; see gpuc_sandbox_take_terminal.
+ */
+void gpuc_config_set_terminal(gpuc_config_t *config,
+                              uint16_t rows,
+                              uint16_t columns);
+
+/**
+ * Says what standard input (0), output (1) or error (2) is. The host's by default.
+ *
+ * @param kind  of gpuc_stdio_t
+ */
+void gpuc_config_set_stdio(gpuc_config_t *config, int stream, uint32_t kind);
+
+/**
+ * Makes an open file standard input (0), output (1) or error (2). The descriptor is duplicated.
+ */
+void gpuc_config_set_stdio_file(gpuc_config_t *config, int stream, int fd);
+
+/**
+ * Frees a configuration. Sandboxes that were made of it live on.
+ *
+ * @param config  may be NULL
+ */
+void gpuc_config_free(gpuc_config_t *config);
+
+/**
+ * Checks everything, then starts the sandbox, and returns when the application has been executed.
+ *
+ * @param config  can be used again
+ * @param error   may be NULL
+ * @return the caller's, freed with gpuc_sandbox_free; NULL on failure, and nothing is left behind
+ */
+gpuc_sandbox_t *gpuc_sandbox_spawn(const gpuc_config_t *config, gpuc_error_t **error);
+
+/**
+ * What a start would do, a line a step, without doing it.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_config_explain(const gpuc_config_t *config, gpuc_error_t **error);
+
+/**
+ * Frees a string that a function returned without const.
+ *
+ * @param string  may be NULL
+ */
+void gpuc_string_free(char *string);
+
+/**
+ * The name.
+ *
+ * @param sandbox  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_sandbox_name(const gpuc_sandbox_t *sandbox);
+
+/**
+ * The application's process id, as the host sees it.
+ *
+ * @param sandbox  may be NULL, which is 0
+ */
+int gpuc_sandbox_pid(const gpuc_sandbox_t *sandbox);
+
+/**
+ * A descriptor to poll: it becomes readable once the application has ended.
+ *
+ * @param sandbox  may be NULL, which is -1
+ * @return the sandbox's, never closed by the caller
+ */
+int gpuc_sandbox_fd(const gpuc_sandbox_t *sandbox);
+
+/**
+ * Waits until the application has ended. Fails with EINTR when a signal handler ran; calling again goes on.
+ *
+ * @param milliseconds  how long; negative is for ever, 0 only looks
+ * @param status        set when it has ended; may be NULL
+ * @param error         may be NULL
+ * @return 1 if it has ended, 0 if the time has passed, -1 on failure
+ */
+int gpuc_sandbox_wait(const gpuc_sandbox_t *sandbox,
+                      int64_t milliseconds,
+                      gpuc_exit_status_t *status,
+                      gpuc_error_t **error);
+
+/**
+ * Sends a signal, 1 to 64, to the application. One that has ended already is no error.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_kill(const gpuc_sandbox_t *sandbox, int signal, gpuc_error_t **error);
+
+/**
+ * Takes the host's end of a piped stream: 0 to write standard input, 1 and 2 to read output and error.
+ *
+ * @return a descriptor that the caller closes; -1 if the stream is not piped or was taken before
+ */
+int gpuc_sandbox_take_stream(const gpuc_sandbox_t *sandbox,
+                             int stream);
+
+/**
+ * Takes the master of the terminal.
+ *
+ * @return a descriptor that the caller closes; -1 if none was asked for or it was taken before
+ */
+int gpuc_sandbox_take_terminal(const gpuc_sandbox_t *sandbox);
+
+/**
+ * Writes input to standard input and closes it, collects what comes from piped streams, and waits.
+ *
+ * @param input         may be NULL if length is 0
+ * @param milliseconds  how long; negative is for ever. GPUC_ERROR_TIMED_OUT after that; the application still runs
+ * @param error         may be NULL
+ * @return the caller's, freed with gpuc_output_free; NULL on failure
+ */
+gpuc_output_t *gpuc_sandbox_communicate(const gpuc_sandbox_t *sandbox,
+                                        const void *input,
+                                        size_t length,
+                                        int64_t milliseconds,
+                                        gpuc_error_t **error);
+
+/**
+ * How the process ended.
+ *
+ * @param output  may be NULL, which is code -1
+ */
+gpuc_exit_status_t gpuc_output_status(const gpuc_output_t *output);
+
+/**
+ * What came from standard output (1) or error (2).
+ *
+ * @param output  may be NULL, which is nothing
+ * @param length  set to how many bytes; may be NULL
+ * @return bytes that live as long as the object; there is no zero byte at their end
+ */
+const void *gpuc_output_bytes(const gpuc_output_t *output, int stream, size_t *length);
+
+/**
+ * Frees what gpuc_sandbox_communicate or gpuc_process_communicate returned.
+ *
+ * @param output  may be NULL
+ */
+void gpuc_output_free(gpuc_output_t *output);
+
+/**
+ * The host's port that leads to a published port of the container.
+ *
+ * @param sandbox  may be NULL
+ * @return 0 if that port is not published
+ */
+uint16_t gpuc_sandbox_host_port(const gpuc_sandbox_t *sandbox, uint16_t container_port);
+
+/**
+ * Connects to a TCP port inside, published or not.
+ *
+ * @param milliseconds  how long to try; negative is for ever
+ * @param error         may be NULL
+ * @return a socket that the caller closes; -1 on failure
+ */
+int gpuc_sandbox_dial(const gpuc_sandbox_t *sandbox,
+                      uint16_t port,
+                      int64_t milliseconds,
+                      gpuc_error_t **error);
+
+/**
+ * Everything that can be told of a sandbox as one JSON object: name, pid, ports, gpus, timeline.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_sandbox_json(const gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+
+/**
+ * What the sandbox uses, as one JSON object: memory, cpu, pids, io, hugetlb.
+ *
+ * @param error  may be NULL; GPUC_ERROR_UNSUPPORTED without a control group
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_sandbox_stats_json(const gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+
+/**
+ * Stops everything inside, until gpuc_sandbox_resume.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_pause(const gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+
+/**
+ * Lets everything inside go on.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_resume(const gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+
+/**
+ * Changes the resource limits; those that are not set stay.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_update(const gpuc_sandbox_t *sandbox,
+                        const gpuc_limits_t *limits,
+                        gpuc_error_t **error);
+
+/**
+ * Lets the application live on when this object and this process are gone. Published ports close.
+ *
+ * @param sandbox  freed, also on failure
+ * @param error    may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_detach(gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+
+/**
+ * Kills everything inside, gives everything back, and says what went wrong with that.
+ *
+ * @param sandbox  freed, also on failure
+ * @param error    may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_close(gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+
+/**
+ * Kills everything inside and gives everything back.
+ *
+ * @param sandbox  may be NULL
+ */
+void gpuc_sandbox_free(gpuc_sandbox_t *sandbox);
+
+/**
+ * Describes a process.
+ *
+ * @param arguments  strings, and NULL after the last
+ * @return the caller's, freed with gpuc_exec_free
+ */
+gpuc_exec_t *gpuc_exec_new(const char *const *arguments);
+
+/**
+ * Sets an environment variable, over that of the sandbox.
+ */
+void gpuc_exec_env(gpuc_exec_t *exec, const char *name, const char *value);
+
+/**
+ * Sets the working directory. By default the sandbox's.
+ */
+void gpuc_exec_set_working_dir(gpuc_exec_t *exec, const char *path);
+
+/**
+ * Runs as user[:group] of the image. By default as the sandbox's application.
+ */
+void gpuc_exec_set_user(gpuc_exec_t *exec, const char *user);
+
+/**
+ * Says what standard input (0), output (1) or error (2) is. The host's by default.
+ *
+ * @param kind  of gpuc_stdio_t
+ */
+void gpuc_exec_set_stdio(gpuc_exec_t *exec, int stream, uint32_t kind);
+
+/**
+ * Makes an open file standard input (0), output (1) or error (2). The descriptor is duplicated.
+ */
+void gpuc_exec_set_stdio_file(gpuc_exec_t *exec, int stream, int fd);
+
+/**
+ * Gives the process a terminal of so many rows and columns.
+ */
+void gpuc_exec_set_terminal(gpuc_exec_t *exec, uint16_t rows, uint16_t columns);
+
+/**
+ * Starts the process with the privileges, filter and limits of the sandbox.
+ *
+ * @param exec   can be used again
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_process_free before the sandbox is; NULL on failure
+ */
+gpuc_process_t *gpuc_exec_spawn(const gpuc_exec_t *exec,
+                                const gpuc_sandbox_t *sandbox,
+                                gpuc_error_t **error);
+
+/**
+ * Frees a description.
+ *
+ * @param exec  may be NULL
+ */
+void gpuc_exec_free(gpuc_exec_t *exec);
+
+/**
+ * The process id, as the host sees it.
+ *
+ * @param process  may be NULL, which is 0
+ */
+int gpuc_process_pid(const gpuc_process_t *process);
+
+/**
+ * A descriptor to poll: it becomes readable once the process has ended.
+ *
+ * @param process  may be NULL, which is -1
+ * @return the object's, never closed by the caller
+ */
+int gpuc_process_fd(const gpuc_process_t *process);
+
+/**
+ * Waits until the process has ended; see gpuc_sandbox_wait.
+ *
+ * @return 1 if it has ended, 0 if the time has passed, -1 on failure
+ */
+int gpuc_process_wait(const gpuc_process_t *process,
+                      int64_t milliseconds,
+                      gpuc_exit_status_t *status,
+                      gpuc_error_t **error);
+
+/**
+ * Sends a signal, 1 to 64. A process that has ended already is no error.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_process_kill(const gpuc_process_t *process, int signal, gpuc_error_t **error);
+
+/**
+ * Takes the host's end of a piped stream; see gpuc_sandbox_take_stream.
+ *
+ * @return a descriptor that the caller closes; -1 if the stream is not piped or was taken before
+ */
+int gpuc_process_take_stream(const gpuc_process_t *process, int stream);
+
+/**
+ * Writes input, collects output and waits; see gpuc_sandbox_communicate.
+ *
+ * @return the caller's, freed with gpuc_output_free; NULL on failure
+ */
+gpuc_output_t *gpuc_process_communicate(const gpuc_process_t *process,
+                                        const void *input,
+                                        size_t length,
+                                        int64_t milliseconds,
+                                        gpuc_error_t **error);
+
+/**
+ * Kills the process, if it still runs, and frees the object.
+ *
+ * @param process  may be NULL
+ */
+void gpuc_process_free(gpuc_process_t *process);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -38,6 +38,11 @@ pub(crate) fn given<T>(argument: Option<T>, name: &str) -> Result<T> {
     argument.ok_or_else(|| gpucontainer::Error::new(ErrorKind::InvalidArgument, format!("{name} is NULL")))
 }
 
+/// The error of a value that cannot be used.
+pub(crate) fn bad(message: String) -> gpucontainer::Error {
+    gpucontainer::Error::new(ErrorKind::InvalidArgument, message)
+}
+
 /// The text of a C string.
 ///
 /// # Safety

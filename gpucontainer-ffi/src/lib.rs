@@ -24,3 +24,7 @@ pub mod transfer;
 pub mod image;
 
 pub mod builder;
+
+pub mod config;
+
+pub mod sandbox;

@@ -44,17 +44,25 @@ fn generate() -> String {
     };
     let objects = [
         ("Cancel", "gpuc_cancel_t"),
+        ("Collected", "gpuc_output_t"),
+        ("Config", "gpuc_config_t"),
         ("Error", "gpuc_error_t"),
+        ("Exec", "gpuc_exec_t"),
         ("Host", "gpuc_host_t"),
         ("Image", "gpuc_image_t"),
         ("ImageBuilder", "gpuc_image_builder_t"),
         ("ImageStore", "gpuc_image_store_t"),
         ("Images", "gpuc_images_t"),
+        ("Limits", "gpuc_limits_t"),
+        ("Process", "gpuc_process_t"),
+        ("Sandbox", "gpuc_sandbox_t"),
         ("Transfer", "gpuc_transfer_t"),
     ];
     for (rust, c) in objects {
         config.export.rename.insert(rust.to_owned(), c.to_owned());
     }
+    // Nothing takes these as they are, so that numbers from C are never taken for an enumeration unchecked.
+    config.export.include = ["gpuc_mount_t", "gpuc_stdio_t"].map(str::to_owned).to_vec();
     let mut bytes = Vec::new();
     cbindgen::Builder::new().with_crate(crate_directory()).with_config(config).generate().unwrap().write(&mut bytes);
     String::from_utf8(bytes).unwrap()

@@ -1,0 +1,339 @@
+/* Sandboxes: start, streams, waiting, signals, ports, further processes, pause, limits, errors. */
+#include "check.h"
+
+#include <ftw.h>
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *place) {
+    (void)status;
+    (void)kind;
+    (void)place;
+    return remove(path);
+}
+
+static void expect(gpuc_error_t *error, gpuc_error_kind_t kind, const char *words) {
+    CHECK(error != NULL);
+    if (gpuc_error_kind(error) != kind || strstr(gpuc_error_message(error), words) == NULL) {
+        fprintf(stderr, "not %d with %s but %d: %s\n", (int)kind, words, (int)gpuc_error_kind(error),
+                gpuc_error_message(error));
+        exit(1);
+    }
+    gpuc_error_free(error);
+}
+
+static gpuc_image_t *build(const gpuc_image_store_t *store) {
+    gpuc_error_t *error;
+    static const char *const names[] = {"sh", "cat", "sleep", "id", "nc", "printenv"};
+    const char *const command[] = {"sh", "-c", "echo from the image", NULL};
+    gpuc_image_builder_t *builder = gpuc_image_builder_new(store, &error);
+    CHECK_NO_ERROR(error);
+    gpuc_image_builder_copy_following_links(builder, "/bin/busybox", "/bin/busybox");
+    for (size_t at = 0; at < sizeof names / sizeof names[0]; at++) {
+        char path[32];
+        snprintf(path, sizeof path, "/bin/%s", names[at]);
+        gpuc_image_builder_symlink(builder, "busybox", path);
+    }
+    gpuc_image_builder_directory(builder, "/tmp", 01777);
+    gpuc_image_builder_directory(builder, "/srv", 0755);
+    gpuc_image_builder_set_command(builder, command);
+    gpuc_image_t *image = gpuc_image_builder_commit(builder, "test:1", &error);
+    CHECK_NO_ERROR(error);
+    gpuc_image_builder_free(builder);
+    return image;
+}
+
+static gpuc_config_t *shell(const gpuc_image_t *image, const char *script) {
+    gpuc_error_t *error;
+    gpuc_config_t *config = gpuc_config_new_from_image(image, &error);
+    CHECK_NO_ERROR(error);
+    const char *const command[] = {"sh", "-c", script, NULL};
+    gpuc_config_set_command(config, command);
+    gpuc_config_set_stdio(config, 0, GPUC_STDIO_NULL);
+    gpuc_config_set_stdio(config, 1, GPUC_STDIO_PIPED);
+    gpuc_config_set_stdio(config, 2, GPUC_STDIO_PIPED);
+    return config;
+}
+
+static gpuc_sandbox_t *spawn(gpuc_config_t *config) {
+    gpuc_error_t *error;
+    gpuc_sandbox_t *sandbox = gpuc_sandbox_spawn(config, &error);
+    CHECK_NO_ERROR(error);
+    gpuc_config_free(config);
+    return sandbox;
+}
+
+static void close_sandbox(gpuc_sandbox_t *sandbox) {
+    gpuc_error_t *error;
+    CHECK(gpuc_sandbox_close(sandbox, &error) == 0);
+    CHECK_NO_ERROR(error);
+}
+
+/* Reads to the end. */
+static void read_all(int fd, char *text, size_t size) {
+    size_t filled = 0;
+    for (;;) {
+        ssize_t count = read(fd, text + filled, size - 1 - filled);
+        CHECK(count >= 0);
+        if (count == 0) break;
+        filled += (size_t)count;
+    }
+    text[filled] = '\0';
+    close(fd);
+}
+
+static void streams(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    gpuc_config_t *config = shell(image, "cat; echo $GREETING >&2; pwd; exit 3");
+    gpuc_config_set_stdio(config, 0, GPUC_STDIO_PIPED);
+    gpuc_config_env(config, "GREETING", "hello");
+    gpuc_config_set_working_dir(config, "/srv");
+    gpuc_sandbox_t *sandbox = spawn(config);
+    CHECK(gpuc_sandbox_name(sandbox)[0] != '\0');
+    CHECK(gpuc_sandbox_pid(sandbox) > 0);
+    gpuc_output_t *output = gpuc_sandbox_communicate(sandbox, "input\n", 6, 30000, &error);
+    CHECK_NO_ERROR(error);
+    size_t length;
+    const void *bytes = gpuc_output_bytes(output, 1, &length);
+    CHECK(length == 11 && memcmp(bytes, "input\n/srv\n", 11) == 0);
+    bytes = gpuc_output_bytes(output, 2, &length);
+    CHECK(length == 6 && memcmp(bytes, "hello\n", 6) == 0);
+    CHECK(gpuc_output_status(output).code == 3 && gpuc_output_status(output).signal == 0);
+    gpuc_output_free(output);
+    close_sandbox(sandbox);
+
+    /* By hand, and into a file of the caller's. */
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    config = shell(image, "cat /proc/self/stat >/dev/null && echo out && echo err >&2");
+    gpuc_config_set_stdio_file(config, 2, ends[1]);
+    sandbox = spawn(config);
+    close(ends[1]);
+    int out = gpuc_sandbox_take_stream(sandbox, 1);
+    CHECK(out >= 0);
+    CHECK(gpuc_sandbox_take_stream(sandbox, 1) == -1);
+    CHECK(gpuc_sandbox_take_stream(sandbox, 2) == -1);
+    char text[64];
+    read_all(out, text, sizeof text);
+    CHECK(strcmp(text, "out\n") == 0);
+    read_all(ends[0], text, sizeof text);
+    CHECK(strcmp(text, "err\n") == 0);
+    gpuc_sandbox_free(sandbox);
+}
+
+static void waiting(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    gpuc_exit_status_t status;
+    gpuc_sandbox_t *sandbox = spawn(shell(image, "exec sleep 1000"));
+    CHECK(gpuc_sandbox_wait(sandbox, 0, &status, &error) == 0);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_sandbox_wait(sandbox, 20, NULL, NULL) == 0);
+    struct pollfd poller = {gpuc_sandbox_fd(sandbox), POLLIN, 0};
+    CHECK(poll(&poller, 1, 0) == 0);
+    CHECK(gpuc_sandbox_kill(sandbox, 99, &error) == -1);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "99");
+    CHECK(gpuc_sandbox_kill(sandbox, SIGTERM, &error) == 0);
+    CHECK(poll(&poller, 1, 30000) == 1);
+    CHECK(gpuc_sandbox_wait(sandbox, -1, &status, &error) == 1);
+    CHECK_NO_ERROR(error);
+    CHECK(status.code == -1 && status.signal == SIGTERM && !status.oom_killed);
+    CHECK(gpuc_sandbox_kill(sandbox, SIGTERM, NULL) == 0);
+    close_sandbox(sandbox);
+    /* Freed while it runs. */
+    gpuc_sandbox_free(spawn(shell(image, "sleep 1000")));
+    gpuc_sandbox_free(NULL);
+}
+
+static void further(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    gpuc_exit_status_t status;
+    gpuc_sandbox_t *sandbox = spawn(shell(image, "exec sleep 1000"));
+    const char *const command[] = {"sh", "-c", "pwd; echo $A; exit 9", NULL};
+    gpuc_exec_t *exec = gpuc_exec_new(command);
+    gpuc_exec_env(exec, "A", "b");
+    gpuc_exec_set_working_dir(exec, "/srv");
+    gpuc_exec_set_stdio(exec, 0, GPUC_STDIO_NULL);
+    gpuc_exec_set_stdio(exec, 1, GPUC_STDIO_PIPED);
+    for (int again = 0; again < 2; again++) {
+        gpuc_process_t *process = gpuc_exec_spawn(exec, sandbox, &error);
+        CHECK_NO_ERROR(error);
+        CHECK(gpuc_process_fd(process) >= 0);
+        gpuc_output_t *output = gpuc_process_communicate(process, NULL, 0, 30000, &error);
+        CHECK_NO_ERROR(error);
+        size_t length;
+        const void *bytes = gpuc_output_bytes(output, 1, &length);
+        CHECK(length == 7 && memcmp(bytes, "/srv\nb\n", 7) == 0);
+        CHECK(gpuc_output_status(output).code == 9);
+        gpuc_output_free(output);
+        gpuc_process_free(process);
+    }
+    gpuc_exec_free(exec);
+
+    const char *const sleeper[] = {"sleep", "1000", NULL};
+    exec = gpuc_exec_new(sleeper);
+    gpuc_process_t *process = gpuc_exec_spawn(exec, sandbox, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_process_take_stream(process, 1) == -1);
+    CHECK(gpuc_process_wait(process, 0, &status, &error) == 0);
+    CHECK(gpuc_process_kill(process, SIGKILL, &error) == 0);
+    CHECK(gpuc_process_wait(process, 30000, &status, &error) == 1);
+    CHECK(status.signal == SIGKILL);
+    gpuc_process_free(process);
+    gpuc_exec_free(exec);
+
+    exec = gpuc_exec_new(NULL);
+    CHECK(gpuc_exec_spawn(exec, sandbox, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "arguments is NULL");
+    gpuc_exec_free(exec);
+    close_sandbox(sandbox);
+}
+
+static void limits(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    if (geteuid() != 0) {
+        fprintf(stderr, "SKIP limits: not root\n");
+        return;
+    }
+    gpuc_limits_t *limits = gpuc_limits_new();
+    gpuc_limits_set_memory_max(limits, 64 << 20);
+    gpuc_limits_set_cpus(limits, 0.5);
+    gpuc_limits_set_pids_max(limits, 20);
+    gpuc_config_t *config = shell(image, "exec sleep 1000");
+    gpuc_config_set_limits(config, limits);
+    gpuc_sandbox_t *sandbox = spawn(config);
+    char *json = gpuc_sandbox_stats_json(sandbox, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"limit\":67108864") != NULL);
+    gpuc_string_free(json);
+    gpuc_limits_set_pids_max(limits, 40);
+    CHECK(gpuc_sandbox_update(sandbox, limits, &error) == 0);
+    CHECK_NO_ERROR(error);
+    gpuc_limits_free(limits);
+    CHECK(gpuc_sandbox_pause(sandbox, &error) == 0);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_sandbox_resume(sandbox, &error) == 0);
+    CHECK_NO_ERROR(error);
+    close_sandbox(sandbox);
+
+    config = shell(image, "x=1234567890123456; while :; do x=$x$x; done");
+    gpuc_config_set_memory_max(config, 16 << 20);
+    sandbox = spawn(config);
+    gpuc_exit_status_t status;
+    CHECK(gpuc_sandbox_wait(sandbox, 60000, &status, &error) == 1);
+    CHECK(status.signal == SIGKILL && status.oom_killed);
+    close_sandbox(sandbox);
+}
+
+static void network(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    gpuc_config_t *config = shell(image, "echo hi | nc -l -p 8080 >/dev/null; exec sleep 1000");
+    gpuc_config_publish(config, 8080, 0);
+    gpuc_sandbox_t *sandbox = spawn(config);
+    CHECK(gpuc_sandbox_host_port(sandbox, 8080) > 0);
+    CHECK(gpuc_sandbox_host_port(sandbox, 8081) == 0);
+    char *json = gpuc_sandbox_json(sandbox, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"container_port\":8080") != NULL && strstr(json, "\"timeline\":[{") != NULL);
+    gpuc_string_free(json);
+    int connection = -1;
+    /* The server may not listen yet. */
+    for (int attempt = 0; connection < 0 && attempt < 1000; attempt++) {
+        connection = gpuc_sandbox_dial(sandbox, 8080, 1000, NULL);
+        if (connection < 0) usleep(10000);
+    }
+    CHECK(connection >= 0);
+    char text[16];
+    ssize_t count = read(connection, text, sizeof text);
+    CHECK(count == 3 && memcmp(text, "hi\n", 3) == 0);
+    close(connection);
+    close_sandbox(sandbox);
+}
+
+static void errors(const gpuc_image_store_t *store, const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    const char *const missing[] = {"no-such-program", NULL};
+    gpuc_config_t *config = shell(image, "true");
+    gpuc_config_set_command(config, missing);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_COMMAND_NOT_FOUND, "no-such-program");
+    gpuc_config_free(config);
+
+    config = shell(image, "true");
+    gpuc_config_set_user(config, "nobody-here");
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_USER_NOT_FOUND, "nobody-here");
+    gpuc_config_free(config);
+
+    config = shell(image, "true");
+    gpuc_config_set_working_dir(config, "/nowhere");
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_WORKING_DIRECTORY_NOT_FOUND, "/nowhere");
+    gpuc_config_free(config);
+
+    config = gpuc_config_new("no/such UPPER", &error);
+    CHECK_NO_ERROR(error);
+    gpuc_config_set_store(config, store);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_REFERENCE, "UPPER");
+    gpuc_config_free(config);
+
+    config = shell(image, "true");
+    gpuc_config_bind(config, "/etc", "/data", GPUC_MOUNT_READ_ONLY | GPUC_MOUNT_NO_EXECUTE);
+    gpuc_config_tmpfs(config, "/scratch", 1 << 20, 0);
+    gpuc_config_add_capability(config, "NET_ADMIN");
+    gpuc_config_drop_capability(config, "ALL");
+    gpuc_config_resource_limit(config, "nofile", 100, 100);
+    char *plan = gpuc_config_explain(config, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(plan, "/scratch") != NULL && strstr(plan, "/data") != NULL);
+    gpuc_string_free(plan);
+    gpuc_string_free(NULL);
+    gpuc_config_add_capability(config, "FLY");
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "FLY");
+    gpuc_config_free(config);
+
+    config = shell(image, "true");
+    gpuc_config_set_stdio(config, 7, GPUC_STDIO_NULL);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "stream 7");
+    gpuc_config_free(config);
+
+    CHECK(gpuc_sandbox_spawn(NULL, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "config is NULL");
+    CHECK(gpuc_sandbox_wait(NULL, 0, NULL, &error) == -1);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "sandbox is NULL");
+}
+
+int main(void) {
+    char directory[] = "/tmp/gpuc-c-sandbox-XXXXXX";
+    CHECK(mkdtemp(directory) != NULL);
+    int before = open_descriptors();
+    gpuc_error_t *error;
+    gpuc_image_store_t *store = gpuc_image_store_open(directory, &error);
+    CHECK_NO_ERROR(error);
+    gpuc_image_t *image = build(store);
+
+    gpuc_config_t *config = gpuc_config_new("test:1", &error);
+    CHECK_NO_ERROR(error);
+    gpuc_config_set_store(config, store);
+    gpuc_config_set_stdio(config, 1, GPUC_STDIO_PIPED);
+    gpuc_sandbox_t *sandbox = spawn(config);
+    char text[64];
+    read_all(gpuc_sandbox_take_stream(sandbox, 1), text, sizeof text);
+    CHECK(strcmp(text, "from the image\n") == 0);
+    close_sandbox(sandbox);
+
+    streams(image);
+    waiting(image);
+    further(image);
+    limits(image);
+    network(image);
+    errors(store, image);
+    gpuc_image_free(image);
+    gpuc_image_store_free(store);
+    CHECK(open_descriptors() == before);
+    CHECK(nftw(directory, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0);
+    return 0;
+}
