@@ -1423,7 +1423,7 @@ gpuc_process_t *gpuc_exec_spawn(const gpuc_exec_t *exec,
 void gpuc_exec_free(gpuc_exec_t *exec);
 
 /**
- * The process id, as the host sees it.
+ * The process id, as the host sees it; 0 if the process had ended before it could be asked.
  *
  * @param process  may be NULL, which is 0
  */
