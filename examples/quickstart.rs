@@ -191,18 +191,23 @@ fn limits(mut builder: SandboxBuilder) -> Result<(SandboxBuilder, String)> {
         ("cpu", "1.5 processors", |builder| builder.cpus(1.5)),
         ("pids", "64 processes", |builder| builder.pids_max(64)),
     ];
-    let (mut words, mut reason) = (Vec::new(), None);
+    let (mut given, mut missing, mut reason) = (Vec::new(), Vec::new(), String::new());
     for (controller, what, add) in wanted {
         match support.controller(controller) {
             Ok(_) => {
                 builder = add(builder);
-                words.push(what.to_owned());
+                given.push(what.to_owned());
             }
-            Err(why) => reason = reason.or(Some(format!("no limit of {controller}: {why}"))),
+            Err(why) => {
+                missing.push(controller);
+                reason = why;
+            }
         }
     }
-    words.extend(reason);
-    Ok((builder, words.join(", ")))
+    if !missing.is_empty() {
+        given.push(format!("none of {}: {reason}", missing.join(", ")));
+    }
+    Ok((builder, given.join(", ")))
 }
 
 /// Starts with a GPU, or without it where its driver's files are not all there.
