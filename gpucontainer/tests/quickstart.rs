@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
+mod driver;
 
+use driver::FakeDriver;
 use gpucontainer::{Host, ImageStore};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -96,6 +98,24 @@ fn a_machine_without_python_serves_pages_too() {
     let (out, _) = run(command.env("PATH", tools.path()));
     check(&out);
     assert!(out.contains(&format!("and {program}")), "{out}");
+}
+
+#[test]
+fn each_instance_gets_a_gpu_while_there_are_some() {
+    if !driver::available() || !common::tier("root") || !possible() {
+        return;
+    }
+    let Some(mut command) = quickstart() else { return };
+    let _leaks = common::Leaks::watch();
+    let host = FakeDriver::new("l40s-pair");
+    let (out, _) = run(command.env("GPUCONTAINER_DRIVER_ROOT", host.path()));
+    check(&out);
+    let gpus = |number: usize| {
+        let page = format!("instance {number}, process ");
+        out.lines().find(|line| line.contains(&page)).unwrap().split_once("GPUs: ").unwrap().1.to_owned()
+    };
+    let nodes: Vec<String> = host.gpus().iter().map(|gpu| format!("/dev/nvidia{}", gpu["minor"])).collect();
+    assert_eq!([gpus(1), gpus(2), gpus(3)], [nodes[0].clone(), nodes[1].clone(), "none".to_owned()]);
 }
 
 #[test]

@@ -1,0 +1,398 @@
+//! GPUs inside sandboxes: of a driver root with our stand-in for NVML, with nodes that no driver answers.
+//!
+//! Opening a node whose major has no driver fails with "No such device or address" where the device filter lets it
+//! through, and with "Operation not permitted" where it does not: so both are seen without a GPU.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod driver;
+
+use driver::{FakeDriver, MAJORS, VERSION, library_directory};
+use gpucontainer::gpu::DriverRoot;
+use gpucontainer::image::{Image, ImageBuilder, ImageStore};
+use gpucontainer::sandbox::{Capability, SandboxBuilder, Stdio, UserNamespace};
+use gpucontainer::{ErrorKind, GpuRequest, Result, Sandbox};
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Loads each library that is named as programs name it, and prints what its function says.
+const LOADER: &str = r#"
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int count, char **names) {
+    for (int i = 1; i < count; i++) {
+        void *library = dlopen(names[i], RTLD_NOW);
+        int (*version)(void) = library ? (int (*)(void))dlsym(library, "fake_version") : NULL;
+        if (version) printf("%s %d\n", names[i], version());
+        else printf("%s %s\n", names[i], dlerror());
+    }
+    return 0;
+}
+"#;
+
+/// A machine with GPUs, a store, and a file of the host that nothing may touch.
+struct Fixture {
+    directory: tempfile::TempDir,
+    driver: FakeDriver,
+    store: ImageStore,
+    loader: PathBuf,
+}
+
+impl Fixture {
+    fn new(machine: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(directory.path().join("store")).unwrap();
+        let victim = directory.path().join("victim");
+        std::fs::create_dir(&victim).unwrap();
+        std::fs::write(victim.join("file"), "of the host\n").unwrap();
+        let (source, loader) = (directory.path().join("loader.c"), directory.path().join("loader"));
+        std::fs::write(&source, LOADER).unwrap();
+        let status = Command::new("cc").arg("-o").arg(&loader).arg(&source).arg("-ldl").status().unwrap();
+        assert!(status.success());
+        Self { directory, driver: FakeDriver::new(machine), store, loader }
+    }
+
+    fn victim(&self) -> PathBuf {
+        self.directory.path().join("victim")
+    }
+
+    /// An image with merged directories as Debian has them, a shell, and the program that loads libraries.
+    fn debian(&self) -> ImageBuilder {
+        let mut builder = self.busybox().file("/etc/debian_version", "13.0\n", 0o644);
+        for name in ["lib", "lib64"] {
+            builder =
+                builder.directory(format!("/usr/{name}"), 0o755).symlink(format!("usr/{name}"), format!("/{name}"));
+        }
+        let output = Command::new("ldd").arg(&self.loader).output().unwrap();
+        for library in String::from_utf8(output.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/'))
+        {
+            builder = builder.copy(library, Path::new("/usr").join(library.strip_prefix('/').unwrap()));
+        }
+        builder.copy(&self.loader, "/bin/loader")
+    }
+
+    fn busybox(&self) -> ImageBuilder {
+        let busybox = common::which("busybox").unwrap();
+        let mut builder = self.store.build().copy_following_links(busybox, "/bin/busybox").directory("/tmp", 0o1777);
+        for name in ["sh", "ls", "cat", "mknod", "stat", "readlink", "rm", "mv", "touch", "chmod", "mkdir"] {
+            builder = builder.symlink("busybox", format!("/bin/{name}"));
+        }
+        builder
+    }
+
+    fn commit(&self, builder: ImageBuilder) -> Image {
+        builder.commit("gpu:1").unwrap()
+    }
+
+    fn sandbox(&self, image: &Image, gpus: &str, script: &str) -> SandboxBuilder {
+        Sandbox::from_image(image)
+            .store(&self.store)
+            .driver_root(DriverRoot::new(self.driver.path()))
+            .gpus(gpus.parse().unwrap())
+            .command(["sh", "-c", script])
+            .stdin(Stdio::Null)
+            .stdout(Stdio::Piped)
+            .stderr(Stdio::Piped)
+    }
+
+    /// Everything of the driver and of the victim: what it is, how it is protected, when it was changed.
+    fn host(&self) -> BTreeMap<PathBuf, String> {
+        let mut all = BTreeMap::new();
+        snapshot(self.driver.path(), &mut all);
+        snapshot(&self.victim(), &mut all);
+        all
+    }
+
+    /// Asserts that the host is as it was; says only what is not.
+    fn check(&self, before: &BTreeMap<PathBuf, String>, what: &str) {
+        let now = self.host();
+        let changed: Vec<_> = now.iter().filter(|(path, facts)| before.get(*path) != Some(facts)).collect();
+        let gone: Vec<_> = before.keys().filter(|path| !now.contains_key(*path)).collect();
+        assert!(changed.is_empty() && gone.is_empty(), "{what}: changed {changed:?}, gone {gone:?}");
+    }
+}
+
+fn snapshot(path: &Path, all: &mut BTreeMap<PathBuf, String>) {
+    let facts = path.symlink_metadata().unwrap();
+    let changed = facts.modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
+    let words =
+        format!("{:o} {} {} {} {changed:?}", facts.permissions().mode(), facts.uid(), facts.len(), facts.rdev());
+    all.insert(path.to_owned(), words);
+    if facts.is_dir() {
+        path.read_dir().unwrap().for_each(|entry| snapshot(&entry.unwrap().path(), all));
+    }
+}
+
+/// Runs to the end: what it wrote to both streams.
+fn run(builder: SandboxBuilder) -> Result<String> {
+    let sandbox = builder.spawn()?;
+    let output = sandbox.communicate(b"", Some(Duration::from_secs(60)))?;
+    sandbox.close()?;
+    Ok([output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat())
+}
+
+fn possible(tier: &str) -> bool {
+    driver::available() && common::tier(tier) && common::tools(tier, &["busybox", "ldd"])
+}
+
+#[test]
+fn one_gpu_of_eight_is_all_there_is() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("dgx-a100");
+    let image = fixture.commit(fixture.debian());
+    let (before, machine) = (fixture.host(), fixture.driver.gpus());
+    // The first GPU has minor 2: the nodes go by minor.
+    let sandbox = fixture.sandbox(&image, "0", "while :; do read -r line; done").stdin(Stdio::Piped).spawn().unwrap();
+    assert_eq!(sandbox.gpus(), [machine[0]["uuid"].as_str().unwrap()]);
+    let ask = |script: &str| {
+        let process = sandbox.exec(["sh", "-c", script]).stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Piped);
+        let output = process.spawn().unwrap().communicate(b"", Some(Duration::from_secs(60))).unwrap();
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat()
+    };
+    let nodes = "nvidia-uvm\nnvidia-uvm-tools\nnvidia2\nnvidiactl\n";
+    assert_eq!(ask("cd /dev; ls -d -1 nvidia*"), nodes);
+    let (gpu, memory) = (format!("{:x}", MAJORS.0), format!("{:x}", MAJORS.1));
+    let seen = ask("cd /dev; stat -c '%n %t:%T %a' nvidia2 nvidiactl nvidia-uvm nvidia-uvm-tools");
+    assert_eq!(
+        seen,
+        format!(
+            "nvidia2 {gpu}:2 666\nnvidiactl {gpu}:ff 666\nnvidia-uvm {memory}:0 666\nnvidia-uvm-tools {memory}:1 666\n"
+        )
+    );
+    for node in nodes.lines() {
+        let said = ask(&format!("cat /dev/{node}"));
+        assert!(said.contains("No such device or address"), "the filter lets {node} through: {said}");
+    }
+    assert!(ask("mknod /dev/nvidia0 c 240 0").contains("Operation not permitted"), "no node can be made");
+    assert_eq!(ask("echo $NVIDIA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER"), "void PCI_BUS_ID\n");
+    if Path::new("/proc/driver/nvidia").exists() {
+        let bus_id = machine[0]["pci_bus_id"].as_str().unwrap();
+        assert_eq!(ask("ls /proc/driver/nvidia/gpus"), format!("{bus_id}\n"));
+        assert!(ask("cat /proc/driver/nvidia/params").contains("ModifyDeviceFiles: 0"));
+    }
+    sandbox.close().unwrap();
+    fixture.check(&before, "the host");
+}
+
+#[test]
+fn a_node_made_inside_opens_nothing_that_was_not_granted() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("dgx-a100");
+    let image = fixture.commit(fixture.debian());
+    let script = format!(
+        "cd /dev; for minor in 0 1 2 3 4 5 6 7 254; do mknod own$minor c {} $minor; cat own$minor; done; \
+         mknod /tmp/own3 c {} 3; cat /tmp/own3; mknod mem c 1 1; cat mem; mknod disk b 254 0; cat disk",
+        MAJORS.0, MAJORS.0
+    );
+    // As much as an application can be given: the device filter stands nevertheless.
+    let builder = fixture.sandbox(&image, "0", &script).add_capability(Capability::Mknod);
+    let said = run(builder.add_capability(Capability::SysAdmin).add_capability(Capability::SysRawio)).unwrap();
+    for minor in [0, 1, 3, 4, 5, 6, 7, 254] {
+        assert!(said.contains(&format!("'own{minor}': Operation not permitted")), "{said}");
+    }
+    assert!(said.contains("'own2': No such device or address"), "{said}");
+    for name in ["mem", "disk"] {
+        assert!(said.contains(&format!("'{name}': Operation not permitted")), "{said}");
+    }
+    assert!(said.contains("'/tmp/own3': Permission denied"), "the root has no devices: {said}");
+}
+
+#[test]
+fn programs_load_the_driver_and_cannot_change_it() {
+    if !possible(if common::is_root() { "root" } else { "rootless" }) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let image = fixture.commit(fixture.debian());
+    let before = fixture.host();
+    // An ordinary user can make no nodes for the stand-in, so it is the driver alone there.
+    let gpus = if common::is_root() { "0" } else { "none" };
+    let said =
+        run(fixture.sandbox(&image, gpus, "loader libcuda.so.1 libcuda.so libnvidia-nvvm.so.4 libnvidia-encode.so.1"));
+    let said = said.unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..3], ["libcuda.so.1 550", "libcuda.so 550", "libnvidia-nvvm.so.4 550"], "{said}");
+    assert!(lines[3].contains("No such file"), "video was not asked for: {said}");
+    let script = format!(
+        "cd /{}; readlink libcuda.so.1; readlink libcuda.so; cat libnvidia-ml.so.1 >/dev/null && echo readable
+        for name in libcuda.so.{VERSION} libcuda.so.1 /usr/bin/nvidia-smi; do
+            (echo x >$name) || echo refused; chmod 777 $name || echo refused; rm -f $name || echo refused
+        done; nvidia-smi",
+        library_directory()
+    );
+    let said = run(fixture.sandbox(&image, gpus, &script)).unwrap();
+    let expected = format!("libcuda.so.{VERSION}\nlibcuda.so.1\nreadable\n");
+    assert!(said.starts_with(&expected), "{said}");
+    // The link is the container's own and may go; the files may not.
+    assert_eq!(said.matches("refused").count(), 8, "{said}");
+    assert!(said.contains(&format!("stand-in for nvidia-smi {VERSION}")), "{said}");
+    let utility = GpuRequest::none();
+    let none = run(fixture.sandbox(&image, gpus, "ls /usr/bin; loader libcuda.so.1").gpus(utility)).unwrap();
+    assert!(!none.contains("nvidia-smi") && none.contains("cannot open"), "nothing without asking: {none}");
+    fixture.check(&before, "the host");
+}
+
+#[test]
+fn sandboxes_side_by_side_have_different_gpus() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("dgx-a100");
+    let image = fixture.commit(fixture.debian());
+    let machine = fixture.driver.gpus();
+    let script = "cd /dev; ls -d -1 nvidia[0-9]*; for node in nvidia[0-9]*; do cat $node; done; read -r line";
+    let all = ["0", "7", "1,2"];
+    let sandboxes = all.map(|gpus| fixture.sandbox(&image, gpus, script).stdin(Stdio::Piped).spawn().unwrap());
+    for (sandbox, indices) in sandboxes.iter().zip([&[0][..], &[7], &[1, 2]]) {
+        let uuids: Vec<&str> = indices.iter().map(|index| machine[*index]["uuid"].as_str().unwrap()).collect();
+        assert_eq!(sandbox.gpus(), uuids);
+        let output = sandbox.communicate(b"go on\n", Some(Duration::from_secs(60))).unwrap();
+        let mut names: Vec<String> =
+            indices.iter().map(|index| format!("nvidia{}", machine[*index]["minor"])).collect();
+        names.sort();
+        let seen: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+        assert_eq!(seen, names);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.matches("No such device or address").count(), names.len(), "{said}");
+    }
+    for sandbox in sandboxes {
+        sandbox.close().unwrap();
+    }
+}
+
+#[test]
+fn a_user_namespace_is_shown_the_nodes_of_the_host() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("l40s-pair");
+    let image = fixture.commit(fixture.debian());
+    let before = fixture.host();
+    let minor = &fixture.driver.gpus()[1]["minor"];
+    let script = "cd /dev; ls -d -1 nvidia*; cat nvidia[0-9]*; mknod own c 240 0; loader libcuda.so.1";
+    for users in [UserNamespace::Oneself, UserNamespace::Shifted { first: 200_000, count: 65_536 }] {
+        let builder = fixture.sandbox(&image, "1", script).user_namespace(users).add_capability(Capability::Mknod);
+        let said = run(builder).unwrap();
+        assert!(
+            said.starts_with(&format!("nvidia-uvm\nnvidia-uvm-tools\nnvidia{minor}\nnvidiactl\nlibcuda")),
+            "{said}"
+        );
+        assert!(said.contains("libcuda.so.1 550"), "{said}");
+        assert!(said.contains(&format!("'nvidia{minor}': No such device or address")), "{said}");
+        assert!(said.contains("mknod: own: Operation not permitted"), "{said}");
+    }
+    fixture.check(&before, "the host");
+}
+
+#[test]
+fn without_a_node_an_ordinary_user_gets_no_gpu_and_the_reason() {
+    if !possible("rootless") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let image = fixture.commit(fixture.debian());
+    let error = fixture.sandbox(&image, "0", "true").spawn().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::GpuUnavailable | ErrorKind::NotFound), "{error}");
+    assert!(error.to_string().contains("/dev/nvidiactl"), "{error}");
+}
+
+#[test]
+fn hostile_images_reach_nothing_of_the_host() {
+    if !possible(if common::is_root() { "root" } else { "rootless" }) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let gpus = if common::is_root() { "0" } else { "none" };
+    let victim = fixture.victim().display().to_string();
+    let up = format!("{}{victim}", "../".repeat(30));
+    let file = format!("{victim}/file");
+    let place = format!("/{}", library_directory());
+    let library = format!("{place}/libcuda.so.{VERSION}");
+    let before = fixture.host();
+    type Change<'a> = Box<dyn Fn(ImageBuilder) -> ImageBuilder + 'a>;
+    let link = |target: &str, path: &str| -> Change<'_> {
+        let (target, path) = (target.to_owned(), path.to_owned());
+        Box::new(move |builder| builder.symlink(&target, &path))
+    };
+    // What is in the image where something of the driver goes, and whether the driver can be used nevertheless.
+    let table: Vec<(&str, Change<'_>, bool)> = vec![
+        ("the place of libraries leads to a directory of the host", link(&victim, &place), false),
+        ("the same, upwards", link(&up, &place), false),
+        ("all of /usr/lib does", link(&victim, "/usr/lib"), false),
+        ("a place that leads to itself", link(&place, &place), false),
+        ("a place that is a file", Box::new(|builder| builder.file(&place, "file", 0o644)), false),
+        ("a link to /etc/passwd where a link goes", link("/etc/passwd", &format!("{place}/libcuda.so.1")), true),
+        ("a link to the host's file where a link goes", link(&file, &format!("{place}/libcuda.so.1")), true),
+        ("a link to the host's file where a library goes", link(&file, &library), false),
+        ("the same, upwards", link(&format!("{up}/file"), &library), false),
+        ("a link to a directory where a library goes", link("/tmp", &library), false),
+        ("a directory where a library goes", Box::new(|builder| builder.directory(&library, 0o755)), false),
+        ("a directory where a link goes", Box::new(|b| b.directory(format!("{place}/libcuda.so.1/x"), 0o755)), true),
+        ("a file where a library goes", Box::new(|builder| builder.file(&library, "of the image", 0o600)), true),
+        ("a program that is a link to the host's file", link(&file, "/usr/bin/nvidia-smi"), false),
+        ("/dev that leads to the host", link(&victim, "/dev"), false),
+        ("/proc that leads to the host", link(&victim, "/proc"), false),
+        ("/run that leads to the host", link(&victim, "/run"), false),
+        ("/etc/OpenCL that leads to the host", link(&victim, "/etc/OpenCL"), false),
+        ("links by way of procfs", link("/proc/self/root/../../tmp", &place), false),
+        ("links by way of a process's descriptors", link("/proc/self/cwd", &place), false),
+        (
+            "nodes that are files",
+            Box::new(|b| b.file("/dev/nvidia0", "", 0o666).file("/dev/nvidiactl", "", 0o666)),
+            true,
+        ),
+    ];
+    let script = format!("cat {place}/libcuda.so.{VERSION} >/dev/null && echo the driver is there; ls -l {place} /dev");
+    for (what, change, usable) in table {
+        let image = fixture.commit(change(fixture.busybox().file("/etc/debian_version", "13\n", 0o644)));
+        match run(fixture.sandbox(&image, gpus, &script)) {
+            Ok(said) => assert!(usable && said.contains("the driver is there"), "{what}: {said}"),
+            Err(error) => assert!(!usable && error.to_string().contains(": mount "), "{what}: {error}"),
+        }
+        fixture.check(&before, what);
+    }
+}
+
+/// What is neither file nor directory is mounted over like a file: opening it would wait for ever.
+#[test]
+fn pipes_and_sockets_of_a_root_are_not_opened() {
+    if !possible(if common::is_root() { "root" } else { "rootless" }) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let gpus = if common::is_root() { "0" } else { "none" };
+    let root = fixture.directory.path().join("root");
+    for name in ["bin", "proc", "dev", "sys", "tmp", "etc", "run", "usr/bin", library_directory()] {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+    }
+    std::fs::copy(common::which("busybox").unwrap(), root.join("bin/sh")).unwrap();
+    std::fs::copy(common::which("busybox").unwrap(), root.join("bin/cat")).unwrap();
+    std::fs::write(root.join("etc/debian_version"), "13\n").unwrap();
+    let library = format!("{}/libcuda.so.{VERSION}", library_directory());
+    let link = format!("{}/libcuda.so.1", library_directory());
+    for path in [&library, &link, "dev/nvidia0", "dev/nvidiactl"] {
+        assert!(Command::new("mkfifo").arg(root.join(path)).status().unwrap().success());
+    }
+    drop(std::os::unix::net::UnixListener::bind(root.join("usr/bin/nvidia-smi")).unwrap());
+    let script = format!("cat /{library} >/dev/null && nvidia-smi");
+    let sandbox = Sandbox::from_directory(&root).driver_root(DriverRoot::new(fixture.driver.path()));
+    let builder = sandbox.gpus(gpus.parse().unwrap()).command(["sh", "-c", &script]);
+    let said = run(builder.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Piped)).unwrap();
+    assert_eq!(said, format!("stand-in for nvidia-smi {VERSION}\n"));
+}
