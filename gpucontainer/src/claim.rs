@@ -36,8 +36,18 @@ impl Claim {
             return Err(Error::from_errno(format!("claim {path:?}"), errno::EEXIST).with_path(path));
         };
         let claim = Self { lock, name: name.to_owned() };
-        claim.write(note)?;
-        Ok(claim)
+        // A claim is noted before its resource is made, so one without a note stands for nothing.
+        let fresh = claim.note()?.is_empty();
+        match claim.write(note) {
+            Ok(()) => Ok(claim),
+            Err(error) => {
+                if fresh {
+                    // The error to report is the first.
+                    let _ = claim.release();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Replaces the note.
