@@ -132,12 +132,6 @@ impl Entry {
         self.0.iter().find(|leaf| leaf.version == Version::V2).map(|leaf| leaf.entry.as_fd())
     }
 
-    /// [`Entry::directory`] by its first name, which method calls cannot tell from that of the trait `Into`.
-    #[doc(hidden)]
-    pub fn into(&self) -> Option<BorrowedFd<'_>> {
-        self.directory()
-    }
-
     /// The files `tasks` of the group in version 1 hierarchies, open for writing.
     ///
     /// The child must have one thread, and writes `0` to each: that moves the writing thread alone.

@@ -207,6 +207,7 @@ impl Compiler<'_, '_> {
             }
             Step::Link { target, path } => {
                 self.parents(path)?;
+                self.program.unlink(At::Cwd, path)?;
                 self.program.symlink(target, At::Cwd, path)
             }
             Step::File { path, text } => {
@@ -461,13 +462,18 @@ impl Compiler<'_, '_> {
     /// Hides paths of a mount of ours by descriptor: no link of an image is ever on the way.
     fn mask(&mut self, mount: impl Into<Argument>, masked: &[Masked]) -> Result<()> {
         let mount = mount.into();
+        // One empty directory serves for all: what is seen of it is the same, and one is given back faster than many.
+        let mut empty: Option<&str> = None;
         for path in masked {
-            let cover = if path.directory {
-                let context = self.program.fsopen("tmpfs")?;
-                self.program.fsconfig_string(context, "size", "0")?;
-                self.program.fsmount(context, Attributes { read_only: true, ..EVERYTHING_NO })?
-            } else {
-                self.program.clone_tree(At::Cwd, "/dev/null", false)?
+            let cover = match (path.directory, empty) {
+                (false, _) => self.program.clone_tree(At::Cwd, "/dev/null", false)?,
+                (true, Some(first)) => self.program.clone_tree_if_there(At::Open(mount), first)?,
+                (true, None) => {
+                    let context = self.program.fsopen("tmpfs")?;
+                    self.program.fsconfig_string(context, "size", "0")?;
+                    empty = Some(&path.path);
+                    self.program.fsmount(context, Attributes { read_only: true, ..EVERYTHING_NO })?
+                }
             };
             self.program.move_mount_if_there(cover, At::Open(mount), &path.path)?;
         }
@@ -510,6 +516,10 @@ impl Compiler<'_, '_> {
         self.parents(&device.path)?;
         if let Some(source) = device.bound {
             let tree = self.source(source)?;
+            // It is the host's own node: a read-only mount keeps its mode and owner as they are, and does not keep
+            // anybody from writing to the device.
+            let attributes = Attributes { read_only: true, no_suid: true, no_execute: true, no_devices: false };
+            self.program.set_attributes(tree, attributes, None, false)?;
             return self.cover(tree, &device.path, false);
         }
         self.program.mknod(At::Cwd, &device.path, device.mode, device.major, device.minor)

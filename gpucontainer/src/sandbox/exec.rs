@@ -133,7 +133,7 @@ impl<'a> ExecBuilder<'a> {
             None => Some(Streams::open([&self.stdin, &self.stdout, &self.stderr])?),
         };
         let inputs = Inputs {
-            cgroup: entry.as_ref().and_then(crate::cgroup::Entry::into),
+            cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
             cgroup_tasks,
             stdio: streams.as_ref().map(Streams::inside),
             target: Some(sandbox.handle.application()),

@@ -6,8 +6,8 @@ use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Plan, Step};
 use crate::sandbox::shift::Shifted;
 use crate::sys::launch::{CloneOptions, start, wait};
-use crate::sys::process;
 use crate::sys::program::{Failure, Report, now};
+use crate::sys::{errno, process};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -135,6 +135,13 @@ fn explain(plan: &Plan, failure: &Failure) -> Error {
         Some(Step::WorkingDirectory { path }) => error.with_kind(ErrorKind::WorkingDirectoryNotFound).with_path(path),
         Some(Step::TakeSource { path, .. } | Step::RootDirectory { path }) => error.with_path(path),
         Some(Step::Bind { target, .. } | Step::Tmpfs { target, .. }) => error.with_path(target),
+        Some(Step::Dev { .. } | Step::Proc { .. } | Step::Sys { .. })
+            if matches!(failure.errno, errno::EINVAL | errno::ENOTDIR | errno::ENOENT | errno::ELOOP) =>
+        {
+            error
+                .with_kind(ErrorKind::InvalidImage)
+                .context("a file system belongs where the image has a link or a file")
+        }
         _ => error,
     };
     error.context(format!("start {}", plan.name))

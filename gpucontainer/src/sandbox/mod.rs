@@ -152,7 +152,7 @@ impl Sandbox {
         };
         let inputs = Inputs {
             shifted: Some(&shifted),
-            cgroup: entry.as_ref().and_then(crate::cgroup::Entry::into),
+            cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
             cgroup_tasks,
             stdio: streams.as_ref().map(Streams::inside),
             claims,
@@ -477,7 +477,7 @@ fn cgroup_facts(cgroup: Option<&Cgroup>) -> CgroupFacts {
     let tasks = entry.tasks().count();
     let paths = cgroup.map(Cgroup::paths).unwrap_or_default();
     let controllers = if tasks > 0 { paths.iter().filter_map(hierarchy).collect() } else { Vec::new() };
-    CgroupFacts { tasks, controllers, version2: crate::cgroup::Entry::into(&entry).is_some() }
+    CgroupFacts { tasks, controllers, version2: entry.directory().is_some() }
 }
 
 /// Keeps all devices but the usual and the granted ones away, also if a node of another appears inside.

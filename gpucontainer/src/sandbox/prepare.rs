@@ -457,13 +457,11 @@ impl Planner<'_> {
         let at = self.steps.len();
         let mut devices: Vec<Device> = defaults::DEVICES.iter().map(defaults::device).collect();
         let granted = grant.map(|grant| grant.device_nodes.iter().map(granted_device).collect::<Result<Vec<_>>>());
-        devices.extend(granted.transpose()?.into_iter().flatten().map(|(device, _)| device));
+        devices.extend(granted.transpose()?.into_iter().flatten());
         if self.in_user_namespace {
             // Nobody may make device nodes in a user namespace, so the host's are shown.
             for device in &mut devices {
-                let host = grant
-                    .and_then(|grant| host_path(grant, &device.path))
-                    .unwrap_or_else(|| device.path.clone().into());
+                let host = host_path(grant, &device.path)?;
                 device.bound = Some(self.take(&host, false));
             }
         }
@@ -658,16 +656,22 @@ pub(crate) fn application(
     steps
 }
 
-fn granted_device(node: &crate::gpu::DeviceNode) -> Result<(Device, PathBuf)> {
-    let host = node.host_path.clone().unwrap_or_else(|| node.path.clone());
-    let device =
-        Device { path: text(&node.path)?, major: node.major, minor: node.minor, mode: node.mode & 0o777, bound: None };
-    Ok((device, host))
+fn granted_device(node: &crate::gpu::DeviceNode) -> Result<Device> {
+    let mode = node.mode & 0o777;
+    Ok(Device { path: text(&node.path)?, major: node.major, minor: node.minor, mode, bound: None })
 }
 
-fn host_path(grant: &GpuGrant, path: &str) -> Option<PathBuf> {
-    let node = grant.device_nodes.iter().find(|node| node.path == Path::new(path))?;
-    Some(node.host_path.clone().unwrap_or_else(|| node.path.clone()))
+/// Where the host has the node that the container sees at `path`.
+fn host_path(grant: Option<&GpuGrant>, path: &str) -> Result<PathBuf> {
+    let granted = grant.and_then(|grant| grant.device_nodes.iter().find(|node| node.path == Path::new(path)));
+    match granted {
+        None => Ok(PathBuf::from(path)),
+        Some(node) => node.host_path.clone().ok_or_else(|| {
+            let message =
+                format!("the host has no {path}; nvidia-modprobe, or anything that uses CUDA as root, makes it");
+            Error::new(ErrorKind::GpuUnavailable, message).with_path(path)
+        }),
+    }
 }
 
 fn text(path: &Path) -> Result<String> {

@@ -46,3 +46,15 @@ pub(crate) const ESRCH: i32 = libc::ESRCH;
 
 /// What it was a file of is gone.
 pub(crate) const ENODEV: i32 = libc::ENODEV;
+
+/// An argument that the kernel does not take.
+pub(crate) const EINVAL: i32 = libc::EINVAL;
+
+/// More links than the kernel follows, or one where none may be.
+pub(crate) const ELOOP: i32 = libc::ELOOP;
+
+/// Nothing has that name.
+pub(crate) const ENOENT: i32 = libc::ENOENT;
+
+/// Something on the way is no directory.
+pub(crate) const ENOTDIR: i32 = libc::ENOTDIR;
