@@ -60,6 +60,8 @@ impl Ours {
         };
         builder
             .command(["/bin/true"])
+            // The bundle of the engines has no mount for it.
+            .cgroup_view(false)
             .init(self.init)
             .memory_max(MEMORY_BYTES)
             .cpus(1.0)

@@ -76,6 +76,7 @@ pub struct SandboxBuilder {
     pub(crate) writable_bytes: Option<u64>,
     pub(crate) limits: Limits,
     pub(crate) cgroup: bool,
+    pub(crate) cgroup_view: bool,
     pub(crate) network: Network,
     pub(crate) user_namespace: UserNamespace,
     pub(crate) time_offsets: Option<(i64, i64)>,
@@ -247,6 +248,7 @@ impl SandboxBuilder {
             writable_bytes: None,
             limits: Limits::new(),
             cgroup: true,
+            cgroup_view: true,
             network: Network::None,
             user_namespace: UserNamespace::Auto,
             time_offsets: None,
@@ -375,6 +377,13 @@ impl SandboxBuilder {
     /// statistics and pauses. With limits there always is one, or an error.
     pub fn cgroup(mut self, cgroup: bool) -> Self {
         self.cgroup = cgroup;
+        self
+    }
+
+    /// Whether the application sees its own control group, read-only, below `/sys/fs/cgroup`, where language run times
+    /// look for their limits. Yes by default. Without privileges on version 1 it is never shown.
+    pub fn cgroup_view(mut self, shown: bool) -> Self {
+        self.cgroup_view = shown;
         self
     }
 

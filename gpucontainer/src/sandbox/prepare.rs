@@ -489,7 +489,7 @@ impl Planner<'_> {
         // Hierarchies of version 1 cannot be mounted in a user namespace.
         let controllers = if self.in_user_namespace { Vec::new() } else { cgroup.controllers.clone() };
         let version2 = cgroup.version2 && controllers.is_empty();
-        if version2 || !controllers.is_empty() {
+        if self.builder.cgroup_view && (version2 || !controllers.is_empty()) {
             self.add(Step::CgroupView { version2, controllers });
         }
         self.steps.extend(mounts);
