@@ -19,6 +19,7 @@ use image_support::Place;
 use image_support::front::Front;
 use image_support::layout::{Handmade, gzip};
 use std::ffi::OsStr;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -179,7 +180,8 @@ fn layers_that_are_damaged_or_hostile() {
     let truncated = (gzip(&tar[..2000]), Digest::of(&tar[..2000]).to_string());
     let whole = layer(&[file("a", &image_support::noise(50_000, 3))]);
     let half = (whole.0[..whole.0.len() / 2].to_vec(), whole.1.clone());
-    let table: Vec<(&str, (Vec<u8>, String), &str)> = vec![
+    type Layer = (Vec<u8>, String);
+    let table: Vec<(&str, Layer, &str)> = vec![
         ("out", layer(&[file("../../../escaped", b"x")]), "escaped"),
         ("out in the middle", layer(&[directory("a/"), file("a/../../../../escaped", b"x")]), "escaped"),
         ("hard link out", layer(&[hard_link("stolen", "../../../canary")]), "stolen"),
@@ -194,7 +196,7 @@ fn layers_that_are_damaged_or_hostile() {
         ("through links to links", layer(&[link("a", "b"), link("b", above), file("a/escaped", b"x")]), "a/escaped"),
         ("hard link to a link's target", layer(&[link("a", above), hard_link("b", "a/canary")]), "\"b\""),
         ("below a file", layer(&[file("f", b"x"), file("f/x", b"x")]), "f/x"),
-        ("below a device of root's", layer(&[file("etc", b"x"), link("etc2", "etc"), file("etc2/x", b"")]), "etc2/x"),
+        ("below a link to a file", layer(&[file("etc", b"x"), link("etc2", "etc"), file("etc2/x", b"")]), "etc2/x"),
         ("no name", layer(&[file("", b"x")]), "name"),
         ("whiteout of the parent", layer(&[file("a/.wh...", b"")]), ".wh..."),
         ("too deep", layer(&deep), "256"),
@@ -256,7 +258,8 @@ fn layers_that_are_odd_but_right() {
     let host = scene.place.path("");
     let host = host.to_str().unwrap();
     let ten_gigabytes = 10_000_000_000;
-    let table: Vec<(&str, Vec<Vec<u8>>, &str, &[u8])> = vec![
+    type Members = Vec<Vec<u8>>;
+    let table: Vec<(&str, Members, &str, &[u8])> = vec![
         ("absolute names are inside", vec![file("/etc/absolute", b"in")], "cat /etc/absolute", b"in"),
         (
             "absolute links are inside",
@@ -520,8 +523,10 @@ fn no_space() {
 
     // Full to the last byte: nothing can start or come in, and what is there stays.
     let filler = small.0.path().join("filler");
-    let status = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())).output();
-    assert!(!status.unwrap().status.success(), "it is full");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let full = std::iter::repeat_with(|| file.write_all(&[0; 4096])).find_map(Result::err).unwrap();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    drop(file);
     let one = scene.place.path("one");
     Handmade::new(&[layer(&[file("one", b"more")])]).write(&one, "v1");
     let error = store.import(&one, options()).unwrap_err();
