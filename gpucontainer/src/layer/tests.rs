@@ -284,7 +284,8 @@ fn attributes_are_kept_but_not_those_of_overlayfs() {
 
 #[test]
 fn devices_are_for_root() {
-    let archive = Tar::default().node(b'3', "dev/null", 1, 3).node(b'4', "dev/loop", 7, 300).end();
+    let archive =
+        Tar::default().node(b'3', "dev/null", 1, 3).node(b'4', "dev/loop", 7, 300).file("dev/note", b"").end();
     if root() {
         let (_keep, layer) = unpacked(&archive);
         let null = std::fs::symlink_metadata(layer.join("dev/null")).unwrap();
@@ -294,9 +295,17 @@ fn devices_are_for_root() {
     }
     let directory = tempfile::tempdir().unwrap();
     let ordinary = UnpackOptions { keep_owners: false, ..options() };
-    let error = unpack(&mut &archive[..], directory.path(), &ordinary).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidLayer);
-    assert_eq!(error.path(), Some(Path::new("dev/null")));
+    unpack(&mut &archive[..], directory.path(), &ordinary).unwrap();
+    let left: Vec<_> =
+        std::fs::read_dir(directory.path().join("dev")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["note"], "a sandbox has a /dev of its own");
+    for name in ["null", "srv/null", "devices/null"] {
+        let archive = Tar::default().node(b'3', name, 1, 3).end();
+        let directory = tempfile::tempdir().unwrap();
+        let error = unpack(&mut &archive[..], directory.path(), &ordinary).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidLayer);
+        assert_eq!(error.path(), Some(Path::new(name)));
+    }
 }
 
 #[test]
