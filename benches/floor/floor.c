@@ -14,8 +14,8 @@
  * CGROUP  the name of the cgroup that PID is in, below each v1 hierarchy
  *
  * A start: mount, uts, ipc, pid, network and cgroup namespaces; the root with proc, a dev of its own,
- * pts, shm, mqueue, sys; masked and read-only paths; pivot_root; loopback up; capabilities, a limit on
- * files, no_new_privs, the filter; memory, cpu and pids limited. The child shares memory with its parent,
+ * pts, shm, mqueue, sys and the cgroups in it; masked and read-only paths; pivot_root; loopback up, its low
+ * ports free for all; capabilities, a limit on files, no_new_privs, the filter; memory, cpu and pids limited. The child shares memory with its parent,
  * which sleeps until it executes the program, so the size of the parent does not count. With "user" it is
  * a copy instead, since somebody must write the identity maps meanwhile; this process is small.
  */
@@ -79,7 +79,7 @@ static const char *const links[][2] = {
 	{"/proc/self/fd/2", "dev/stderr"}, {"pts/ptmx", "dev/ptmx"},
 };
 static const char *const masked[] = {
-	"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+	"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
 	"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
 };
 static const char *const readonly[] = {
@@ -165,6 +165,33 @@ static void make_devices(void)
 	TRY(mount("mqueue", "dev/mqueue", "mqueue", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL));
 }
 
+static void mount_cgroups(void)
+{
+	char path[64];
+	const unsigned long flags = MS_NOSUID | MS_NOEXEC | MS_NODEV;
+
+	if (cgroup2) {
+		TRY(mount("cgroup2", "sys/fs/cgroup", "cgroup2", flags | MS_RDONLY, NULL));
+		return;
+	}
+	TRY(mount("tmpfs", "sys/fs/cgroup", "tmpfs", flags, "mode=755"));
+	for (size_t i = 0; i < LENGTH(hierarchies); i++) {
+		snprintf(path, sizeof path, "sys/fs/cgroup/%s", hierarchies[i]);
+		TRY(mkdir(path, 0755));
+		TRY(mount("cgroup", path, "cgroup", flags | MS_RDONLY, hierarchies[i]));
+	}
+	TRY(mount(NULL, "sys/fs/cgroup", NULL, MS_BIND | MS_REMOUNT | flags | MS_RDONLY, NULL));
+}
+
+static void set_parameter(void)
+{
+	int fd = open("proc/sys/net/ipv4/ip_unprivileged_port_start", O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		fail("open(ip_unprivileged_port_start)");
+	TRY(write(fd, "0", 1));
+	close(fd);
+}
+
 static void cover_paths(void)
 {
 	for (size_t i = 0; i < LENGTH(masked); i++) {
@@ -215,6 +242,8 @@ static int start_child(void *unused)
 	TRY(mount("proc", "proc", "proc", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL));
 	make_devices();
 	TRY(mount("sysfs", "sys", "sysfs", MS_NOSUID | MS_NOEXEC | MS_NODEV | MS_RDONLY, NULL));
+	mount_cgroups();
+	set_parameter();
 	TRY(syscall(SYS_pivot_root, ".", "."));
 	TRY(umount2(".", MNT_DETACH));
 	TRY(chdir("/"));

@@ -75,11 +75,12 @@ fn configuration(machine: &Machine, options: &Options<'_>) -> Result<Value> {
     let mut linux = json!({
         "cgroupsPath": format!("/{}", options.name),
         "maskedPaths": [
-            "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-            "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+            "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+            "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
             "/sys/devices/virtual/powercap"
         ],
         "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
         "resources": {
             "memory": {"limit": MEMORY_BYTES},
             "cpu": {"quota": CPU_QUOTA_MICROSECONDS, "period": 100_000},
@@ -124,7 +125,9 @@ fn configuration(machine: &Machine, options: &Options<'_>) -> Result<Value> {
             {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
              "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/sys", "type": "sysfs", "source": "sysfs",
-             "options": ["nosuid", "noexec", "nodev", "ro"]}
+             "options": ["nosuid", "noexec", "nodev", "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+             "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}
         ],
         "linux": linux
     }))

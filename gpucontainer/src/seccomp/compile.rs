@@ -95,6 +95,9 @@ enum Answer {
     Tested(usize),
 }
 
+/// The first number and the answer to it and those that follow.
+type Range = (u32, Answer);
+
 /// The rules about one call, in order. Nothing comes after a clause without conditions, and the last is one.
 type Tests<'a> = Vec<Clause<'a>>;
 
@@ -105,7 +108,7 @@ struct Clause<'a> {
 }
 
 /// The answers of `profile` for all numbers of `architecture`: each holds from its number to the next.
-fn ranges(profile: &Profile, architecture: Architecture) -> Result<(Vec<(u32, Answer)>, Vec<Tests<'_>>)> {
+fn ranges(profile: &Profile, architecture: Architecture) -> Result<(Vec<Range>, Vec<Tests<'_>>)> {
     let mut calls = Vec::new();
     calls.resize_with(1 + tables::newest(architecture), Call::default);
     for &(_, number) in tables::table(architecture) {
@@ -139,7 +142,7 @@ fn ranges(profile: &Profile, architecture: Architecture) -> Result<(Vec<(u32, An
     let default = value_of(profile.default_action);
     let unknown = Answer::Always(profile.unknown_action.map_or(default, value_of));
     let mut tests: Vec<Tests<'_>> = Vec::new();
-    let mut ranges: Vec<(u32, Answer)> = Vec::new();
+    let mut ranges: Vec<Range> = Vec::new();
     let mut add = |start, answer| {
         if ranges.last().is_none_or(|&(_, last)| last != answer) {
             ranges.push((start, answer));
@@ -236,7 +239,7 @@ impl Program {
         self.push(sys::JUMP, 0, 0, distance)
     }
 
-    fn tree(&mut self, ranges: &[(u32, Answer)], tests: &[Tests<'_>], blocks: &mut [Option<Place>]) -> Place {
+    fn tree(&mut self, ranges: &[Range], tests: &[Tests<'_>], blocks: &mut [Option<Place>]) -> Place {
         let (left, right) = match ranges {
             [] => return self.answer(value_of(Action::KillProcess)),
             [(_, Answer::Always(value))] => return self.answer(*value),
