@@ -523,10 +523,10 @@ fn no_space() {
 
     // Full to the last byte: nothing can start or come in, and what is there stays.
     let filler = small.0.path().join("filler");
-    let mut file = std::fs::File::create(&filler).unwrap();
-    let full = std::iter::repeat_with(|| file.write_all(&[0; 4096])).find_map(Result::err).unwrap();
+    let mut fill = std::fs::File::create(&filler).unwrap();
+    let full = std::iter::repeat_with(|| fill.write_all(&[0; 4096])).find_map(Result::err).unwrap();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    drop(file);
+    drop(fill);
     let one = scene.place.path("one");
     Handmade::new(&[layer(&[file("one", b"more")])]).write(&one, "v1");
     let error = store.import(&one, options()).unwrap_err();
