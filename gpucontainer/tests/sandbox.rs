@@ -404,3 +404,20 @@ fn plans_are_readable() {
     let json = serde_json::to_value(&plan).unwrap();
     assert_eq!(json["name"], "golden");
 }
+
+#[test]
+fn subordinate_ids_are_users_of_the_container() {
+    if !common::tier("subordinate") {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let fixture = Fixture::new();
+    let script = "id -u; id -G; touch /tmp/x; stat -c %u:%g /tmp/x /etc/passwd; exit 5";
+    let builder = fixture.shell(script).user("web").user_namespace(UserNamespace::Subordinate);
+    let (code, out, err) = run(builder);
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(5), "33\n34 44\n33:34\n0:0\n", ""));
+    let error = fixture.shell("true").user_namespace(UserNamespace::Subordinate).writable(Writable::Disk).spawn();
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    drop(fixture);
+    leaks.check();
+}

@@ -141,8 +141,7 @@ impl Compiler<'_, '_> {
             Step::Fork => self.fork(),
             Step::NewSession => {
                 program.setsid();
-                // Ignored and blocked signals would be inherited by the application; the host's are not its business.
-                program.default_signals();
+                // Blocked signals would be inherited by the application.
                 program.unblock_signals();
                 // Nothing that the stub inherited is the application's; its streams are put in place later.
                 program.close_on_exec_all();
@@ -286,6 +285,8 @@ impl Compiler<'_, '_> {
 
     fn fork(&mut self) -> Result<()> {
         let program = &mut self.program;
+        // A signal that the host ignores would stay ignored: without SIGCHLD no child would ever be heard of.
+        program.default_signals();
         // The supervisor's own working directory would keep one of the host's busy; `/` follows the pivot.
         program.chdir("/")?;
         let child = program.register()?;

@@ -44,7 +44,8 @@ pub enum UserNamespace {
     /// Root inside is the caller; no other id exists inside.
     Oneself,
     /// Root inside is the caller, other ids are the caller's of `/etc/subuid` and `/etc/subgid`.
-    /// Needs the programs `newuidmap` and `newgidmap`.
+    /// Needs the programs `newuidmap` and `newgidmap`. Writes go to memory, since the caller could not remove from
+    /// disk what belongs to these ids.
     Subordinate,
     /// The ids from 0 to `count` inside are those from `first` on outside. Needs privileges.
     Shifted {

@@ -34,7 +34,7 @@ use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedP
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::config::Source;
 use crate::sandbox::launch::{Inputs, launch};
-use crate::sandbox::prepare::{CgroupFacts, ExecContext, Root, check, prepare};
+use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, Root, check, prepare};
 use crate::sandbox::process::Handle;
 use crate::sandbox::shift::Shifted;
 use crate::sandbox::stdio::Streams;
@@ -130,9 +130,7 @@ impl Sandbox {
         moments.push(("cgroup", now()));
 
         let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts).with_context(wanted)?;
-        if let (Some(cgroup), Some(grant)) = (&cgroup, &prepared.grant) {
-            restrict_devices(cgroup, grant, prepared.id_maps.is_some()).with_context(wanted)?;
-        }
+        restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         // Device rules may have added a hierarchy.
         let entry = cgroup.as_ref().map(Cgroup::entry);
         let cgroup_tasks: Vec<_> = entry.iter().flat_map(crate::cgroup::Entry::tasks).collect();
@@ -376,7 +374,7 @@ impl Sandbox {
     }
 
     fn give_back(&mut self) -> Result<()> {
-        if self.handle_is_left() {
+        if self.handle.is_left() || !self.handle.is_owner() {
             return Ok(());
         }
         let mut failures = Vec::new();
@@ -399,10 +397,6 @@ impl Sandbox {
         let others: String = failures.map(|failure| format!("; also: {failure}")).collect();
         Err(first.context(format!("clean up sandbox {}{others}", self.name)))
     }
-
-    fn handle_is_left(&self) -> bool {
-        self.handle.is_left() || !self.handle.is_owner()
-    }
 }
 
 impl AsFd for Sandbox {
@@ -414,6 +408,11 @@ impl AsFd for Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        if !self.handle.is_owner() {
+            // A forked child of the host: nothing here is its to give back, and the relay's thread is not in it.
+            std::mem::forget((self.cgroup.take(), self.scratch.take(), self.published.take()));
+            return;
+        }
         if let Err(error) = self.give_back() {
             tracing::warn!(%error, "a sandbox left something behind");
         }
@@ -481,12 +480,23 @@ fn cgroup_facts(cgroup: Option<&Cgroup>) -> CgroupFacts {
 }
 
 /// Keeps all devices but the usual and the granted ones away, also if a node of another appears inside.
-fn restrict_devices(cgroup: &Cgroup, grant: &GpuGrant, in_user_namespace: bool) -> Result<()> {
+///
+/// Without the capability to make nodes, and with roots and mounts on which nodes of images do not work, none can
+/// appear; the rules are made where that is not so, and with GPUs, whose neighbours are next to them.
+fn restrict_devices(builder: &SandboxBuilder, cgroup: Option<&Cgroup>, prepared: &Prepared) -> Result<()> {
     use crate::cgroup::{DeviceKind, DeviceRule};
-    if in_user_namespace {
+    let makes_nodes = builder.capabilities & (Capability::Mknod.bit() | Capability::SysAdmin.bit()) != 0;
+    if prepared.id_maps.is_some() || (prepared.grant.is_none() && !makes_nodes) {
         return Ok(());
     }
-    let granted = grant.device_nodes.iter();
+    let Some(cgroup) = cgroup else {
+        if !makes_nodes {
+            return Ok(());
+        }
+        let message = "CAP_MKNOD and CAP_SYS_ADMIN need a control group, which keeps the host's devices away";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    };
+    let granted = prepared.grant.iter().flat_map(|grant| &grant.device_nodes);
     let granted = granted.map(|node| DeviceRule::device(DeviceKind::Character, node.major, node.minor));
     let rules: Vec<_> = DeviceRule::defaults().into_iter().chain(granted).collect();
     cgroup.allow_devices(&rules)

@@ -102,6 +102,12 @@ impl Root {
         match (self, builder.writable) {
             (_, Some(writable)) if !builder.read_only => writable,
             (Self::Directory(_), None) => Writable::InPlace,
+            // Files of subordinate ids on disk could not be removed by the caller afterwards.
+            (Self::Image { .. }, None)
+                if !builder.read_only && builder.user_namespace == UserNamespace::Subordinate =>
+            {
+                Writable::Memory
+            }
             (Self::Image { .. }, None) if !builder.read_only => Writable::Disk,
             _ => Writable::ReadOnly,
         }
@@ -189,6 +195,11 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
     }
     for (name, _) in &builder.sysctls {
         defaults::check_sysctl(name, builder.network == Network::Host)?;
+    }
+    if builder.user_namespace == UserNamespace::Subordinate && builder.writable == Some(Writable::Disk) {
+        return bad(
+            "writes of subordinate ids to disk could not be removed afterwards; let them go to memory".to_owned()
+        );
     }
     if builder.network == Network::Host && !builder.ports.is_empty() {
         return bad(

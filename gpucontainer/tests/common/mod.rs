@@ -38,6 +38,7 @@ use std::process::{Command, Stdio};
 /// - `cgroup1`, `cgroup2`: the memory controller is in a hierarchy of that version
 /// - `registry`: `docker-registry` and `skopeo` are installed
 /// - `debian`: `mmdebstrap` is installed and a package archive is configured (root)
+/// - `subordinate`: another user, with subordinate ids and the programs to map them
 /// - `gpu`: the NVIDIA driver is loaded
 #[track_caller]
 pub(crate) fn tier(name: &str) -> bool {
@@ -107,6 +108,8 @@ fn missing(tier: &str) -> Option<String> {
             .map(|tool| format!("{tool} is not installed")),
         "debian" if !is_root() => Some("not root".to_owned()),
         "debian" => which("mmdebstrap").is_none().then(|| "mmdebstrap is not installed".to_owned()),
+        "subordinate" if is_root() => Some("is root".to_owned()),
+        "subordinate" => no_subordinate_ids(),
         "gpu" => (!Path::new("/proc/driver/nvidia/version").exists()).then(|| "no NVIDIA driver".to_owned()),
         _ => panic!("no tier is called {tier}"),
     }
@@ -124,4 +127,20 @@ fn no_user_namespace() -> Option<String> {
         Ok(output) => Some(format!("no user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(error) => Some(format!("cannot try user namespaces, unshare: {error}")),
     }
+}
+
+fn no_subordinate_ids() -> Option<String> {
+    if let Some(tool) = ["newuidmap", "newgidmap"].into_iter().find(|tool| which(tool).is_none()) {
+        return Some(format!("{tool} is not installed"));
+    }
+    let user = std::fs::metadata("/proc/self").unwrap().uid();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let own = fields.into_iter().find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(user));
+    let name = own.map_or_else(|| user.to_string(), |fields| fields[0].to_owned());
+    let has = |file: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().any(|line| line.split(':').next().is_some_and(|owner| owner == name || owner == user.to_string()))
+    };
+    (!has("/etc/subuid") || !has("/etc/subgid")).then(|| format!("{name} has no subordinate ids"))
 }
