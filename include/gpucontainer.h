@@ -1463,6 +1463,13 @@ int gpuc_process_kill(const gpuc_process_t *process, int signal, gpuc_error_t **
 int gpuc_process_take_stream(const gpuc_process_t *process, int stream);
 
 /**
+ * Takes the master of the terminal; see gpuc_sandbox_take_terminal.
+ *
+ * @return a descriptor that the caller closes; -1 if none was asked for or it was taken before
+ */
+int gpuc_process_take_terminal(const gpuc_process_t *process);
+
+/**
  * Writes input, collects output and waits; see gpuc_sandbox_communicate.
  *
  * @return the caller's, freed with gpuc_output_free; NULL on failure

@@ -606,6 +606,14 @@ pub extern "C" fn gpuc_process_take_stream(process: Option<&Process>, stream: c_
     })
 }
 
+/// Takes the master of the terminal; see gpuc_sandbox_take_terminal.
+///
+/// @return a descriptor that the caller closes; -1 if none was asked for or it was taken before
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_process_take_terminal(process: Option<&Process>) -> c_int {
+    hand_over(process.and_then(|process| process.0.take_terminal()))
+}
+
 /// Writes input, collects output and waits; see gpuc_sandbox_communicate.
 ///
 /// @return the caller's, freed with gpuc_output_free; NULL on failure

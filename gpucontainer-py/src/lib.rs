@@ -3,6 +3,7 @@
 mod error;
 mod host;
 mod image;
+mod sandbox;
 mod work;
 
 use pyo3::prelude::*;
@@ -16,6 +17,8 @@ mod _native {
     use super::host::probe;
     #[pymodule_export]
     use super::image::{Image, ImageBuilder, ImageStore};
+    #[pymodule_export]
+    use super::sandbox::{ProcessHandle, SandboxHandle, explain};
     #[pymodule_export]
     use super::work::{Cancel, Progress};
 

@@ -23,3 +23,11 @@ def test_the_example_runs(name: str, tmp_path: Path) -> None:
         )
         assert process.returncode == 0, process.stderr
         assert process.stdout
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples/python").glob("*.py")), ids=lambda path: path.name)
+def test_the_examples_run(example: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(example), str(tmp_path / "store")]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "hello from process" in process.stdout

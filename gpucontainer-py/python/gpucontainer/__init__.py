@@ -4,11 +4,16 @@ from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __versio
 from .errors import Error
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
+from .sandbox import DEVNULL, PIPE, UNLIMITED, ExitStatus, Limits, Mount, Output, Port, Process, Sandbox
 
 __all__ = [
+    "DEVNULL",
+    "PIPE",
+    "UNLIMITED",
     "Cancel",
     "Capability",
     "Error",
+    "ExitStatus",
     "Gpu",
     "GpuMemory",
     "Host",
@@ -16,7 +21,13 @@ __all__ = [
     "ImageBuilder",
     "ImageConfig",
     "ImageStore",
+    "Limits",
     "MigDevice",
+    "Mount",
+    "Output",
+    "Port",
+    "Process",
     "Progress",
+    "Sandbox",
     "__version__",
 ]

@@ -246,6 +246,11 @@ impl Process {
         self.handle.take_stream(2)
     }
 
+    /// The master of its terminal, if one was asked for and was not taken before.
+    pub fn take_terminal(&self) -> Option<OwnedFd> {
+        self.handle.take_terminal()
+    }
+
     /// Writes `input` to its standard input and closes it, collects what it writes, and waits.
     ///
     /// # Errors
