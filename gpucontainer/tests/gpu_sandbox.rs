@@ -208,6 +208,28 @@ fn a_node_made_inside_opens_nothing_that_was_not_granted() {
 }
 
 #[test]
+fn who_can_make_nodes_opens_none_without_a_grant() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let image = fixture.commit(fixture.debian());
+    let script = format!("cd /dev; mknod gpu c {} 0; cat gpu; mknod mem c 1 1; cat mem; cat null", MAJORS.0);
+    let builder = fixture.sandbox(&image, "void", &script).add_capability(Capability::Mknod);
+    let said = run(builder.clone()).unwrap();
+    for name in ["gpu", "mem"] {
+        assert!(said.contains(&format!("'{name}': Operation not permitted")), "{said}");
+    }
+    assert!(!said.contains("null"), "the usual devices stay: {said}");
+    // Without a control group nothing could keep it from them.
+    match run(builder.cgroup(false)) {
+        Ok(said) => assert!(said.contains("'gpu': Operation not permitted"), "{said}"),
+        Err(error) => assert!(error.to_string().contains("device"), "{error}"),
+    }
+}
+
+#[test]
 fn programs_load_the_driver_and_cannot_change_it() {
     if !possible(if common::is_root() { "root" } else { "rootless" }) {
         return;
