@@ -99,6 +99,7 @@ fn step_as_an_ordinary_user() {
     scene.check_system();
     if subordinate {
         scene.check_programs_that_change_user();
+        scene.check_new_user();
     } else {
         let error = scene.sandbox(&["id"]).user("www-data").spawn().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UserNotFound, "{error}");
