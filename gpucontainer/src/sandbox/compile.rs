@@ -182,7 +182,11 @@ impl Compiler<'_, '_> {
                 program.stamp("root");
                 Ok(())
             }
-            Step::Proc { masked, read_only, sysctls } => self.proc(masked, read_only, sysctls),
+            Step::Sysctl { name, value } => {
+                let path = format!("sys/{}", name.replace('.', "/"));
+                self.program.write_file(At::from(made(self.proc)?), &path, value.as_bytes())
+            }
+            Step::Proc { masked, read_only } => self.proc(masked, read_only),
             Step::Dev { devices, shm_bytes, terminal_group } => self.dev(devices, *shm_bytes, *terminal_group),
             Step::Sys { masked, bound } => self.sys(masked, *bound),
             Step::CgroupView { version2, controllers } => self.cgroup_view(*version2, controllers),
@@ -217,6 +221,7 @@ impl Compiler<'_, '_> {
                 self.program.close(file);
                 Ok(())
             }
+            Step::OwnFile { path, text } => self.own_file(path, text),
             Step::Hostname { name } => {
                 program.sethostname(name);
                 Ok(())
@@ -441,14 +446,10 @@ impl Compiler<'_, '_> {
         PathBuf::from(format!("/proc/self/fd/{number}"))
     }
 
-    fn proc(&mut self, masked: &[Masked], read_only: &[String], sysctls: &[(String, String)]) -> Result<()> {
+    fn proc(&mut self, masked: &[Masked], read_only: &[String]) -> Result<()> {
         self.directories("/proc")?;
         let proc = made(self.proc)?;
         self.program.move_mount(proc, At::Cwd, "/proc")?;
-        for (name, value) in sysctls {
-            let path = format!("sys/{}", name.replace('.', "/"));
-            self.program.write_file(At::from(proc), &path, value.as_bytes())?;
-        }
         for path in read_only {
             let tree = self.program.clone_tree_if_there(At::from(proc), path)?;
             let absent = self.program.unless_failed(tree);
@@ -577,6 +578,29 @@ impl Compiler<'_, '_> {
         self.program.close(onto);
         self.program.release(onto);
         Ok(())
+    }
+
+    /// Mounts a file of memory over `path`, so that nothing of it is ever among what the container wrote.
+    fn own_file(&mut self, path: &str, text: &str) -> Result<()> {
+        let program = &mut self.program;
+        // It lives in the tmpfs of /dev, under a name that is gone before the application comes.
+        let name = "/dev/.own";
+        let file = program.create_file_in(At::Cwd, name, 0o644)?;
+        program.write(file, text.as_bytes());
+        program.close(file);
+        program.release(file);
+        let tree = program.clone_tree(At::Cwd, name, false)?;
+        self.parents(path)?;
+        let program = &mut self.program;
+        // A link there is covered itself, wherever it leads.
+        let mounted = program.try_move_mount(tree, At::Cwd, path)?;
+        let absent = program.if_failed(mounted);
+        let done = program.jump();
+        program.land(absent);
+        program.touch(At::Cwd, path, 0o644)?;
+        program.move_mount(tree, At::Cwd, path)?;
+        program.land(done);
+        program.unlink(At::Cwd, name)
     }
 
     /// Makes the directories above `path`.

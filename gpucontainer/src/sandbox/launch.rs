@@ -135,6 +135,9 @@ fn explain(plan: &Plan, failure: &Failure) -> Error {
         Some(Step::WorkingDirectory { path }) => error.with_kind(ErrorKind::WorkingDirectoryNotFound).with_path(path),
         Some(Step::TakeSource { path, .. } | Step::RootDirectory { path }) => error.with_path(path),
         Some(Step::Bind { target, .. } | Step::Tmpfs { target, .. }) => error.with_path(target),
+        Some(Step::Sysctl { name, .. }) if failure.errno == errno::EINVAL => error
+            .with_kind(ErrorKind::InvalidArgument)
+            .context(format!("the kernel does not take the value for {name}")),
         Some(Step::Dev { .. } | Step::Proc { .. } | Step::Sys { .. })
             if matches!(failure.errno, errno::EINVAL | errno::ENOTDIR | errno::ENOENT | errno::ELOOP) =>
         {
@@ -190,7 +193,7 @@ mod tests {
                 Step::Prepare { sys: true },
                 Step::Pivot,
                 Step::Dev { devices: vec![], shm_bytes: 1 << 20, terminal_group: None },
-                Step::Proc { masked: vec![], read_only: vec!["sys".into(), "nothing".into()], sysctls: vec![] },
+                Step::Proc { masked: vec![], read_only: vec!["sys".into(), "nothing".into()] },
                 Step::Sys { masked: vec![Masked { path: "firmware".into(), directory: true }], bound: None },
                 Step::Hostname { name: "inside".into() },
                 Step::LoopbackUp,

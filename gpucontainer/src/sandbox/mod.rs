@@ -114,7 +114,7 @@ impl Sandbox {
         let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
         let wanted = || format!("start sandbox {name}");
         let root = Root::find(builder, true).with_context(wanted)?;
-        collect_once(&root.scratch(builder)?).with_context(wanted)?;
+        collect_once(&root, builder).with_context(wanted)?;
         moments.push(("image", now()));
         let reservation = match builder.ports.as_slice() {
             [] => None,
@@ -437,9 +437,14 @@ fn collect(scratch: &Path) -> Result<()> {
 /// What has been collected by this process: who dies later is for later processes.
 static COLLECTED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-fn collect_once(scratch: &Path) -> Result<()> {
-    let first = COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).insert(scratch.to_owned());
-    if first { collect(scratch) } else { Ok(()) }
+fn collect_once(root: &Root, builder: &SandboxBuilder) -> Result<()> {
+    let first = |path: PathBuf| COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+    if matches!(root, Root::Directory(_)) {
+        // It has nothing to do with a store, but its control groups are like all others.
+        return if first(PathBuf::new()) { Cgroup::collect_abandoned().map(|_| ()) } else { Ok(()) };
+    }
+    let scratch = root.scratch(builder)?;
+    if first(scratch.clone()) { collect(&scratch) } else { Ok(()) }
 }
 
 /// Whether `name` can be that of a sandbox or a volume.

@@ -79,8 +79,10 @@ pub(crate) enum Step {
     Prepare { sys: bool },
     /// Makes it the root, and lets go of the host's.
     Pivot,
+    /// Sets a kernel parameter of the container's own namespaces.
+    Sysctl { name: String, value: String },
     /// Mounts the process file system.
-    Proc { masked: Vec<Masked>, read_only: Vec<String>, sysctls: Vec<(String, String)> },
+    Proc { masked: Vec<Masked>, read_only: Vec<String> },
     /// Mounts a file system of devices; `bound` devices are sources taken before.
     Dev { devices: Vec<Device>, shm_bytes: u64, terminal_group: Option<u32> },
     /// Mounts the system file system, read-only.
@@ -93,8 +95,10 @@ pub(crate) enum Step {
     Tmpfs { target: String, attributes: Attributes, options: String },
     /// Makes a link.
     Link { target: String, path: String },
-    /// Writes a small file of the container's own.
+    /// Writes a small file to a file system in memory that was mounted before.
     File { path: String, text: String },
+    /// Shows a small file of the container's own over what the image has there.
+    OwnFile { path: String, text: String },
     /// Sets the host name.
     Hostname { name: String },
     /// Brings the loopback interface up.
@@ -231,12 +235,9 @@ impl fmt::Display for Step {
             Self::Prepare { sys: false } => write!(f, "make /proc"),
             Self::Prepare { sys: true } => write!(f, "make /proc and /sys"),
             Self::Pivot => write!(f, "enter the root"),
-            Self::Proc { masked, read_only, sysctls } => {
-                write!(f, "mount /proc, {} masked, {} read-only paths", masked.len(), read_only.len())?;
-                for (name, value) in sysctls {
-                    write!(f, ", {name}={value}")?;
-                }
-                Ok(())
+            Self::Sysctl { name, value } => write!(f, "set kernel parameter {name} to {value:?}"),
+            Self::Proc { masked, read_only } => {
+                write!(f, "mount /proc, {} masked, {} read-only paths", masked.len(), read_only.len())
             }
             Self::Dev { devices, .. } => write!(f, "mount /dev with {} devices, pts, shm, mqueue", devices.len()),
             Self::Sys { masked, .. } => write!(f, "mount /sys read-only, {} masked paths", masked.len()),
@@ -251,6 +252,7 @@ impl fmt::Display for Step {
             Self::Tmpfs { target, options, .. } => write!(f, "mount {target:?} in memory, {options}"),
             Self::Link { target, path } => write!(f, "link {path:?} to {target:?}"),
             Self::File { path, .. } => write!(f, "write {path:?}"),
+            Self::OwnFile { path, .. } => write!(f, "mount the sandbox's own {path:?}"),
             Self::Hostname { name } => write!(f, "set host name {name:?}"),
             Self::LoopbackUp => write!(f, "bring the loopback interface up"),
             Self::ReadOnly { path } => write!(f, "make {path:?} read-only"),

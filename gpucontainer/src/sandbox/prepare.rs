@@ -495,7 +495,10 @@ impl Planner<'_> {
         }
         let masked = defaults::masked("/proc", defaults::MASKED_PROC);
         let read_only = defaults::READ_ONLY_PROC.iter().map(|path| (*path).to_owned()).collect();
-        self.add(Step::Proc { masked, read_only, sysctls });
+        for (name, value) in sysctls {
+            self.add(Step::Sysctl { name, value });
+        }
+        self.add(Step::Proc { masked, read_only });
         self.add(Step::Sys { masked: defaults::masked("/sys", defaults::MASKED_SYS), bound: sys_bound });
         // Hierarchies of version 1 cannot be mounted in a user namespace.
         let controllers = if self.in_user_namespace { Vec::new() } else { cgroup.controllers.clone() };
@@ -608,7 +611,7 @@ impl Planner<'_> {
             for (path, text) in
                 [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolver)]
             {
-                self.add(Step::File { path: path.to_owned(), text });
+                self.add(Step::OwnFile { path: path.to_owned(), text });
             }
         }
         self.add(Step::Hostname { name: hostname });

@@ -169,6 +169,14 @@ impl Program<'_> {
         self.move_mount_with(mount.into(), at, path, AllowAbsent)
     }
 
+    /// The same, with the result in a register.
+    pub(crate) fn try_move_mount(&mut self, mount: Register, at: At, path: &str) -> Result<Register> {
+        let (result, empty, path) = (self.register()?, self.text("")?, self.text(path)?);
+        let arguments = [mount.into(), empty.into(), at.into(), path.into(), 0x4_u64.into()];
+        self.call_into(result, libc::SYS_move_mount, GoOn, &arguments);
+        Ok(result)
+    }
+
     fn move_mount_with(&mut self, mount: Argument, at: At, path: &str, on_error: OnError) -> Result<()> {
         let (empty, path) = (self.text("")?, self.text(path)?);
         // MOVE_MOUNT_F_EMPTY_PATH

@@ -269,6 +269,12 @@ impl<'fd> Program<'fd> {
         Jump { op: self.push(format::OP_IF_NEGATIVE, 0, None, OnError::Fail, &arguments), argument: 1 }
     }
 
+    /// Jumps always.
+    pub(crate) fn jump(&mut self) -> Jump {
+        let arguments = [(-1_i32).into(), 0_u64.into()];
+        Jump { op: self.push(format::OP_IF_NEGATIVE, 0, None, OnError::Fail, &arguments), argument: 1 }
+    }
+
     /// The jump leads here.
     pub(crate) fn land(&mut self, jump: Jump) {
         self.ops[jump.op].arguments[jump.argument] = self.ops.len() as u64;
