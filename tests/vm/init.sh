@@ -55,7 +55,7 @@ export LD_LIBRARY_PATH=/tests
 
 echo "@@ kernel $(uname -r)"
 as_root() {
-    GPUC_REQUIRE="root,$(cat /tests/require)" timeout -s KILL 300 "/tests/$1" $(cat /tests/arguments)
+    GPUC_REQUIRE="$(cat /tests/require)" timeout -s KILL 300 "/tests/$1" $(cat /tests/arguments)
 }
 as_user() {
     (
@@ -63,7 +63,7 @@ as_user() {
         cd /home/gpuc-test
         exec timeout -s KILL 300 /usr/bin/setpriv --reuid=1000 --regid=1000 --init-groups env HOME=/home/gpuc-test USER=gpuc-test \
             LOGNAME=gpuc-test XDG_RUNTIME_DIR=/run/user/1000 TMPDIR=/home/gpuc-test/tmp \
-            GPUC_REQUIRE="rootless,$(cat /tests/require)" "/tests/$1" $(cat /tests/arguments)
+            GPUC_REQUIRE="$(cat /tests/require)" "/tests/$1" $(cat /tests/arguments)
     )
 }
 cd /root
