@@ -71,6 +71,11 @@ impl Claim {
         Ok(note)
     }
 
+    /// Where the claim is.
+    pub(crate) fn directory(&self) -> &Path {
+        self.lock.path().parent().unwrap_or_else(|| Path::new("/"))
+    }
+
     /// What is claimed.
     pub(crate) fn name(&self) -> &str {
         &self.name

@@ -50,8 +50,21 @@ fn limited(builder: SandboxBuilder) -> SandboxBuilder {
 /// What a launch could change of its host by mistake.
 fn host_state() -> Vec<String> {
     let names = [
-        "Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb",
-        "NoNewPrivs", "Seccomp", "THP_enabled",
+        "Umask",
+        "Uid",
+        "Gid",
+        "Groups",
+        "SigBlk",
+        "SigIgn",
+        "SigCgt",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+        "Seccomp",
+        "THP_enabled",
     ];
     let mut state = status_lines("self", &names);
     state.extend(status_lines("thread-self", &["SigBlk", "Seccomp", "CapEff"]));
@@ -321,7 +334,8 @@ fn without_streams() {
         sandbox.close().map_err(text)?;
         // Those of the host, which has none.
         let inherit = fixture.shell("cat; echo x; echo y >&2; exit 6");
-        let inherit = inherit.stdin(Stdio::Inherit).stdout(Stdio::Inherit).stderr(Stdio::Inherit).spawn().map_err(text)?;
+        let inherit =
+            inherit.stdin(Stdio::Inherit).stdout(Stdio::Inherit).stderr(Stdio::Inherit).spawn().map_err(text)?;
         let inherited = inherit.wait().map_err(text)?;
         inherit.close().map_err(text)?;
         Ok((output, process, inherited))

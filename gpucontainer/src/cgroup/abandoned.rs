@@ -5,7 +5,9 @@
 //! $XDG_RUNTIME_DIR/gpucontainer/cgroups/        others
 //! /dev/shm/gpucontainer-<uid>/cgroups/          root where /run is on a disk, others without such a directory
 //! /tmp/gpucontainer-<uid>/cgroups/              where that is missing too
-//!   <name>.claim      one path of a group a line, written before the groups are made
+//!   <name>.claim        one path of a group a line, written before the groups are made
+//!   <name>+held.claim   locked by who holds the group still, and by nobody inside: who is held still cannot end when
+//!                       its owner does, nor give up what it has of the first claim
 //! ```
 
 use super::layout::{Layout, Version};
@@ -87,7 +89,17 @@ pub(super) fn claimed(directory: &Path, name: &str, layout: &Layout) -> Result<V
 /// One that cannot be removed does not keep the others from it; it stays claimed for the next try.
 pub(super) fn collect(directory: &Path) -> Result<Vec<String>> {
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
-    for claim in Claim::abandoned(directory)? {
+    let is_held = |claim: &Claim| claim.name().ends_with(HELD);
+    let (held, mut others): (Vec<_>, Vec<_>) = Claim::abandoned(directory)?.into_iter().partition(is_held);
+    if !held.is_empty() {
+        for claim in held {
+            let name = claim.name().to_owned();
+            errors.extend(end_held(claim).err().map(|e| e.context(format!("end abandoned group {name}"))));
+        }
+        // Those that have just ended are abandoned only now.
+        others.extend(Claim::abandoned(directory)?.into_iter().filter(|claim| !is_held(claim)));
+    }
+    for claim in others {
         let name = claim.name().to_owned();
         match collect_one(claim) {
             Ok(()) => removed.push(name),
@@ -96,6 +108,12 @@ pub(super) fn collect(directory: &Path) -> Result<Vec<String>> {
     }
     leaf::together(errors)?;
     Ok(removed)
+}
+
+/// Kills what a dead owner holds still. Its groups are removed by the claim on them.
+fn end_held(claim: Claim) -> Result<()> {
+    kill::everything(&paths(&claim.note()?)?, Instant::now() + PATIENCE)?;
+    claim.release()
 }
 
 fn collect_one(claim: Claim) -> Result<()> {
@@ -136,6 +154,15 @@ fn checked(path: &Path) -> Result<PathBuf> {
 /// Takes the claim on the group `name`.
 pub(super) fn take(directory: &Path, name: &str, note: &[u8]) -> Result<Claim> {
     Claim::take(directory, name, note).with_context(|| format!("claim group {name}"))
+}
+
+/// Ends the name of a claim on holding a group still; no name of a group has a `+`.
+const HELD: &str = "+held";
+
+/// Claims that the caller holds the group `name` still, by its freezer.
+pub(super) fn take_held(directory: &Path, name: &str, freezer: &Path) -> Result<Claim> {
+    let claim = Claim::take(directory, &format!("{name}{HELD}"), &note(std::iter::once(freezer)));
+    claim.with_context(|| format!("claim that group {name} is held still"))
 }
 
 #[cfg(test)]

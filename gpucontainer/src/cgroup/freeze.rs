@@ -2,11 +2,12 @@
 
 use super::leaf::Leaf;
 use super::{Cgroup, abandoned, foreign};
+use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::{cgroup as files, fs};
 use cgroups_rs::freezer::{FreezerController, FreezerState};
 use std::io::{Read, Seek};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 impl Cgroup {
@@ -21,7 +22,9 @@ impl Cgroup {
     pub fn freeze(&self) -> Result<()> {
         let wanted = || format!("freeze control group {:?}", self.name());
         let deadline = Instant::now() + abandoned::PATIENCE;
-        let frozen = match self.freezer().with_context(wanted)? {
+        let freezer = self.freezer().with_context(wanted)?;
+        self.hold(freezer.leaf()).with_context(wanted)?;
+        let frozen = match freezer {
             Freezer::Unified(leaf) => {
                 leaf.write("cgroup.freeze", "1").with_context(wanted)?;
                 self.move_into(&leaf).and_then(|()| wait_unified(&leaf, true, deadline))
@@ -54,7 +57,23 @@ impl Cgroup {
             }
             None => Ok(()),
         };
-        result.with_context(wanted)
+        result.and_then(|()| self.let_go()).with_context(wanted)
+    }
+
+    /// Claims that this process holds the group still, if the group is its own.
+    fn hold(&self, freezer: &Leaf) -> Result<()> {
+        let Some(claim) = &self.claim else { return Ok(()) };
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            *held = Some(abandoned::take_held(claim.directory(), self.name(), &freezer.path)?);
+        }
+        Ok(())
+    }
+
+    /// Gives that claim up.
+    pub(super) fn let_go(&self) -> Result<()> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        held.map_or(Ok(()), Claim::release)
     }
 
     /// Whether everything inside stands still.
@@ -96,6 +115,14 @@ enum Freezer {
     Unified(Arc<Leaf>),
     /// A hierarchy of version 1.
     Own(Arc<Leaf>),
+}
+
+impl Freezer {
+    fn leaf(&self) -> &Leaf {
+        match self {
+            Self::Unified(leaf) | Self::Own(leaf) => leaf,
+        }
+    }
 }
 
 fn is_frozen(events: &str) -> bool {

@@ -90,6 +90,9 @@ pub struct Cgroup {
     layout: Layout,
     /// Held by whoever made the group.
     claim: Option<Claim>,
+    /// Says that this process holds the group still. Nobody inside has a copy: when this process dies, whoever
+    /// collects ends what could not end by itself.
+    held: Mutex<Option<Claim>>,
     /// The program on version 2 that decides on devices, to be replaced by the next one.
     devices: Mutex<Option<OwnedFd>>,
 }
@@ -180,6 +183,7 @@ impl Cgroup {
             leaves: Mutex::default(),
             layout: layout.clone(),
             claim: Some(claim),
+            held: Mutex::default(),
             devices: Mutex::default(),
         };
         for at in plan.now {
@@ -235,6 +239,7 @@ impl Cgroup {
             leaves: Mutex::new(leaves),
             layout,
             claim: None,
+            held: Mutex::default(),
             devices: Mutex::default(),
         })
     }
@@ -304,6 +309,7 @@ impl Cgroup {
         *leaves = left;
         drop(leaves);
         leaf::together(errors).with_context(wanted)?;
+        self.let_go().with_context(wanted)?;
         match self.claim.take() {
             Some(claim) => claim.release().with_context(|| format!("remove control group {:?}", self.name)),
             None => Ok(()),
@@ -313,6 +319,9 @@ impl Cgroup {
     /// Leaves the group to whoever holds a copy of [`Cgroup::claim_fd`]; when none is left,
     /// [`Cgroup::collect_abandoned`] removes it.
     pub fn leave(mut self) {
+        if let Err(error) = self.let_go() {
+            tracing::debug!(%error, "a group that is left stays claimed as held still");
+        }
         self.locked().clear();
         self.claim = None;
     }
