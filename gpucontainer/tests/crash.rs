@@ -1,6 +1,7 @@
 //! Hosts that are killed at any moment: what the kernel frees, and what the next process collects.
 
 #![allow(unsafe_code, reason = "processes are killed by number, of which nothing else has a handle")]
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
 mod fixture;

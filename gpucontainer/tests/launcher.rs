@@ -1,6 +1,8 @@
 //! Launching from hosts that make it hard: threads, little order, odd descriptors and signals.
 
 #![allow(unsafe_code, reason = "hosts are put into states that nothing wraps: forked, without descriptors")]
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "one state of a host takes a few calls to make")]
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
 mod fixture;
