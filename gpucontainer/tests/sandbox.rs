@@ -1,5 +1,7 @@
 //! Sandboxes through the public API: images built from the host's files, run as root or as an ordinary user.
 
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
 mod common;
 
 use gpucontainer::image::{Image, ImageStore};

@@ -15,6 +15,7 @@ mod mount;
 mod plan;
 mod prepare;
 mod process;
+mod root;
 mod shift;
 mod stdio;
 mod tree;
@@ -34,8 +35,9 @@ use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedP
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::config::Source;
 use crate::sandbox::launch::{Inputs, launch};
-use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, Root, check, prepare};
+use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
 use crate::sandbox::process::Handle;
+use crate::sandbox::root::Root;
 use crate::sandbox::shift::Shifted;
 use crate::sandbox::stdio::Streams;
 use crate::store::LayerHandle;
@@ -256,11 +258,15 @@ impl Sandbox {
     }
 
     fn status(&self, raw: i32) -> Result<ExitStatus> {
-        let oom = match &self.cgroup {
-            Some(cgroup) => cgroup.oom_kills()? > 0,
-            None => false,
-        };
-        Ok(ExitStatus::new(raw, oom))
+        self.with_cgroup(ExitStatus::new(raw, false))
+    }
+
+    /// Adds what the control group knows of the end.
+    fn with_cgroup(&self, status: ExitStatus) -> Result<ExitStatus> {
+        match &self.cgroup {
+            Some(cgroup) => Ok(status.at_memory_limit(cgroup.oom_kills()? > 0)),
+            None => Ok(status),
+        }
     }
 
     /// Writes `input` to the application's standard input and closes it, collects what it writes to piped
@@ -269,10 +275,9 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::TimedOut`] after `timeout`; the application still runs then.
     pub fn communicate(&self, input: &[u8], timeout: Option<Duration>) -> Result<Output> {
-        match self.handle.communicate(input, timeout)? {
-            Some((raw, stdout, stderr)) => Ok(Output { status: self.status(raw)?, stdout, stderr }),
-            None => Err(Error::new(ErrorKind::TimedOut, format!("sandbox {} did not end in time", self.name))),
-        }
+        let late = || Error::new(ErrorKind::TimedOut, format!("sandbox {} did not end in time", self.name));
+        let output = self.handle.communicate(input, timeout)?.ok_or_else(late)?;
+        Ok(Output { status: self.with_cgroup(output.status)?, ..output })
     }
 
     /// Sends a signal, 1 to 64, to the application. One that has ended already is no error.

@@ -2,13 +2,14 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{DriverRoot, GpuGrant, ImageFacts};
-use crate::image::{Image, ImageConfig, ImageStore};
-use crate::rootfs::{RootMount, Rootfs, Scratch, Writable};
-use crate::sandbox::config::{Network, SandboxBuilder, Source, UserNamespace};
+use crate::image::{ImageConfig, ImageStore};
+use crate::rootfs::{RootMount, Scratch, Writable};
+use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
 use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::mount::Kind;
 use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step};
+use crate::sandbox::root::Root;
 use crate::sandbox::tree::Tree;
 use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
@@ -49,105 +50,6 @@ pub(crate) struct CgroupFacts {
     /// The names of the mounts of version 1.
     pub(crate) controllers: Vec<String>,
     pub(crate) version2: bool,
-}
-
-/// The image, or the directory.
-#[derive(Debug)]
-pub(crate) enum Root {
-    Image { image: Image, store: ImageStore, layers: Vec<LayerHandle> },
-    Directory(PathBuf),
-}
-
-impl Root {
-    /// Finds the image or the directory; an image that is not in the store is pulled if `pull` says so.
-    pub(crate) fn find(builder: &SandboxBuilder, pull: bool) -> Result<Self> {
-        let store = || match &builder.store {
-            Some(store) => Ok(store.clone()),
-            None => ImageStore::open_default(),
-        };
-        let (image, store) = match &builder.source {
-            Source::Directory(path) => {
-                let path = fs::canonicalize(path).context("find the root directory")?;
-                if !fs::metadata(&path)?.is_dir() {
-                    let message = format!("the root {path:?} is not a directory");
-                    return Err(Error::new(ErrorKind::InvalidArgument, message).with_path(path));
-                }
-                return Ok(Self::Directory(path));
-            }
-            Source::Image(image) => (image.clone(), store()?),
-            Source::Reference(reference) => {
-                let store = store()?;
-                let image = match store.get(reference)? {
-                    Some(image) => image,
-                    None if pull => fetch(&store, reference)?,
-                    None => store.image(reference)?,
-                };
-                (image, store)
-            }
-        };
-        let layers = image.layers()?;
-        Ok(Self::Image { image, store, layers })
-    }
-
-    /// Where a sandbox with this root makes its directory for writes.
-    pub(crate) fn scratch(&self, builder: &SandboxBuilder) -> Result<PathBuf> {
-        Ok(match (self, &builder.store) {
-            (Self::Image { store, .. }, _) | (Self::Directory(_), Some(store)) => store.scratch(),
-            (Self::Directory(_), None) => ImageStore::open_default()?.scratch(),
-        })
-    }
-
-    /// Where writes go.
-    pub(crate) fn writable(&self, builder: &SandboxBuilder) -> Writable {
-        match (self, builder.writable) {
-            (_, Some(writable)) if !builder.read_only => writable,
-            (Self::Directory(_), None) => Writable::InPlace,
-            // Files of subordinate ids on disk could not be removed by the caller afterwards.
-            (Self::Image { .. }, None)
-                if !builder.read_only && builder.user_namespace == UserNamespace::Subordinate =>
-            {
-                Writable::Memory
-            }
-            (Self::Image { .. }, None) if !builder.read_only => Writable::Disk,
-            _ => Writable::ReadOnly,
-        }
-    }
-
-    fn rootfs(&self, builder: &SandboxBuilder) -> Rootfs {
-        let rootfs = match self {
-            // The bottom layer first, as images list them.
-            Self::Image { layers, .. } => Rootfs::new(layers.iter().map(LayerHandle::path)),
-            Self::Directory(path) => Rootfs::directory(path),
-        };
-        let rootfs = match self.writable(builder) {
-            // What is mounted needs places; they are made in memory before the root becomes read-only.
-            Writable::ReadOnly => rootfs.writable(Writable::Memory),
-            writable => rootfs.writable(writable),
-        };
-        match builder.writable_bytes {
-            Some(bytes) => rootfs.memory_max(bytes),
-            None => rootfs,
-        }
-    }
-
-    fn tree(&self) -> Result<Tree> {
-        match self {
-            Self::Image { layers, .. } => {
-                Tree::open(&layers.iter().rev().map(|layer| layer.path().to_owned()).collect::<Vec<_>>())
-            }
-            Self::Directory(path) => Tree::open(std::slice::from_ref(path)),
-        }
-    }
-}
-
-#[cfg(feature = "registry")]
-fn fetch(store: &ImageStore, reference: &str) -> Result<Image> {
-    store.pull(reference, crate::image::PullOptions::default())
-}
-
-#[cfg(not(feature = "registry"))]
-fn fetch(store: &ImageStore, reference: &str) -> Result<Image> {
-    store.image(reference)
 }
 
 /// What a start would do, as far as it can be known without doing it.

@@ -22,6 +22,10 @@ impl ExitStatus {
         Self { raw, oom_killed }
     }
 
+    pub(crate) fn at_memory_limit(self, oom_killed: bool) -> Self {
+        Self { oom_killed, ..self }
+    }
+
     /// Whether it ended by itself with exit code 0.
     pub fn success(self) -> bool {
         self.raw == 0
@@ -173,17 +177,14 @@ impl Handle {
         Ok(())
     }
 
-    /// Feeds standard input, collects the output, waits.
-    pub(crate) fn communicate(
-        &self,
-        input: &[u8],
-        timeout: Option<Duration>,
-    ) -> Result<Option<(i32, Vec<u8>, Vec<u8>)>> {
+    /// Feeds standard input, collects the output, waits; `None` if `timeout` passed before.
+    pub(crate) fn communicate(&self, input: &[u8], timeout: Option<Duration>) -> Result<Option<Output>> {
         let started = Instant::now();
         let streams = [self.take_stream(0), self.take_stream(1), self.take_stream(2)];
         let Some((stdout, stderr)) = process::exchange(streams, input, timeout)? else { return Ok(None) };
         let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
-        Ok(self.wait(left)?.map(|status| (status, stdout, stderr)))
+        let raw = self.wait(left)?;
+        Ok(raw.map(|raw| Output { status: ExitStatus::new(raw, false), stdout, stderr }))
     }
 }
 
@@ -256,10 +257,8 @@ impl Process {
     /// # Errors
     /// [`ErrorKind::TimedOut`] after `timeout`; the process still runs then.
     pub fn communicate(&self, input: &[u8], timeout: Option<Duration>) -> Result<Output> {
-        match self.handle.communicate(input, timeout)? {
-            Some((raw, stdout, stderr)) => Ok(Output { status: ExitStatus::new(raw, false), stdout, stderr }),
-            None => Err(Error::new(ErrorKind::TimedOut, "the process did not end in time")),
-        }
+        let late = || Error::new(ErrorKind::TimedOut, "the process did not end in time");
+        self.handle.communicate(input, timeout)?.ok_or_else(late)
     }
 }
 

@@ -1,0 +1,543 @@
+//! From the plan to the stub's program: the one table that says how each step becomes system calls.
+
+mod overlay;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sandbox::plan::{Device, Masked, Namespace, Plan, Step};
+use crate::sys::calls::{At, Attributes, Message, namespace};
+use crate::sys::program::{Argument, Jump, Program, Register};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// The descriptors that a start uses; they outlive the program.
+#[derive(Debug)]
+pub(crate) struct Descriptors<'fd> {
+    /// Open `tasks` files of control groups of version 1.
+    pub(crate) cgroup_tasks: Vec<BorrowedFd<'fd>>,
+    /// Standard input, output, error; `None` where a terminal takes their place.
+    pub(crate) stdio: Option<[BorrowedFd<'fd>; 3]>,
+    /// The stub's end of the control socket.
+    pub(crate) control: BorrowedFd<'fd>,
+    /// Written to by nobody, closed by the application's `execve`.
+    pub(crate) started: BorrowedFd<'fd>,
+    /// The pidfd of the process that starts the sandbox.
+    pub(crate) owner: BorrowedFd<'fd>,
+    /// Kept open by the supervisor as long as it lives.
+    pub(crate) claims: Vec<BorrowedFd<'fd>>,
+    /// The layers, the top one first, as mounts with shifted owners.
+    pub(crate) layers: Vec<BorrowedFd<'fd>>,
+    /// With shifted layers: the directory of upper and work directory, if writes go to disk.
+    pub(crate) writes: Option<BorrowedFd<'fd>>,
+    /// Sources that the parent has taken.
+    pub(crate) sources: Vec<(usize, BorrowedFd<'fd>)>,
+    /// The pidfd of a process whose namespaces are entered.
+    pub(crate) target: Option<BorrowedFd<'fd>>,
+}
+
+impl Descriptors<'_> {
+    /// A number above all of them, and above what the stub opens itself.
+    fn above(&self) -> i32 {
+        let lists = [&self.cgroup_tasks, &self.claims, &self.layers];
+        let single = [self.control, self.started, self.owner];
+        let sources = self.sources.iter().map(|(_, source)| source);
+        let all = lists
+            .into_iter()
+            .flatten()
+            .chain(&single)
+            .chain(self.stdio.iter().flatten())
+            .chain(sources)
+            .chain(&self.writes);
+        all.map(AsRawFd::as_raw_fd).max().unwrap_or(0).max(255) + 1
+    }
+}
+
+const KILL: u64 = 1 << 5; // CAP_KILL
+const SIGCHLD: u64 = 17;
+const CLONE_PIDFD: u64 = 0x1000;
+const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
+
+struct Compiler<'fd, 'plan> {
+    program: Program<'fd>,
+    descriptors: &'plan Descriptors<'fd>,
+    plan: &'plan Plan,
+    sources: BTreeMap<usize, Argument>,
+    root: Option<Register>,
+    /// Made, not mounted yet.
+    proc: Option<Register>,
+    sys: Option<Register>,
+    /// Directories known to be there, so that each is made once.
+    made: BTreeSet<String>,
+    /// The fork's other branch: where it leads from, the application's pid, what to tell the parent.
+    supervisor: Option<(Jump, Register, Message)>,
+}
+
+/// Compiles `plan`; everything that can fail or allocate happens here.
+pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Result<Program<'fd>> {
+    let mut compiler = Compiler {
+        program: Program::new(),
+        descriptors,
+        plan,
+        sources: BTreeMap::new(),
+        root: None,
+        proc: None,
+        sys: None,
+        made: BTreeSet::new(),
+        supervisor: None,
+    };
+    compiler.program.stamp("stub");
+    for (number, step) in plan.steps.iter().enumerate() {
+        compiler.program.set_step(number);
+        compiler.step(step).map_err(|e| e.context(step.to_string()))?;
+    }
+    compiler.supervise()?;
+    Ok(compiler.program)
+}
+
+impl Compiler<'_, '_> {
+    fn step(&mut self, step: &Step) -> Result<()> {
+        let program = &mut self.program;
+        match step {
+            Step::JoinCgroups { .. } => {
+                for tasks in &self.descriptors.cgroup_tasks {
+                    let tasks = program.descriptor(*tasks)?;
+                    // "0" is the writing thread itself, which is the whole process: no waiting for a grace period.
+                    program.write(tasks, b"0");
+                }
+                Ok(())
+            }
+            Step::AwaitIdMaps => {
+                let control = program.descriptor(self.descriptors.control)?;
+                program.await_byte(control);
+                Ok(())
+            }
+            Step::BecomeNamespaceRoot => {
+                program.keep_capabilities();
+                program.become_user(0, 0, None);
+                Ok(())
+            }
+            Step::EnterNamespaces { namespaces } => {
+                let Some(target) = self.descriptors.target else {
+                    return Err(Error::new(ErrorKind::InvalidArgument, "no process to enter was given"));
+                };
+                let target = program.descriptor(target)?;
+                // Until its privileges are gone nobody inside may look into this process.
+                program.not_dumpable();
+                program.setns(target, namespaces.iter().map(|kind| flag(*kind)).sum());
+                Ok(())
+            }
+            Step::NewCgroupNamespace => {
+                program.unshare(namespace::CGROUP);
+                Ok(())
+            }
+            Step::NewTimeNamespace { monotonic, boottime } => {
+                program.unshare(namespace::TIME);
+                let line = |name: &str, offset: i64| {
+                    format!("{name} {} {}\n", offset.div_euclid(1_000_000_000), offset.rem_euclid(1_000_000_000))
+                };
+                let offsets = line("monotonic", *monotonic) + &line("boottime", *boottime);
+                program.write_file(At::Cwd, "/proc/self/timens_offsets", offsets.as_bytes())
+            }
+            Step::Fork => self.fork(),
+            Step::NewSession => {
+                program.setsid();
+                // Blocked signals would be inherited by the application.
+                program.unblock_signals();
+                // Nothing that the stub inherited is the application's; its streams are put in place later.
+                program.close_on_exec_all();
+                program.umask(0);
+                Ok(())
+            }
+            Step::Travel { travel } => program.set_travel_of_all(*travel),
+            Step::TakeSource { source, path, recursive } => {
+                let taken = self.descriptors.sources.iter().find(|(number, _)| number == source);
+                let tree = match taken {
+                    Some((_, taken)) => program.descriptor(*taken)?,
+                    None => program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), *recursive)?.into(),
+                };
+                self.sources.insert(*source, tree);
+                Ok(())
+            }
+            Step::RootOverlay { overlay } => self.overlay(overlay),
+            Step::RootDirectory { path } => {
+                let tree = program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), true)?;
+                program.move_mount(tree, At::Cwd, "/")?;
+                self.root = Some(tree);
+                Ok(())
+            }
+            Step::Prepare { sys } => {
+                let context = program.fsopen("proc")?;
+                self.proc = Some(program.fsmount(context, EVERYTHING_NO)?);
+                if *sys {
+                    let context = program.fsopen("sysfs")?;
+                    self.sys = Some(program.fsmount(context, Attributes { read_only: true, ..EVERYTHING_NO })?);
+                }
+                Ok(())
+            }
+            Step::Pivot => {
+                let Some(root) = self.root else {
+                    return Err(Error::new(ErrorKind::InvalidArgument, "no root was mounted"));
+                };
+                program.pivot(root)?;
+                program.stamp("root");
+                Ok(())
+            }
+            Step::Sysctl { name, value } => {
+                let path = format!("sys/{}", name.replace('.', "/"));
+                self.program.write_file(At::from(made(self.proc)?), &path, value.as_bytes())
+            }
+            Step::Proc { masked, read_only } => self.proc(masked, read_only),
+            Step::Dev { devices, shm_bytes, terminal_group } => self.dev(devices, *shm_bytes, *terminal_group),
+            Step::Sys { masked, bound } => self.sys(masked, *bound),
+            Step::CgroupView { version2, controllers } => self.cgroup_view(*version2, controllers),
+            Step::Bind { source, target, directory, attributes, recursive, travel } => {
+                let tree = self.source(*source)?;
+                self.program.set_attributes(tree, *attributes, Some(*travel), *recursive)?;
+                self.cover(tree, target, *directory)
+            }
+            Step::Tmpfs { target, attributes, options } => {
+                self.directories(target)?;
+                let context = self.program.fsopen("tmpfs")?;
+                for option in options.split(',').filter(|option| !option.is_empty()) {
+                    match option.split_once('=') {
+                        Some((key, value)) => self.program.fsconfig_string(context, key, value)?,
+                        None => self.program.fsconfig_flag(context, option)?,
+                    }
+                }
+                let mount = self.program.fsmount(context, *attributes)?;
+                let onto = self.program.open_path_in(At::Cwd, target, true)?;
+                self.program.move_mount_onto(mount, onto)
+            }
+            Step::Link { target, path } => {
+                self.parents(path)?;
+                self.program.unlink(At::Cwd, path)?;
+                self.program.symlink(target, At::Cwd, path)
+            }
+            Step::File { path, text } => {
+                self.parents(path)?;
+                self.program.unlink(At::Cwd, path)?;
+                let file = self.program.create_file_in(At::Cwd, path, 0o644)?;
+                self.program.write(file, text.as_bytes());
+                self.program.close(file);
+                Ok(())
+            }
+            Step::OwnFile { path, text } => self.own_file(path, text),
+            Step::Hostname { name } => {
+                program.sethostname(name);
+                Ok(())
+            }
+            Step::LoopbackUp => program.loopback_up(),
+            Step::ReadOnly { path } => {
+                let attributes = Attributes { read_only: true, ..Attributes::default() };
+                program.set_attributes_of(path, attributes)
+            }
+            Step::ResourceLimit { resource, soft, hard, .. } => {
+                program.set_resource_limit(*resource, *soft, *hard);
+                Ok(())
+            }
+            Step::OomScore { adjustment } => {
+                program.write_file(At::Cwd, "/proc/self/oom_score_adj", adjustment.to_string().as_bytes())
+            }
+            Step::Terminal { rows, columns } => {
+                let (master, slave) = program.open_terminal((*rows, *columns))?;
+                let (message, slot) = program.descriptor_message(b'T');
+                program.store(slot, master);
+                let control = program.descriptor(self.descriptors.control)?;
+                program.send(control, &message);
+                program.take_terminal(slave);
+                for number in 0..3 {
+                    program.duplicate(slave, number);
+                }
+                Ok(())
+            }
+            Step::Stdio => {
+                let Some(stdio) = self.descriptors.stdio else { return Ok(()) };
+                for (number, from) in (0..).zip(stdio) {
+                    let from = program.descriptor(from)?;
+                    program.duplicate(from, number);
+                }
+                Ok(())
+            }
+            Step::User { user, group, groups } => {
+                program.keep_capabilities();
+                program.become_user(*user, *group, groups.as_deref());
+                Ok(())
+            }
+            Step::Capabilities { mask } => {
+                program.set_capabilities(*mask);
+                Ok(())
+            }
+            Step::BoundingSet { mask, last } => {
+                program.limit_bounding_set(*mask, *last);
+                Ok(())
+            }
+            Step::WorkingDirectory { path } => program.enter_directory(path),
+            Step::Umask { mask } => {
+                program.umask(*mask);
+                Ok(())
+            }
+            Step::NoNewPrivileges => {
+                program.no_new_privileges();
+                Ok(())
+            }
+            Step::Seccomp { instructions, .. } => {
+                program.load_filter(instructions);
+                Ok(())
+            }
+            Step::Execute { candidates, argv, envp } => program.execute(candidates, argv, envp),
+        }
+    }
+
+    fn fork(&mut self) -> Result<()> {
+        let program = &mut self.program;
+        // A signal that the host ignores would stay ignored: without SIGCHLD no child would ever be heard of.
+        program.default_signals();
+        // The supervisor's own working directory would keep one of the host's busy; `/` follows the pivot.
+        program.chdir("/")?;
+        let child = program.register()?;
+        let (message, slot) = program.descriptor_message(b'P');
+        let new_pid =
+            if self.plan.init || !self.plan.namespaces.contains(&Namespace::Pid) { 0 } else { namespace::PID };
+        let jump = program.fork(SIGCHLD | CLONE_PIDFD | new_pid, slot, child);
+        self.supervisor = Some((jump, child, message));
+        Ok(())
+    }
+
+    /// The other branch of the fork.
+    fn supervise(&mut self) -> Result<()> {
+        let Some((jump, child, message)) = self.supervisor.take() else { return Ok(()) };
+        let program = &mut self.program;
+        program.land(jump);
+        let control = program.descriptor(self.descriptors.control)?;
+        let owner = program.descriptor(self.descriptors.owner)?;
+        program.send(control, &message);
+        program.set_name("gpuc-init")?;
+        // What the application has open must end with the application, so nobody else may hold it.
+        let started = program.descriptor(self.descriptors.started)?;
+        program.close(started);
+        let mut closed = vec![];
+        let descriptors = self.descriptors;
+        let lists = [&descriptors.cgroup_tasks, &descriptors.layers];
+        let sources = descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes);
+        for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
+            let number = fd.as_raw_fd();
+            if !closed.contains(&number) && number > 2 {
+                closed.push(number);
+                let fd = program.descriptor(*fd)?;
+                program.close(fd);
+            }
+        }
+        program.close_if_open(0);
+        program.close_if_open(1);
+        program.close_if_open(2);
+        for claim in &self.descriptors.claims {
+            program.descriptor(*claim)?;
+        }
+        program.no_new_privileges();
+        program.not_dumpable();
+        program.set_capabilities(KILL);
+        program.supervise(child, control, owner);
+        Ok(())
+    }
+
+    fn proc(&mut self, masked: &[Masked], read_only: &[String]) -> Result<()> {
+        self.directories("/proc")?;
+        let proc = made(self.proc)?;
+        self.program.move_mount(proc, At::Cwd, "/proc")?;
+        for path in read_only {
+            let tree = self.program.clone_tree_if_there(At::from(proc), path)?;
+            let absent = self.program.unless_failed(tree);
+            let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+            self.program.set_attributes(tree, attributes, None, true)?;
+            self.program.move_mount(tree, At::from(proc), path)?;
+            self.program.land(absent);
+        }
+        self.mask(proc, masked)
+    }
+
+    /// Hides paths of a mount of ours by descriptor: no link of an image is ever on the way.
+    fn mask(&mut self, mount: impl Into<Argument>, masked: &[Masked]) -> Result<()> {
+        let mount = mount.into();
+        // One empty directory serves for all: what is seen of it is the same, and one is given back faster than many.
+        let mut empty: Option<&str> = None;
+        for path in masked {
+            let cover = match (path.directory, empty) {
+                (false, _) => self.program.clone_tree(At::Cwd, "/dev/null", false)?,
+                (true, Some(first)) => self.program.clone_tree_if_there(At::Open(mount), first)?,
+                (true, None) => {
+                    let context = self.program.fsopen("tmpfs")?;
+                    self.program.fsconfig_string(context, "size", "0")?;
+                    empty = Some(&path.path);
+                    self.program.fsmount(context, Attributes { read_only: true, ..EVERYTHING_NO })?
+                }
+            };
+            self.program.move_mount_if_there(cover, At::Open(mount), &path.path)?;
+        }
+        Ok(())
+    }
+
+    fn dev(&mut self, devices: &[Device], shm_bytes: u64, terminal_group: Option<u32>) -> Result<()> {
+        self.directories("/dev")?;
+        let program = &mut self.program;
+        let context = program.fsopen("tmpfs")?;
+        program.fsconfig_string(context, "mode", "0755")?;
+        program.fsconfig_string(context, "size", "65536k")?;
+        let attributes = Attributes { no_suid: true, no_execute: true, ..Attributes::default() };
+        let dev = program.fsmount(context, attributes)?;
+        program.move_mount(dev, At::Cwd, "/dev")?;
+        for device in devices {
+            self.node(device)?;
+        }
+        let program = &mut self.program;
+        for (target, name) in [
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+            ("pts/ptmx", "ptmx"),
+        ] {
+            program.symlink(target, At::from(dev), name)?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            program.mkdir(At::from(dev), name, 0o755)?;
+        }
+        let group = terminal_group.map_or_else(String::new, |group| format!(",gid={group}"));
+        let pts = Attributes { no_suid: true, no_execute: true, ..Attributes::default() };
+        program.mount("devpts", "/dev/pts", pts, format!("newinstance,ptmxmode=0666,mode=0620{group}"))?;
+        program.mount("tmpfs", "/dev/shm", EVERYTHING_NO, format!("mode=1777,size={shm_bytes}"))?;
+        program.mount("mqueue", "/dev/mqueue", EVERYTHING_NO, "")
+    }
+
+    fn node(&mut self, device: &Device) -> Result<()> {
+        self.parents(&device.path)?;
+        if let Some(source) = device.bound {
+            let tree = self.source(source)?;
+            // It is the host's own node: a read-only mount keeps its mode and owner as they are, and does not keep
+            // anybody from writing to the device.
+            let attributes = Attributes { read_only: true, no_suid: true, no_execute: true, no_devices: false };
+            self.program.set_attributes(tree, attributes, None, false)?;
+            return self.cover(tree, &device.path, false);
+        }
+        self.program.mknod(At::Cwd, &device.path, device.mode, device.major, device.minor)
+    }
+
+    fn sys(&mut self, masked: &[Masked], bound: Option<usize>) -> Result<()> {
+        self.directories("/sys")?;
+        let sys = match bound {
+            Some(source) => {
+                let tree = self.source(source)?;
+                let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+                self.program.set_attributes(tree, attributes, None, true)?;
+                tree
+            }
+            None => made(self.sys)?.into(),
+        };
+        self.program.move_mount(sys, At::Cwd, "/sys")?;
+        self.mask(sys, masked)
+    }
+
+    fn cgroup_view(&mut self, version2: bool, controllers: &[String]) -> Result<()> {
+        let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+        if version2 {
+            return self.program.mount("cgroup2", "/sys/fs/cgroup", attributes, "");
+        }
+        let context = self.program.fsopen("tmpfs")?;
+        self.program.fsconfig_string(context, "mode", "0755")?;
+        let mount = self.program.fsmount(context, EVERYTHING_NO)?;
+        self.program.move_mount(mount, At::Cwd, "/sys/fs/cgroup")?;
+        for controllers in controllers {
+            let target = format!("/sys/fs/cgroup/{controllers}");
+            self.program.mkdir(At::Cwd, &target, 0o755)?;
+            self.program.mount("cgroup", &target, attributes, controllers)?;
+        }
+        let set = Attributes { read_only: true, ..EVERYTHING_NO };
+        self.program.set_attributes(mount, set, None, false)
+    }
+
+    fn source(&self, source: usize) -> Result<Argument> {
+        let missing = || Error::new(ErrorKind::InvalidArgument, format!("source {source} was not taken"));
+        self.sources.get(&source).copied().ok_or_else(missing)
+    }
+
+    /// Mounts `tree` over `target`, which is made if it is not there.
+    fn cover(&mut self, tree: Argument, target: &str, directory: bool) -> Result<()> {
+        if directory {
+            self.directories(target)?;
+        } else {
+            self.parents(target)?;
+            self.program.touch(At::Cwd, target, 0o644)?;
+        }
+        let onto = self.program.open_path_in(At::Cwd, target, directory)?;
+        self.program.move_mount_onto(tree, onto)?;
+        self.program.close(onto);
+        self.program.release(onto);
+        Ok(())
+    }
+
+    /// Mounts a file of memory over `path`, so that nothing of it is ever among what the container wrote.
+    fn own_file(&mut self, path: &str, text: &str) -> Result<()> {
+        let program = &mut self.program;
+        // It lives in the tmpfs of /dev, under a name that is gone before the application comes.
+        let name = "/dev/.own";
+        let file = program.create_file_in(At::Cwd, name, 0o644)?;
+        program.write(file, text.as_bytes());
+        program.close(file);
+        program.release(file);
+        let tree = program.clone_tree(At::Cwd, name, false)?;
+        self.parents(path)?;
+        let program = &mut self.program;
+        // A link there is covered itself, wherever it leads.
+        let mounted = program.try_move_mount(tree, At::Cwd, path)?;
+        let absent = program.if_failed(mounted);
+        let done = program.jump();
+        program.land(absent);
+        program.touch(At::Cwd, path, 0o644)?;
+        program.move_mount(tree, At::Cwd, path)?;
+        program.land(done);
+        program.unlink(At::Cwd, name)
+    }
+
+    /// Makes the directories above `path`.
+    fn parents(&mut self, path: &str) -> Result<()> {
+        match path.rfind('/') {
+            Some(at) if at > 0 => self.directories(&path[..at]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes `path` and the directories above it.
+    fn directories(&mut self, path: &str) -> Result<()> {
+        for (at, _) in path.match_indices('/').skip(1).chain([(path.len(), "")]) {
+            let directory = &path[..at];
+            if !directory.is_empty() && self.made.insert(directory.to_owned()) {
+                self.program.mkdir(At::Cwd, directory, 0o755)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn made(mount: Option<Register>) -> Result<Register> {
+    mount.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "the file system was not made before"))
+}
+
+fn flag(kind: Namespace) -> u64 {
+    match kind {
+        Namespace::Cgroup => namespace::CGROUP,
+        Namespace::Ipc => namespace::IPC,
+        Namespace::Mount => namespace::MOUNT,
+        Namespace::Network => namespace::NETWORK,
+        Namespace::Pid => namespace::PID,
+        Namespace::Time => namespace::TIME,
+        Namespace::User => namespace::USER,
+        Namespace::Uts => namespace::UTS,
+    }
+}
+
+/// The flags for the first clone: what is made later, or by the fork, is left out.
+pub(crate) fn clone_flags(plan: &Plan) -> u64 {
+    let later = |kind: &Namespace| {
+        matches!(kind, Namespace::Cgroup | Namespace::Time) || (*kind == Namespace::Pid && !plan.init)
+    };
+    plan.namespaces.iter().filter(|kind| !later(kind)).map(|kind| flag(*kind)).sum()
+}
