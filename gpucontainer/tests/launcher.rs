@@ -399,7 +399,11 @@ fn crowded() {
     let process = process.spawn().unwrap();
     for pid in [sandbox.pid(), process.pid()] {
         let supervisor = parent(pid);
-        let links = std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap();
+        // Closed to all but root: a supervisor cannot be looked into.
+        let Ok(links) = std::fs::read_dir(format!("/proc/{supervisor}/fd")) else {
+            assert!(!common::is_root());
+            continue;
+        };
         let links: Vec<_> = links.map(|link| std::fs::read_link(link.unwrap().path()).unwrap_or_default()).collect();
         assert!(links.len() < 16 && !links.iter().any(|link| link == outside.path()), "{links:?}");
     }
