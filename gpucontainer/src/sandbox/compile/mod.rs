@@ -161,6 +161,9 @@ impl Compiler<'_, '_> {
             Step::RootOverlay { overlay } => self.overlay(overlay),
             Step::RootDirectory { path } => {
                 let tree = program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), true)?;
+                // As on an image's root: a device node in it is a name, nothing more.
+                let attributes = Attributes { no_devices: true, ..Attributes::default() };
+                program.set_attributes(tree, attributes, None, true)?;
                 program.move_mount(tree, At::Cwd, "/")?;
                 self.root = Some(tree);
                 Ok(())
@@ -439,7 +442,11 @@ impl Compiler<'_, '_> {
     fn cgroup_view(&mut self, version2: bool, controllers: &[String]) -> Result<()> {
         let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
         if version2 {
-            return self.program.mount("cgroup2", "/sys/fs/cgroup", attributes, "");
+            // Where `/sys` is the host's, the same hierarchy is mounted there already; mount(2) refuses to mount
+            // it once more on itself, move_mount(2) does not.
+            let context = self.program.fsopen("cgroup2")?;
+            let mount = self.program.fsmount(context, attributes)?;
+            return self.program.move_mount(mount, At::Cwd, "/sys/fs/cgroup");
         }
         let context = self.program.fsopen("tmpfs")?;
         self.program.fsconfig_string(context, "mode", "0755")?;
