@@ -150,6 +150,10 @@ fn make_root(root: &Path) -> Result<()> {
     for name in ["true", "sleep", "sh"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).map_err(|e| e.to_string())?;
     }
+    // As in images of distributions.
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        write(&root.join("etc").join(name), b"")?;
+    }
     write(&root.join("etc/passwd"), b"root:x:0:0:root:/:/bin/sh\n")?;
     write(&root.join("etc/group"), b"root:x:0:\n")
 }
