@@ -952,7 +952,7 @@ void gpuc_config_env(gpuc_config_t *config, const char *name, const char *value)
 void gpuc_config_set_working_dir(gpuc_config_t *config, const char *path);
 
 /**
- * Runs as user[:group]: names that the image knows, or numbers.
+ * Runs as this user, and group after a colon: names that the image knows, or numbers.
  */
 void gpuc_config_set_user(gpuc_config_t *config, const char *user);
 
@@ -1001,6 +1001,21 @@ void gpuc_config_set_pids_max(gpuc_config_t *config, uint64_t count);
  * Whether to make a control group where that is possible. Yes by default.
  */
 void gpuc_config_set_cgroup(gpuc_config_t *config, bool cgroup);
+
+/**
+ * Whether the sandbox sees its own part of the control groups in /sys/fs/cgroup.
+ */
+void gpuc_config_set_cgroup_view(gpuc_config_t *config, bool view);
+
+/**
+ * Turns the system call filter off. By default there is one that fits the granted capabilities.
+ */
+void gpuc_config_set_unfiltered(gpuc_config_t *config);
+
+/**
+ * Says where the GPU driver's user space is, if not in the host's own root.
+ */
+void gpuc_config_set_driver_root(gpuc_config_t *config, const char *path);
 
 /**
  * Whether to use the host's network instead of one with nothing but loopback and published ports.
@@ -1298,7 +1313,8 @@ int gpuc_sandbox_dial(const gpuc_sandbox_t *sandbox,
                       gpuc_error_t **error);
 
 /**
- * Everything that can be told of a sandbox as one JSON object: name, pid, ports, gpus, timeline.
+ * Everything that can be told of a sandbox as one JSON object: name, pid, ports with
+ * their counters, gpus, timeline.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -1383,7 +1399,7 @@ void gpuc_exec_env(gpuc_exec_t *exec, const char *name, const char *value);
 void gpuc_exec_set_working_dir(gpuc_exec_t *exec, const char *path);
 
 /**
- * Runs as user[:group] of the image. By default as the sandbox's application.
+ * Runs as this user of the image, and group after a colon. By default as the sandbox's application.
  */
 void gpuc_exec_set_user(gpuc_exec_t *exec, const char *user);
 

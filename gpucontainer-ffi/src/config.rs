@@ -5,12 +5,13 @@ use crate::boundary::{Fault, bad, call, catch, given, path, strings, text};
 use crate::error::Error;
 use crate::image::{Image, ImageStore};
 use gpucontainer::cgroup;
-use gpucontainer::gpu::GpuRequest;
+use gpucontainer::gpu::{DriverRoot, GpuRequest};
 use gpucontainer::net::PortMapping;
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{
     Capability, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
 };
+use gpucontainer::seccomp::Profile;
 use gpucontainer::{Result, Sandbox};
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
@@ -181,7 +182,7 @@ impl Streams {
     }
 
     /// # Safety
-    /// As for [`file`].
+    /// As for [`file()`].
     pub(crate) unsafe fn set_file(&mut self, number: c_int, fd: c_int) -> Result<()> {
         // SAFETY: the caller vouches for it.
         *self.slot(number)? = unsafe { file(fd) }?;
@@ -317,7 +318,7 @@ pub unsafe extern "C" fn gpuc_config_set_working_dir(config: Option<&mut Config>
     Config::update(config, |builder| Ok(builder.working_dir(unsafe { text(path, "path") }?)));
 }
 
-/// Runs as user[:group]: names that the image knows, or numbers.
+/// Runs as this user, and group after a colon: names that the image knows, or numbers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gpuc_config_set_user(config: Option<&mut Config>, user: *const c_char) {
     // SAFETY: the header asks for NULL or a string that ends with a zero byte.
@@ -384,6 +385,25 @@ pub extern "C" fn gpuc_config_set_pids_max(config: Option<&mut Config>, count: u
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_config_set_cgroup(config: Option<&mut Config>, cgroup: bool) {
     Config::update(config, |builder| Ok(builder.cgroup(cgroup)));
+}
+
+/// Whether the sandbox sees its own part of the control groups in /sys/fs/cgroup.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_cgroup_view(config: Option<&mut Config>, view: bool) {
+    Config::update(config, |builder| Ok(builder.cgroup_view(view)));
+}
+
+/// Turns the system call filter off. By default there is one that fits the granted capabilities.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_unfiltered(config: Option<&mut Config>) {
+    Config::update(config, |builder| Ok(builder.seccomp(Profile::allow_all())));
+}
+
+/// Says where the GPU driver's user space is, if not in the host's own root.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_config_set_driver_root(config: Option<&mut Config>, path: *const c_char) {
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    Config::update(config, |builder| Ok(builder.driver_root(DriverRoot::new(unsafe { self::path(path, "path") }?))));
 }
 
 /// Whether to use the host's network instead of one with nothing but loopback and published ports.

@@ -292,7 +292,8 @@ pub extern "C" fn gpuc_sandbox_dial(
     })
 }
 
-/// Everything that can be told of a sandbox as one JSON object: name, pid, ports, gpus, timeline.
+/// Everything that can be told of a sandbox as one JSON object: name, pid, ports with
+/// their counters, gpus, timeline.
 ///
 /// @param error  may be NULL
 /// @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -304,9 +305,15 @@ pub extern "C" fn gpuc_sandbox_json(
     call(error, std::ptr::null_mut(), || {
         let sandbox = &given(sandbox, "sandbox")?.sandbox;
         let ports: Vec<_> = sandbox
-            .ports()
+            .port_status()
             .iter()
-            .map(|port| serde_json::json!({"container_port": port.container_port(), "host": port.host().to_string()}))
+            .map(|status| {
+                serde_json::json!({
+                    "container_port": status.port.container_port(), "host": status.port.host().to_string(),
+                    "accepted": status.accepted, "open": status.open, "refused": status.refused,
+                    "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
+                })
+            })
             .collect();
         let timeline: Vec<_> = sandbox
             .timeline()
@@ -462,7 +469,7 @@ pub unsafe extern "C" fn gpuc_exec_set_working_dir(exec: Option<&mut Exec>, path
     exec.working_dir = exec.fault.keep(path).map(str::to_owned);
 }
 
-/// Runs as user[:group] of the image. By default as the sandbox's application.
+/// Runs as this user of the image, and group after a colon. By default as the sandbox's application.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gpuc_exec_set_user(exec: Option<&mut Exec>, user: *const c_char) {
     let Some(exec) = exec else { return };

@@ -5,12 +5,13 @@ use crate::error::raise;
 use crate::image::{Image, ImageStore, seconds};
 use crate::work::Callback;
 use gpucontainer::cgroup::Limits;
-use gpucontainer::gpu::GpuRequest;
-use gpucontainer::net::PortMapping;
+use gpucontainer::gpu::{DriverRoot, GpuRequest};
+use gpucontainer::net::{PortMapping, PortStatus};
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{
     Capability, ExitStatus, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
 };
+use gpucontainer::seccomp::Profile;
 use gpucontainer::{Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -182,6 +183,10 @@ fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<S
             "writable_memory" => builder.writable(Writable::Memory).writable_max(value.extract()?),
             "limits" => builder.limits(limits(value.cast()?)?),
             "cgroup" => builder.cgroup(value.extract()?),
+            "cgroup_view" => builder.cgroup_view(value.extract()?),
+            "unfiltered" if value.extract()? => builder.seccomp(Profile::allow_all()),
+            "unfiltered" => builder,
+            "driver_root" => builder.driver_root(DriverRoot::new(value.extract::<PathBuf>()?)),
             "network" => match value.extract::<String>()?.as_str() {
                 "none" => builder.network(Network::None),
                 "host" => builder.network(Network::Host),
@@ -289,6 +294,9 @@ fn number(stream: Option<OwnedFd>) -> Option<i32> {
     stream.map(IntoRawFd::into_raw_fd)
 }
 
+/// A published port: inside, address, outside, its counters, its last error.
+type PortFields = (u16, String, u16, (u64, u64, u64, u64, u64), Option<String>);
+
 /// A handle that can be given up while other threads use it.
 struct Slot<T>(RwLock<Option<T>>, &'static str);
 
@@ -369,11 +377,13 @@ impl SandboxHandle {
         self.with(py, |sandbox| Ok(number(sandbox.take_terminal())))
     }
 
-    fn ports(&self, py: Python<'_>) -> PyResult<Vec<(u16, String, u16)>> {
-        self.with(py, |sandbox| {
-            let ports = sandbox.ports();
-            Ok(ports.iter().map(|p| (p.container_port(), p.host().ip().to_string(), p.host().port())).collect())
-        })
+    fn ports(&self, py: Python<'_>) -> PyResult<Vec<PortFields>> {
+        let fields = |status: &PortStatus| {
+            let (port, host) = (status.port.container_port(), status.port.host());
+            let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
+            (port, host.ip().to_string(), host.port(), counts, status.last_error.clone())
+        };
+        self.with(py, |sandbox| Ok(sandbox.port_status().iter().map(fields).collect()))
     }
 
     fn gpus(&self, py: Python<'_>) -> PyResult<Vec<String>> {

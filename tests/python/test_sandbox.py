@@ -216,6 +216,7 @@ def test_published_ports(start: Start) -> None:
             # The server may not listen yet.
             assert time.monotonic() < deadline
             time.sleep(0.01)
+    assert (ports[8080].accepted, ports[8080].last_error) == (0, None)
     with pytest.raises(errors.PortInUseError, match=str(ports[8080].host_port)):
         start("true", ports={8080: ports[8080].host_port})
 

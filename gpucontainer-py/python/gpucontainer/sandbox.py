@@ -142,6 +142,15 @@ class Port:
     #: The address and the port of the host.
     host: str
     host_port: int
+    #: Connections taken from clients so far, those that exist now, and those that nothing inside took.
+    accepted: int
+    open: int
+    refused: int
+    #: Bytes that went in and came out.
+    bytes_in: int
+    bytes_out: int
+    #: Why the last connection that was reset was.
+    last_error: str | None
 
 
 class _Handle(Protocol):
@@ -354,6 +363,7 @@ class Sandbox(_Running):
         cpus: float | None = None,
         pids: int | None = None,
         cgroup: bool | None = None,
+        cgroup_view: bool | None = None,
         network: Literal["none", "host"] | None = None,
         user_namespace: Literal["auto", "host", "oneself", "subordinate"] | tuple[int, int] | None = None,
         time_offsets: tuple[int, int] | None = None,
@@ -362,9 +372,11 @@ class Sandbox(_Running):
         ports: Mapping[int, int | tuple[str, int]] | None = None,
         gpus: int | str | Sequence[str] | None = None,
         min_gpu_memory: int = 0,
+        driver_root: _Path | None = None,
         add_capabilities: Iterable[str] | None = None,
         drop_capabilities: Iterable[str] | None = None,
         new_privileges: bool | None = None,
+        unfiltered: bool = False,
         resource_limits: Mapping[str, int | tuple[int, int]] | None = None,
         sysctls: Mapping[str, str] | None = None,
         oom_score: int | None = None,
@@ -384,6 +396,8 @@ class Sandbox(_Running):
         :param ports: container port to host port, or to an address of the host and a port; 0 is any free one.
         :param gpus: how many, ``"all"``, indices as in ``"0,1"``, or identifiers.
         :param min_gpu_memory: bytes that must be free on each GPU.
+        :param unfiltered: turns the system call filter off.
+        :param driver_root: where the GPU driver's user space is, if not in the host's own root.
         :param stdin: and ``stdout``, ``stderr``: None is the host's; ``PIPE``, ``DEVNULL``, a file, a descriptor.
         """
         options = _options(locals())
@@ -403,8 +417,11 @@ class Sandbox(_Running):
 
     @property
     def ports(self) -> list[Port]:
-        """The published ports."""
-        return [Port(*port) for port in self._handle.ports()]
+        """The published ports, with their counters at this moment."""
+        return [
+            Port(inside, address, outside, *counters, error)
+            for inside, address, outside, counters, error in self._handle.ports()
+        ]
 
     @property
     def gpus(self) -> list[str]:

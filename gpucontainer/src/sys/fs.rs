@@ -95,7 +95,7 @@ pub(crate) fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
-/// Writes a file whole, made or truncated..
+/// Writes a file whole, made or truncated. Not atomic: a reader may see a part.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
 }
