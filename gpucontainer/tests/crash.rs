@@ -96,6 +96,14 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    /// A test that failed leaves no host behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn unused_score() -> String {
     let used: BTreeSet<String> = std::fs::read_dir("/proc")
         .unwrap()
