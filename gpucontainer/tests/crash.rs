@@ -78,8 +78,9 @@ impl Host {
             let score = std::fs::read_to_string(entry.path().join("oom_score_adj")).unwrap_or_default();
             if score.trim() == self.score {
                 let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-                // One that has ended and that nobody collects holds nothing.
-                if !stat.is_empty() {
+                // One that has ended holds nothing any more, whenever process 1 of this machine collects it.
+                let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+                if !matches!(state, None | Some("Z" | "X")) {
                     all.push(stat);
                 }
             }
