@@ -1,10 +1,13 @@
 //! The user space of an installed NVIDIA driver: its version, and the files that programs need of it.
 
+pub(crate) mod catalog;
+pub(crate) mod elf;
+pub(crate) mod loader_cache;
+pub(crate) mod root;
+
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::catalog;
-use crate::gpu::driver_root::DriverRoot;
-use crate::gpu::elf::{self, Machine};
-use crate::gpu::loader_cache;
+use crate::gpu::driver::elf::Machine;
+use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::request::DriverCapability;
 
 use serde::Serialize;

@@ -1,6 +1,10 @@
 //! Which GPUs this host has, and how they are used at this moment.
 
-use crate::gpu::driver_root::DriverRoot;
+#[cfg(feature = "nvml")]
+mod nvml;
+mod sysfs;
+
+use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::request::Vendor;
 
 use serde::{Deserialize, Serialize};
@@ -104,9 +108,9 @@ impl Inventory {
     pub fn discover_with(root: &DriverRoot) -> Self {
         let mut inventory = Self::nvidia(root);
         for gpu in &mut inventory.gpus {
-            super::sysfs::complete(root, gpu);
+            sysfs::complete(root, gpu);
         }
-        inventory.gpus.extend(super::sysfs::other_vendors(root));
+        inventory.gpus.extend(sysfs::other_vendors(root));
         tracing::debug!(
             gpus = inventory.gpus.len(),
             unavailable = inventory.unavailable.as_deref(),
@@ -118,7 +122,7 @@ impl Inventory {
 
     #[cfg(feature = "nvml")]
     fn nvidia(root: &DriverRoot) -> Self {
-        super::nvml::inventory(root)
+        nvml::inventory(root)
     }
 
     #[cfg(not(feature = "nvml"))]

@@ -1,6 +1,6 @@
 //! What the kernel says of GPUs: the place of NVIDIA's, and those of AMD and Intel.
 
-use crate::gpu::driver_root::DriverRoot;
+use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::{Gpu, GpuMemory};
 use crate::gpu::request::Vendor;
 

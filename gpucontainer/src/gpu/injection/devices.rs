@@ -1,7 +1,7 @@
 //! The device nodes of NVIDIA's driver, and those of the cards that draw.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::driver_root::DriverRoot;
+use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::DeviceNode;
 use crate::sys::device;
 

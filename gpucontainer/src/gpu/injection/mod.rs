@@ -1,12 +1,15 @@
 //! From a request to a grant: choose the GPUs, find the driver, list what the container needs.
 
+pub(crate) mod devices;
+pub(crate) mod image_facts;
+
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::catalog;
-use crate::gpu::devices::{Devices, parse_capabilities};
+use crate::gpu::driver::catalog;
+use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::{Driver, DriverFile, DriverLibrary};
-use crate::gpu::driver_root::DriverRoot;
 use crate::gpu::grant::{FileMount, FileTree, GpuGrant, MountKind, Symlink, TextFile};
-use crate::gpu::image_facts::ImageFacts;
+use crate::gpu::injection::devices::{Devices, parse_capabilities};
+use crate::gpu::injection::image_facts::ImageFacts;
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::{DriverCapability, GpuRequest, Vendor, Which};
 use crate::gpu::select::{Choice, select};

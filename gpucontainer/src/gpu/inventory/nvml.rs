@@ -3,9 +3,9 @@
 //! The library is loaded, asked and unloaded within one call: a handle held longer would keep the
 //! kernel module busy, and would not survive a `fork`.
 
+use crate::gpu::driver::elf::{self, Machine};
+use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::{self, LIBRARY_DIRECTORIES};
-use crate::gpu::driver_root::DriverRoot;
-use crate::gpu::elf::{self, Machine};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
 use crate::gpu::request::Vendor;
 use crate::sys::nvml::{close, instances};
@@ -201,7 +201,7 @@ enum Fault {
 fn uuid(device: &Device<'_>) -> Result<String, Fault> {
     let uuid = device.uuid()?;
     match uuid.parse() {
-        Ok(super::request::GpuName::Uuid(_)) => Ok(uuid),
+        Ok(crate::gpu::request::GpuName::Uuid(_)) => Ok(uuid),
         _ => Err(Fault::Malformed(uuid, "identifier")),
     }
 }
