@@ -9,6 +9,7 @@
 //!
 //! No hook and no helper program of NVIDIA's is involved, and nothing of the image is executed.
 
+mod allocator;
 mod driver;
 mod grant;
 mod injection;
@@ -16,6 +17,7 @@ mod inventory;
 mod request;
 mod select;
 
+pub use allocator::{ForeignProcesses, Placement, Sharing};
 pub use driver::root::DriverRoot;
 pub use driver::{Driver, DriverFile, DriverLibrary};
 pub use grant::{DeviceNode, FileMount, FileTree, GpuGrant, MountKind, Symlink, TextFile};

@@ -1,6 +1,7 @@
 //! What a caller asks for: which GPUs, and which parts of the driver with them.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::allocator::Wishes;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -209,6 +210,8 @@ pub struct GpuRequest {
     min_free_memory: u64,
     capabilities: BTreeSet<DriverCapability>,
     multi_process_service: bool,
+    #[serde(default)]
+    pub(in crate::gpu) wishes: Wishes,
 }
 
 impl Default for GpuRequest {
@@ -226,6 +229,7 @@ impl GpuRequest {
             min_free_memory: 0,
             capabilities: default_capabilities(),
             multi_process_service: false,
+            wishes: Wishes::default(),
         }
     }
 
