@@ -138,8 +138,7 @@ fn gpus(value: &Bound<'_, PyAny>) -> PyResult<GpuRequest> {
         return ours(text.parse());
     }
     let names: Vec<String> = value.extract()?;
-    let names: Result<Vec<_>> = names.iter().map(|name| name.parse()).collect();
-    ours(names.and_then(GpuRequest::named))
+    ours(GpuRequest::named(names))
 }
 
 fn user_namespace(value: &Bound<'_, PyAny>) -> PyResult<UserNamespace> {

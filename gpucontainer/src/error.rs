@@ -183,6 +183,13 @@ impl std::error::Error for Error {
     }
 }
 
+impl From<std::convert::Infallible> for Error {
+    /// Never called: it lets a conversion that cannot fail stand where one may.
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 impl From<Error> for std::io::Error {
     /// Lets an error of ours pass through `std::io` traits; [`Error::from_io`] takes it out again.
     fn from(error: Error) -> Self {

@@ -16,12 +16,46 @@ pub struct DeviceNode {
     /// The node of the host that can be bound there; `None` if the host has the device but no node for
     /// it (yet), so that only a process that may make nodes can give it.
     pub host_path: Option<PathBuf>,
-    /// The major number; all nodes of a grant are character devices.
+    /// Whether it is a block device; character devices are the rule.
+    #[serde(default)]
+    pub block: bool,
+    /// The major number.
     pub major: u32,
     /// The minor number.
     pub minor: u32,
     /// Permission bits for a node made anew, as in `0o666`.
     pub mode: u32,
+    /// User and group of a node made anew, as the container counts them; root's if `None`.
+    #[serde(default)]
+    pub owner: Option<(u32, u32)>,
+    /// What the device filter lets the container do with it.
+    #[serde(default)]
+    pub access: NodeAccess,
+}
+
+impl DeviceNode {
+    /// A character device that the container may use in every way.
+    pub(crate) fn character(path: PathBuf, host_path: Option<PathBuf>, (major, minor): (u32, u32), mode: u32) -> Self {
+        Self { path, host_path, block: false, major, minor, mode, owner: None, access: NodeAccess::default() }
+    }
+}
+
+/// What a container may do with a device: everything by default.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct NodeAccess {
+    /// Open it for reading.
+    pub read: bool,
+    /// Open it for writing.
+    pub write: bool,
+    /// Make a node of it, which needs a capability as well.
+    pub make: bool,
+}
+
+impl Default for NodeAccess {
+    fn default() -> Self {
+        Self { read: true, write: true, make: true }
+    }
 }
 
 /// What is mounted from the host.
@@ -53,6 +87,9 @@ pub struct FileMount {
     pub read_only: bool,
     /// Whether the container may execute it or map it executable; `noexec` if not.
     pub executable: bool,
+    /// Whether mounts below a directory come with it.
+    #[serde(default)]
+    pub recursive: bool,
 }
 
 /// A symbolic link that the container gets; one that the image has there is replaced.
@@ -88,6 +125,35 @@ pub struct FileTree {
     pub files: Vec<TextFile>,
 }
 
+/// When a vendor's program is executed, by the names of the OCI runtime specification.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub enum HookMoment {
+    /// `prestart`, `createRuntime` and `createContainer`: everything is mounted, the application not executed yet.
+    CreateRuntime,
+    /// The application runs.
+    Poststart,
+}
+
+/// A program of the host, by a vendor of devices, that prepares containers for them.
+///
+/// It runs outside of the container with the rights of the process that starts the sandbox.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct VendorHook {
+    /// When it is executed.
+    pub moment: HookMoment,
+    /// The program, by an absolute path of the host.
+    pub path: PathBuf,
+    /// Its arguments, its own name first.
+    pub args: Vec<String>,
+    /// All of its environment: nothing else is handed on.
+    pub env: Vec<(String, String)>,
+    /// It is killed after so many seconds, and the start fails; `None` waits for ever.
+    pub timeout_seconds: Option<u32>,
+}
+
 /// Everything that a container needs for the GPUs that it was granted, and nothing of any other GPU.
 ///
 /// Empty by default, which grants nothing.
@@ -111,6 +177,12 @@ pub struct GpuGrant {
     pub library_directories: Vec<PathBuf>,
     /// Variables to set, over those of the image and under those of the caller.
     pub environment: Vec<(String, String)>,
+    /// Further groups of the application, as the container counts them.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+    /// Programs of the host to execute while the container is made; only those that the caller asked to be run.
+    #[serde(default)]
+    pub hooks: Vec<VendorHook>,
     /// The version of the driver whose files are granted.
     pub driver_version: Option<String>,
 }

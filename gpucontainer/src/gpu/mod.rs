@@ -10,6 +10,7 @@
 //! No hook and no helper program of NVIDIA's is involved, and nothing of the image is executed.
 
 mod allocator;
+pub mod cdi;
 mod driver;
 mod grant;
 mod injection;
@@ -20,7 +21,9 @@ mod select;
 pub use allocator::{ForeignProcesses, Placement, Sharing};
 pub use driver::root::DriverRoot;
 pub use driver::{Driver, DriverFile, DriverLibrary};
-pub use grant::{DeviceNode, FileMount, FileTree, GpuGrant, MountKind, Symlink, TextFile};
+pub use grant::{
+    DeviceNode, FileMount, FileTree, GpuGrant, HookMoment, MountKind, NodeAccess, Symlink, TextFile, VendorHook,
+};
 pub use injection::image_facts::ImageFacts;
 pub use injection::{grant, grant_from};
 pub use inventory::{Gpu, GpuMemory, Inventory, MigDevice};

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::Wishes;
+use crate::gpu::cdi::DeviceName;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -127,6 +128,9 @@ pub enum GpuName {
     Index(u32),
     /// The index of a GPU, and the index of a MIG device on it: written `0:1`.
     MigIndex(u32, u32),
+    /// A device of a specification of the Container Device Interface: `vendor.com/class=name`, of any vendor and
+    /// class.
+    Cdi(DeviceName),
 }
 
 impl fmt::Display for GpuName {
@@ -135,6 +139,7 @@ impl fmt::Display for GpuName {
             Self::Uuid(uuid) => f.write_str(uuid),
             Self::Index(index) => write!(f, "{index}"),
             Self::MigIndex(gpu, mig) => write!(f, "{gpu}:{mig}"),
+            Self::Cdi(name) => name.fmt(f),
         }
     }
 }
@@ -142,7 +147,7 @@ impl fmt::Display for GpuName {
 impl FromStr for GpuName {
     type Err = Error;
 
-    /// Reads `GPU-…`, `MIG-…`, an index, or two indices with a colon between them.
+    /// Reads `GPU-…`, `MIG-…`, an index, two indices with a colon between them, or `vendor.com/class=name`.
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |why: &str| Error::new(ErrorKind::InvalidArgument, format!("GPU name {text:?}: {why}"));
         let number = |digits: &str| {
@@ -151,6 +156,10 @@ impl FromStr for GpuName {
         };
         if let Some(index) = number(text) {
             return Ok(Self::Index(index));
+        }
+        // No other name has this sign.
+        if text.contains('=') {
+            return text.parse().map(Self::Cdi);
         }
         if let Some((gpu, mig)) = text.split_once(':') {
             let pair = number(gpu).zip(number(mig));
@@ -168,6 +177,24 @@ impl FromStr for GpuName {
             return Ok(Self::Uuid(text.to_owned()));
         }
         Err(refuse("neither an index nor an identifier such as GPU-… or MIG-…"))
+    }
+}
+
+impl TryFrom<&str> for GpuName {
+    type Error = Error;
+
+    /// As `parse`.
+    fn try_from(text: &str) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for GpuName {
+    type Error = Error;
+
+    /// As `parse`.
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 
@@ -278,13 +305,27 @@ impl GpuRequest {
         Self::named(indices.into_iter().map(GpuName::Index))
     }
 
-    /// Asks for these GPUs or MIG devices, however named. A name that comes twice counts once.
+    /// Asks for these GPUs or MIG devices, or for devices of CDI specifications, however named. A name that comes
+    /// twice counts once.
+    ///
+    /// ```
+    /// use gpucontainer::GpuRequest;
+    ///
+    /// let request = GpuRequest::named(["0", "MIG-4f2c9d1e-0000-0000-0000-000000000000", "amd.com/gpu=1"])?;
+    /// # Ok::<(), gpucontainer::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if the list is empty, or longer than any host has GPUs.
-    pub fn named(names: impl IntoIterator<Item = GpuName>) -> Result<Self> {
+    /// [`ErrorKind::InvalidArgument`] if the list is empty, or longer than any host has GPUs, or a text in it is no
+    /// name.
+    pub fn named<N>(names: impl IntoIterator<Item = N>) -> Result<Self>
+    where
+        N: TryInto<GpuName>,
+        Error: From<N::Error>,
+    {
         let mut unique = Vec::new();
         for name in names {
+            let name = name.try_into()?;
             if !unique.contains(&name) {
                 unique.push(name);
             }
@@ -369,7 +410,7 @@ impl FromStr for GpuRequest {
     /// Reads what images and engines write into `NVIDIA_VISIBLE_DEVICES`.
     ///
     /// `all`; `none` (the driver without a GPU); `void` or nothing (neither); or a list with commas
-    /// of identifiers, indices and MIG indices (`0:1`). `void` anywhere in a list wins; otherwise
+    /// of identifiers, indices, MIG indices (`0:1`) and CDI names (`vendor.com/class=name`). `void` anywhere in a list wins; otherwise
     /// the first of `all` and `none` does. Spaces around elements and empty elements are ignored.
     ///
     /// # Errors
@@ -424,6 +465,7 @@ mod tests {
         assert_eq!(names(" 1 ,, 0 ,"), ["1", "0"], "order is kept, emptiness dropped");
         assert_eq!(names("0,0,1,0"), ["0", "1"], "a repeated name counts once");
         assert_eq!(names("0:1,MIG-4f2c/1/0"), ["0:1", "MIG-4f2c/1/0"]);
+        assert_eq!(names("amd.com/gpu=1,nvidia.com/gpu=0:1,0"), ["amd.com/gpu=1", "nvidia.com/gpu=0:1", "0"]);
         assert_eq!(names("GPU-1f2e3d4c-1111-2222-3333-444444444444").len(), 1);
     }
 
@@ -458,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_request_survives_being_written_and_read() {
-        let request = GpuRequest::named(["0:1".parse().unwrap(), "GPU-1".parse().unwrap()]).unwrap().min_free_memory(5);
+        let request = GpuRequest::named(["0:1", "GPU-1", "amd.com/gpu=1"]).unwrap().min_free_memory(5);
         let text = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<GpuRequest>(&text).unwrap(), request);
         assert!(GpuRequest::count(0).is_none() && GpuRequest::default().is_none());

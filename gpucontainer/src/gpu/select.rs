@@ -208,6 +208,8 @@ fn find<'a>(name: &GpuName, gpus: &[&'a Gpu]) -> Result<Choice<'a>> {
         Err(unavailable(format!("GPU {name} asked for: it is in MIG mode and {offer}")))
     };
     match name {
+        // Those are looked up in specifications, before a choice among the host's GPUs is made.
+        GpuName::Cdi(name) => Err(unavailable(format!("{name} asked for: it is no name of an inventory's GPU"))),
         GpuName::Index(index) => whole(by_index(*index)?),
         GpuName::MigIndex(index, slice) => {
             let gpu = by_index(*index)?;

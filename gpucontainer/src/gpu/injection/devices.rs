@@ -71,13 +71,9 @@ impl<'a> Devices<'a> {
     pub(crate) fn existing(&self, path: &Path) -> Result<DeviceNode> {
         let host_path = self.root.resolve(path)?;
         match device::node(&host_path)? {
-            Some(node) if node.character => Ok(DeviceNode {
-                path: path.to_owned(),
-                host_path: Some(host_path),
-                major: node.major,
-                minor: node.minor,
-                mode: node.mode,
-            }),
+            Some(node) if node.character => {
+                Ok(DeviceNode::character(path.to_owned(), Some(host_path), (node.major, node.minor), node.mode))
+            }
             _ => Err(refuse(&host_path, "it is no character device")),
         }
     }
@@ -90,7 +86,7 @@ impl<'a> Devices<'a> {
     /// The node `path`, which must have these numbers if it exists: a container must get the device
     /// that it was granted and no other, whatever somebody left in `/dev`.
     fn node(&self, path: &Path, major: u32, minor: u32) -> Result<DeviceNode> {
-        let mut wanted = DeviceNode { path: path.to_owned(), host_path: None, major, minor, mode: 0o666 };
+        let mut wanted = DeviceNode::character(path.to_owned(), None, (major, minor), 0o666);
         // The driver's user space makes nodes at first use, so a missing one is no sign of a missing device.
         let Ok(host_path) = self.root.resolve(path) else { return Ok(wanted) };
         match device::node(&host_path)? {

@@ -223,6 +223,7 @@ fn user_space(request: &GpuRequest, driver: &Driver, image: &ImageFacts, grant: 
             kind: MountKind::Directory,
             read_only: false,
             executable: false,
+            recursive: false,
         });
     }
     grant.links.sort();
@@ -249,7 +250,7 @@ fn add_library(library: &DriverLibrary, directory: &Path, grant: &mut GpuGrant) 
 }
 
 fn mount(file: &DriverFile, target: PathBuf, kind: MountKind, read_only: bool, executable: bool) -> FileMount {
-    FileMount { source: file.host_path.clone(), target, kind, read_only, executable }
+    FileMount { source: file.host_path.clone(), target, kind, read_only, executable, recursive: false }
 }
 
 #[cfg(test)]
