@@ -17,6 +17,7 @@ mod injection;
 mod inventory;
 mod request;
 mod select;
+mod topology;
 
 pub use allocator::{ForeignProcesses, Placement, Sharing};
 pub use driver::root::DriverRoot;
@@ -26,5 +27,6 @@ pub use grant::{
 };
 pub use injection::image_facts::ImageFacts;
 pub use injection::{grant, grant_from};
-pub use inventory::{Gpu, GpuMemory, Inventory, MigDevice};
+pub use inventory::{Fabric, Gpu, GpuMemory, GpuPair, Inventory, MigDevice, NvLink, NvLinkEnd, PciPath};
 pub use request::{DriverCapability, GpuName, GpuRequest, Vendor};
+pub use topology::{GpuSet, Topology};

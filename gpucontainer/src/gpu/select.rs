@@ -259,7 +259,7 @@ pub(crate) mod tests {
             mig_enabled: false,
             mig_devices: Vec::new(),
             processes: processes.to_vec(),
-            render_nodes: Vec::new(),
+            ..Gpu::default()
         }
     }
 

@@ -1,5 +1,6 @@
 //! Leases on GPUs, among any number of processes and users of a host, without a daemon.
 
+mod placement;
 mod wishes;
 
 pub(crate) use wishes::Wishes;

@@ -30,7 +30,7 @@ pub enum Placement {
     /// The fastest links among the GPUs; then, what keeps the best set for the next request.
     #[default]
     Best,
-    /// As [`Best`](Self::Best), and each GPU reaches each other by NVLink, directly or through switches.
+    /// As [`Best`](Self::Best), and NVLinks connect all of them: directly, through switches or through one another.
     NvlinkRequired,
     /// As [`Best`](Self::Best), and all GPUs are attached to one NUMA node.
     SameNumaNode,

@@ -1,8 +1,11 @@
 //! Which GPUs this host has, and how they are used at this moment.
 
+mod links;
 #[cfg(feature = "nvml")]
 mod nvml;
 mod sysfs;
+
+pub use links::{Fabric, GpuPair, NvLink, NvLinkEnd, PciPath};
 
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::request::Vendor;
@@ -41,7 +44,8 @@ pub struct MigDevice {
 }
 
 /// One GPU of this host.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Gpu {
     /// Who made it.
@@ -72,6 +76,10 @@ pub struct Gpu {
     pub processes: Vec<u32>,
     /// Further device nodes of it, below `/dev/dri`, for drawing.
     pub render_nodes: Vec<PathBuf>,
+    /// Its NVLinks that are up, by number.
+    pub nvlinks: Vec<NvLink>,
+    /// The NVLink fabric that it has joined, if any.
+    pub fabric: Option<Fabric>,
 }
 
 /// What this host has in GPUs, and why not if it has none.
@@ -86,10 +94,12 @@ pub struct Gpu {
 /// }
 /// ```
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Inventory {
     pub(crate) driver_version: Option<String>,
     pub(crate) cuda_version: Option<(u32, u32)>,
     pub(crate) gpus: Vec<Gpu>,
+    pub(crate) pairs: Vec<GpuPair>,
     pub(crate) unavailable: Option<String>,
     pub(crate) problems: Vec<String>,
 }
@@ -137,6 +147,11 @@ impl Inventory {
     /// The GPUs: NVIDIA's by index, then those of other vendors.
     pub fn gpus(&self) -> &[Gpu] {
         &self.gpus
+    }
+
+    /// What lies between each two GPUs, as far as anybody says. [`Topology`](crate::gpu::Topology) sums it up.
+    pub fn pairs(&self) -> &[GpuPair] {
+        &self.pairs
     }
 
     /// Why no NVIDIA GPU can be used: no driver, no kernel module, no GPU. `None` if one can.

@@ -265,7 +265,7 @@ fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'st
         mig_enabled,
         mig_devices,
         processes: processes.into_iter().collect(),
-        render_nodes: Vec::new(),
+        ..Gpu::default()
     })
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn other_vendors(root: &DriverRoot) -> Vec<Gpu> {
             processes: Vec::new(),
             render_nodes: vec![Path::new("/dev/dri").join(&name)],
             pci_bus_id: pci_bus_id.clone(),
+            ..Gpu::default()
         };
         found.push((pci_bus_id, gpu));
     }
