@@ -76,6 +76,25 @@ impl FakeDriver {
         self.directory.path()
     }
 
+    /// The file with the state of the machine, for all processes that use it.
+    fn machine(&self) -> PathBuf {
+        self.path().join(library_directory()).join("fake-nvml.json")
+    }
+
+    /// The machine as it is now.
+    pub(crate) fn state(&self) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.machine()).unwrap()).unwrap()
+    }
+
+    /// Changes the machine for all processes that use it, while no other process changes it.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Value)) {
+        let mut state = self.state();
+        change(&mut state);
+        let new = self.machine().with_extension("test");
+        std::fs::write(&new, state.to_string()).unwrap();
+        std::fs::rename(new, self.machine()).unwrap();
+    }
+
     /// Writes a file of the root, its directories too.
     pub(crate) fn write(&self, path: &str, contents: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path().join(path);
@@ -117,7 +136,9 @@ impl FakeDriver {
         std::fs::create_dir_all(libraries.join("vdpau")).unwrap();
         let management = format!("libnvidia-ml.so.{VERSION}");
         std::fs::copy(fake_nvml(), libraries.join(&management)).unwrap();
-        std::fs::write(libraries.join("fake-nvml.json"), self.profile.to_string()).unwrap();
+        let mut profile = self.profile.clone();
+        profile["root"] = json!(self.path());
+        std::fs::write(self.machine(), profile.to_string()).unwrap();
         symlink(&management, libraries.join("libnvidia-ml.so.1")).unwrap();
         for (file, name) in LIBRARIES {
             let path = libraries.join(file);
@@ -210,6 +231,23 @@ pub(crate) fn profile(name: &str) -> Value {
         other => panic!("no machine is called {other}"),
     };
     serde_json::from_str(text).unwrap()
+}
+
+/// The profiles of GPU instances of a model in `tests/fake-nvml/profiles/mig-profiles.json`.
+pub(crate) fn mig_profiles(model: &str) -> Value {
+    let text = include_str!("../../../tests/fake-nvml/profiles/mig-profiles.json");
+    serde_json::from_str::<Value>(text).unwrap()[model].take()
+}
+
+/// The DGX A100, whose first `split` GPUs are in MIG mode, without any instance yet.
+pub(crate) fn split_a100(split: usize) -> Value {
+    let mut profile = profile("dgx-a100");
+    let profiles = mig_profiles("a100-40gb");
+    profile["defaults"]["mig"] = json!({ "places": 7, "needs_reset": true, "profiles": profiles });
+    for gpu in profile["gpus"].as_array_mut().unwrap().iter_mut().take(split) {
+        gpu["mig"] = json!({ "enabled": true, "places": 7, "needs_reset": true, "profiles": profiles });
+    }
+    profile
 }
 
 /// A machine with one GPU, whose fields are those of the T4 with `changes` over them.

@@ -1,6 +1,7 @@
 //! What the functions share: codes, handles, the loaded machine, and writing through C pointers.
 
-use crate::profile::{Gpu, Machine, Slice};
+use crate::profile::{Event, Gpu, Machine, Slice};
+use crate::state::{self, Stamp};
 
 use std::ffi::{c_char, c_void};
 use std::sync::{Mutex, PoisonError};
@@ -15,27 +16,42 @@ pub(crate) const NOT_SUPPORTED: Return = 3;
 pub(crate) const NOT_FOUND: Return = 6;
 pub(crate) const INSUFFICIENT_SIZE: Return = 7;
 pub(crate) const TIMEOUT: Return = 10;
+pub(crate) const GPU_IS_LOST: Return = 15;
+pub(crate) const RESET_REQUIRED: Return = 16;
+pub(crate) const IN_USE: Return = 19;
+pub(crate) const INSUFFICIENT_RESOURCES: Return = 23;
 pub(crate) const VERSION_MISMATCH: Return = 25;
 pub(crate) const UNKNOWN: Return = 999;
 
 /// A device of NVML: a number in the shape of a pointer, never followed.
 pub(crate) type Handle = *mut c_void;
 
-/// The machine, while somebody has initialised the library, and how often.
-static MACHINE: Mutex<Option<(Machine, u32)>> = Mutex::new(None);
+/// What this process knows of the machine.
+#[derive(Debug)]
+struct Known {
+    machine: Machine,
+    stamp: Stamp,
+    /// How often the library was initialised.
+    users: u32,
+    /// How many of the machine's events this process was told.
+    events: usize,
+}
 
-/// Counts one more user of the library; the first one loads the profile.
+/// The machine, while somebody has initialised the library.
+static MACHINE: Mutex<Option<Known>> = Mutex::new(None);
+
+/// Counts one more user of the library; the first one loads the machine.
 pub(crate) fn start(call: &str) -> Return {
     let mut state = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, users)) = state.as_mut() {
-        *users += 1;
+    if let Some(known) = state.as_mut() {
+        known.users += 1;
         return SUCCESS;
     }
-    match crate::profile::load() {
-        Ok(machine) => match machine.errors.get(call) {
+    match state::load() {
+        Ok((machine, stamp)) => match machine.errors.get(call) {
             Some(code) => *code,
             None => {
-                *state = Some((machine, 1));
+                *state = Some(Known { machine, stamp, users: 1, events: 0 });
                 SUCCESS
             }
         },
@@ -49,10 +65,10 @@ pub(crate) fn stop() -> Return {
     let mut state = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     match state.as_mut() {
         None => UNINITIALIZED,
-        Some((machine, users)) => {
-            let code = machine.errors.get("nvmlShutdown").copied().unwrap_or(SUCCESS);
-            *users -= 1;
-            if *users == 0 {
+        Some(known) => {
+            let code = known.machine.errors.get("nvmlShutdown").copied().unwrap_or(SUCCESS);
+            known.users -= 1;
+            if known.users == 0 {
                 *state = None;
             }
             code
@@ -60,14 +76,50 @@ pub(crate) fn stop() -> Return {
     }
 }
 
-/// Answers a call about the machine.
-pub(crate) fn machine(call: &str, answer: impl FnOnce(&mut Machine) -> Return) -> Return {
+/// Answers a call about the machine as it is now.
+pub(crate) fn machine(call: &str, answer: impl FnOnce(&Machine) -> Return) -> Return {
+    with_known(call, |known| answer(&known.machine))
+}
+
+/// Takes the next event that this process was not told yet.
+pub(crate) fn next_event(call: &str, next: &mut Option<Event>) -> Return {
+    with_known(call, |known| {
+        *next = known.machine.events.get(known.events).copied();
+        known.events += usize::from(next.is_some());
+        SUCCESS
+    })
+}
+
+fn with_known(call: &str, answer: impl FnOnce(&mut Known) -> Return) -> Return {
     let mut state = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some((machine, _)) = state.as_mut() else { return UNINITIALIZED };
-    match machine.errors.get(call) {
-        Some(code) => *code,
-        None => answer(machine),
+    let Some(known) = state.as_mut() else { return UNINITIALIZED };
+    // Another process may have changed the machine. A file that is bad now is left for the next start to report.
+    if state::stamp() != Some(known.stamp) {
+        if let Ok((machine, stamp)) = state::load() {
+            (known.machine, known.stamp) = (machine, stamp);
+        }
     }
+    match known.machine.errors.get(call) {
+        Some(code) => *code,
+        None => answer(known),
+    }
+}
+
+/// Changes the machine for all processes, if `change` succeeds.
+pub(crate) fn change(call: &str, change: impl FnOnce(&mut Machine) -> Return) -> Return {
+    with_known(call, |known| {
+        let Ok(_lock) = state::lock() else { return UNKNOWN };
+        let Ok((mut machine, _)) = state::load() else { return UNKNOWN };
+        machine.changes += 1;
+        let moment = state::fault_point(machine.changes);
+        let code = change(&mut machine);
+        if code == SUCCESS {
+            let Ok(stamp) = state::store(&machine) else { return UNKNOWN };
+            (known.machine, known.stamp) = (machine, stamp);
+        }
+        moment.after();
+        code
+    })
 }
 
 /// What a handle stands for.
@@ -85,14 +137,15 @@ pub(crate) fn device(call: &str, handle: Handle, answer: impl FnOnce(Target<'_>)
         None => INVALID_ARGUMENT,
         Some(target) => match target.gpu.errors.get(call) {
             Some(code) => *code,
+            None if target.gpu.lost => GPU_IS_LOST,
             None => answer(target),
         },
     })
 }
 
-/// The low byte is 0 for a whole GPU, else the slice's number in the profile plus one.
-pub(crate) fn handle(gpu: usize, slice: Option<usize>) -> Handle {
-    let number = ((gpu + 1) << 8) | slice.map_or(0, |slice| slice + 1);
+/// The low byte is 0 for a whole GPU, else the slice's place plus one.
+pub(crate) fn handle(gpu: usize, slice: Option<u32>) -> Handle {
+    let number = ((gpu + 1) << 8) | slice.map_or(0, |slice| place(slice) + 1);
     std::ptr::without_provenance_mut(number)
 }
 
@@ -103,7 +156,7 @@ pub(crate) fn target(machine: &Machine, handle: Handle) -> Option<Target<'_>> {
     let gpu = machine.gpus.get(index)?;
     let slice = match number & 0xff {
         0 => None,
-        slice => Some(gpu.mig.as_ref()?.devices.get(slice - 1)?),
+        slice => Some(gpu.mig.as_ref()?.devices.iter().find(|device| place(device.place) == slice - 1)?),
     };
     Some(Target { machine, index, gpu, slice })
 }

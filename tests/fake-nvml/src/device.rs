@@ -34,8 +34,8 @@ extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: *mut Handle
                 return put(device, handle(index, None));
             }
             let slices = gpu.mig.iter().flat_map(|mig| &mig.devices);
-            if let Some(slice) = slices.into_iter().position(|slice| slice.uuid == uuid) {
-                return put(device, handle(index, Some(slice)));
+            if let Some(slice) = slices.into_iter().find(|slice| slice.uuid == uuid) {
+                return put(device, handle(index, Some(slice.place)));
             }
         }
         NOT_FOUND

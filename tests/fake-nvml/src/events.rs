@@ -4,7 +4,7 @@ use crate::abi::{self, Handle, Return, SUCCESS, TIMEOUT, handle, place, put};
 use crate::profile::Event;
 
 use std::ffi::{c_uint, c_ulonglong, c_void};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -44,28 +44,20 @@ extern "C" fn nvmlDeviceRegisterEvents(device: Handle, _kinds: c_ulonglong, _set
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlEventSetWait_v2(_set: *mut c_void, data: *mut EventData, milliseconds: c_uint) -> Return {
-    let mut next = None;
-    let code = abi::machine("nvmlEventSetWait_v2", |machine| {
-        if !machine.events.is_empty() {
-            next = Some(machine.events.remove(0));
-        }
-        SUCCESS
-    });
-    match next {
-        _ if code != SUCCESS => code,
-        Some(Event { gpu, kind, data: number }) => put(
-            data,
-            EventData {
-                device: handle(place(gpu), None),
-                kind,
-                data: number,
-                gpu_instance: WHOLE_GPU,
-                compute_instance: WHOLE_GPU,
-            },
-        ),
-        None => {
-            std::thread::sleep(Duration::from_millis(milliseconds.into()));
-            TIMEOUT
+    let end = Instant::now() + Duration::from_millis(milliseconds.into());
+    loop {
+        let mut next = None;
+        let code = abi::next_event("nvmlEventSetWait_v2", &mut next);
+        match next {
+            _ if code != SUCCESS => return code,
+            Some(Event { gpu, kind, data: number }) => {
+                let device = handle(place(gpu), None);
+                let (gpu_instance, compute_instance) = (WHOLE_GPU, WHOLE_GPU);
+                return put(data, EventData { device, kind, data: number, gpu_instance, compute_instance });
+            }
+            None if Instant::now() >= end => return TIMEOUT,
+            // An event may yet be written into the machine's description.
+            None => std::thread::sleep(Duration::from_millis(2)),
         }
     }
 }

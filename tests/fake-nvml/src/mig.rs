@@ -1,6 +1,8 @@
 //! Split GPUs.
 
-use crate::abi::{self, Handle, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED, Return, handle, put};
+use crate::abi::{
+    self, Handle, IN_USE, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED, RESET_REQUIRED, Return, SUCCESS, handle, put,
+};
 
 use std::ffi::{c_uint, c_ulonglong};
 
@@ -22,7 +24,32 @@ struct Attributes {
 extern "C" fn nvmlDeviceGetMigMode(device: Handle, current: *mut c_uint, pending: *mut c_uint) -> Return {
     abi::device("nvmlDeviceGetMigMode", device, |target| match &target.gpu.mig {
         None => NOT_SUPPORTED,
-        Some(mig) => put(current, c_uint::from(mig.enabled)).max(put(pending, c_uint::from(mig.enabled))),
+        Some(mig) => {
+            put(current, c_uint::from(mig.enabled)).max(put(pending, c_uint::from(mig.enabled != mig.pending)))
+        }
+    })
+}
+
+/// Switches at once, or waits for a reset: `profile.rs` says which.
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceSetMigMode(device: Handle, mode: c_uint, status: *mut Return) -> Return {
+    abi::change("nvmlDeviceSetMigMode", |machine| {
+        let Some(found) = abi::target(machine, device) else { return INVALID_ARGUMENT };
+        let (index, used) = (found.index, !found.gpu.compute_processes.is_empty());
+        let Some(mig) = machine.gpus[index].mig.as_mut() else { return NOT_SUPPORTED };
+        if mig.enabled == (mode == 1) {
+            mig.pending = false;
+            return put(status, SUCCESS);
+        }
+        if used || !mig.gpu_instances.is_empty() || !mig.devices.is_empty() {
+            return put(status, IN_USE);
+        }
+        if mig.needs_reset {
+            mig.pending = true;
+            return put(status, RESET_REQUIRED);
+        }
+        mig.enabled = mode == 1;
+        put(status, SUCCESS)
     })
 }
 
@@ -37,8 +64,8 @@ extern "C" fn nvmlDeviceGetMaxMigDeviceCount(device: Handle, number: *mut c_uint
 extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(device: Handle, index: c_uint, slice: *mut Handle) -> Return {
     abi::device("nvmlDeviceGetMigDeviceHandleByIndex", device, |target| match &target.gpu.mig {
         Some(mig) if mig.enabled => {
-            let found = mig.devices.iter().position(|device| device.place == index);
-            found.map_or(NOT_FOUND, |found| put(slice, handle(target.index, Some(found))))
+            let found = mig.devices.iter().any(|device| device.place == index);
+            if found { put(slice, handle(target.index, Some(index))) } else { NOT_FOUND }
         }
         Some(_) => INVALID_ARGUMENT,
         None => NOT_SUPPORTED,

@@ -12,14 +12,18 @@
 //! `defaults` are the fields that a GPU does not give. `errors` make a function fail with a code of
 //! NVML's, for the whole machine or, within a GPU, for that GPU.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Machine {
+    /// The driver root whose files follow what is made and destroyed.
+    pub(crate) root: Option<PathBuf>,
+    /// How often the machine was changed by a call.
+    pub(crate) changes: u64,
     pub(crate) driver_version: String,
     pub(crate) nvml_version: String,
     /// 1000 × major + 10 × minor.
@@ -33,7 +37,7 @@ pub(crate) struct Machine {
     pub(crate) events: Vec<Event>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Gpu {
     pub(crate) uuid: String,
@@ -52,12 +56,14 @@ pub(crate) struct Gpu {
     /// What the count of processes says, if it lies.
     pub(crate) process_count: Option<u32>,
     pub(crate) mig: Option<Mig>,
+    /// Whether it fell off the bus.
+    pub(crate) lost: bool,
     /// The remote end of each link: the bus address of a GPU or of a switch.
     pub(crate) nvlinks: Vec<String>,
     pub(crate) errors: HashMap<String, u32>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Memory {
     pub(crate) total: u64,
@@ -67,7 +73,7 @@ pub(crate) struct Memory {
     pub(crate) free: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -75,16 +81,54 @@ pub(crate) struct Process {
     pub(crate) memory: u64,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Mig {
     pub(crate) enabled: bool,
+    /// Whether a change of the mode takes a reset of the GPU first, as on the A100.
+    pub(crate) needs_reset: bool,
+    /// Whether the other mode was asked for, and waits for a reset.
+    pub(crate) pending: bool,
     /// Places for slices; 7 on the GPUs of this time.
     pub(crate) places: u32,
+    /// What GPU instances can be made.
+    pub(crate) profiles: Vec<Profile>,
+    /// The GPU instances that are there.
+    pub(crate) gpu_instances: Vec<GpuInstance>,
     pub(crate) devices: Vec<Slice>,
+    /// How many compute instances were ever made.
+    pub(crate) made: u64,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A kind of GPU instance.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Profile {
+    /// Its place in NVML's list of all profiles there are.
+    pub(crate) number: u32,
+    pub(crate) id: u32,
+    /// As in `1g.10gb`.
+    pub(crate) name: String,
+    pub(crate) slices: u32,
+    pub(crate) instances: u32,
+    pub(crate) multiprocessors: u32,
+    pub(crate) memory_mib: u64,
+    /// How many places it takes, and where it may start.
+    pub(crate) size: u32,
+    pub(crate) starts: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct GpuInstance {
+    pub(crate) id: u32,
+    /// The identifier of its profile.
+    pub(crate) profile: u32,
+    pub(crate) start: u32,
+    pub(crate) size: u32,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Slice {
     pub(crate) uuid: String,
@@ -100,7 +144,7 @@ pub(crate) struct Slice {
     pub(crate) compute_processes: Vec<Process>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Topology {
     /// The level of pairs that are not listed; 50 is different NUMA nodes.
@@ -115,7 +159,7 @@ impl Default for Topology {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Event {
     pub(crate) gpu: u32,
@@ -124,14 +168,8 @@ pub(crate) struct Event {
     pub(crate) data: u64,
 }
 
-/// Reads the machine's description, or says what is wrong with it.
-pub(crate) fn load() -> Result<Machine, String> {
-    let path = path().ok_or("neither fake-nvml.json beside the library nor FAKE_NVML_PROFILE")?;
-    let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    parse(&text).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-fn parse(text: &str) -> Result<Machine, serde_json::Error> {
+/// Reads the description of a machine.
+pub(crate) fn parse(text: &str) -> Result<Machine, serde_json::Error> {
     let mut value: Value = serde_json::from_str(text)?;
     let defaults = value.as_object_mut().and_then(|machine| machine.remove("defaults"));
     if let (Some(Value::Object(defaults)), Some(Value::Array(gpus))) = (defaults, value.get_mut("gpus")) {
@@ -142,21 +180,4 @@ fn parse(text: &str) -> Result<Machine, serde_json::Error> {
         }
     }
     serde_json::from_value(value)
-}
-
-fn path() -> Option<PathBuf> {
-    let beside = own_file().map(|library| library.with_file_name("fake-nvml.json")).filter(|path| path.is_file());
-    beside.or_else(|| std::env::var_os("FAKE_NVML_PROFILE").map(PathBuf::from))
-}
-
-/// The file that this code was loaded from: the one mapped where this function is.
-fn own_file() -> Option<PathBuf> {
-    let here = own_file as *const () as usize;
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    maps.lines().find_map(|line| {
-        let (first, last) = line.split(' ').next()?.split_once('-')?;
-        let range = usize::from_str_radix(first, 16).ok()?..usize::from_str_radix(last, 16).ok()?;
-        let path = line.find('/').map(|start| PathBuf::from(&line[start..]))?;
-        range.contains(&here).then_some(path)
-    })
 }
