@@ -246,6 +246,12 @@ typedef struct gpuc_error_t gpuc_error_t;
 typedef struct gpuc_exec_t gpuc_exec_t;
 
 /**
+ * Which GPUs, and which parts of the driver with them. A setter that is given something unusable makes the call
+ * fail that later uses the request.
+ */
+typedef struct gpuc_gpu_request_t gpuc_gpu_request_t;
+
+/**
  * What this host can do for the user who asked; a snapshot. Any number of threads may use it at once.
  */
 typedef struct gpuc_host_t gpuc_host_t;
@@ -885,6 +891,23 @@ void gpuc_limits_set_io_weight(gpuc_limits_t *limits, uint64_t weight);
 void gpuc_limits_set_hugetlb(gpuc_limits_t *limits, uint64_t page_size, uint64_t bytes);
 
 /**
+ * Caps the use of a block device, a whole disk, each a second; 0 caps nothing. May be called once for each device.
+ */
+void gpuc_limits_io(gpuc_limits_t *limits,
+                    uint32_t major,
+                    uint32_t minor,
+                    uint64_t read_bytes,
+                    uint64_t write_bytes,
+                    uint64_t read_operations,
+                    uint64_t write_operations);
+
+/**
+ * Writes a value into a control file of this host's version of control groups, as it stands, as in
+ * "memory.oom.group" and "1".
+ */
+void gpuc_limits_raw(gpuc_limits_t *limits, const char *file, const char *value);
+
+/**
  * Frees limits.
  *
  * @param limits  may be NULL
@@ -1013,9 +1036,14 @@ void gpuc_config_set_cgroup_view(gpuc_config_t *config, bool view);
 void gpuc_config_set_unfiltered(gpuc_config_t *config);
 
 /**
- * Says where the GPU driver's user space is, if not in the host's own root.
+ * Sets the system call filter to that of a runtime bundle: the JSON text of its "seccomp" object.
  */
-void gpuc_config_set_driver_root(gpuc_config_t *config, const char *path);
+void gpuc_config_set_seccomp_json(gpuc_config_t *config, const char *json);
+
+/**
+ * As gpuc_config_set_seccomp_json, read from a file of the host.
+ */
+void gpuc_config_set_seccomp_file(gpuc_config_t *config, const char *path);
 
 /**
  * Whether to use the host's network instead of one with nothing but loopback and published ports.
@@ -1050,34 +1078,6 @@ void gpuc_config_set_user_namespace_shifted(gpuc_config_t *config,
 void gpuc_config_set_time_offsets(gpuc_config_t *config, int64_t monotonic, int64_t boottime);
 
 /**
- * Shows a file or directory of the host at an absolute path inside.
- *
- * @param flags  of gpuc_mount_t, or 0
- */
-void gpuc_config_bind(gpuc_config_t *config,
-                      const char *source,
-                      const char *target,
-                      uint32_t flags);
-
-/**
- * Shows a directory of the image store that outlives sandboxes, made when first named.
- *
- * @param flags  of gpuc_mount_t, or 0
- */
-void gpuc_config_volume(gpuc_config_t *config,
-                        const char *name,
-                        const char *target,
-                        uint32_t flags);
-
-/**
- * Makes an empty file system in memory, which counts as the sandbox's memory.
- *
- * @param bytes  how much it may hold; 0 is the kernel's own limit
- * @param flags  of gpuc_mount_t, or 0
- */
-void gpuc_config_tmpfs(gpuc_config_t *config, const char *target, uint64_t bytes, uint32_t flags);
-
-/**
  * Sets the size of /dev/shm. 64 MiB by default.
  */
 void gpuc_config_set_shm_size(gpuc_config_t *config, uint64_t bytes);
@@ -1096,16 +1096,6 @@ void gpuc_config_publish_at(gpuc_config_t *config,
                             const char *address,
                             uint16_t container_port,
                             uint16_t host_port);
-
-/**
- * Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
- * identifiers. None by default, whatever the image asks for.
- *
- * @param min_free_memory  bytes that must be free on each
- */
-void gpuc_config_set_gpus(gpuc_config_t *config,
-                          const char *gpus,
-                          uint64_t min_free_memory);
 
 /**
  * Grants a capability beyond the default ones, as in "NET_ADMIN".
@@ -1171,6 +1161,110 @@ void gpuc_config_set_stdio_file(gpuc_config_t *config, int stream, int fd);
  * @param config  may be NULL
  */
 void gpuc_config_free(gpuc_config_t *config);
+
+/**
+ * Shows a file or directory of the host at an absolute path inside.
+ *
+ * @param flags  of gpuc_mount_t, or 0
+ */
+void gpuc_config_bind(gpuc_config_t *config,
+                      const char *source,
+                      const char *target,
+                      uint32_t flags);
+
+/**
+ * Shows a directory of the image store that outlives sandboxes, made when first named.
+ *
+ * @param flags  of gpuc_mount_t, or 0
+ */
+void gpuc_config_volume(gpuc_config_t *config,
+                        const char *name,
+                        const char *target,
+                        uint32_t flags);
+
+/**
+ * Makes an empty file system in memory, which counts as the sandbox's memory.
+ *
+ * @param bytes  how much it may hold; 0 is the kernel's own limit
+ * @param flags  of gpuc_mount_t, or 0
+ */
+void gpuc_config_tmpfs(gpuc_config_t *config, const char *target, uint64_t bytes, uint32_t flags);
+
+/**
+ * Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
+ * identifiers.
+ *
+ * @return the caller's, freed with gpuc_gpu_request_free
+ */
+gpuc_gpu_request_t *gpuc_gpu_request_new(const char *gpus);
+
+/**
+ * Wants at least so many bytes of free memory on each GPU.
+ */
+void gpuc_gpu_request_set_min_free_memory(gpuc_gpu_request_t *request, uint64_t bytes);
+
+/**
+ * Replaces the parts of the driver that come with the GPUs, "compute" and "utility" by default. The names are those
+ * of NVIDIA_DRIVER_CAPABILITIES; none at all gives device nodes without libraries.
+ *
+ * @param names  strings, and NULL after the last
+ */
+void gpuc_gpu_request_set_capabilities(gpuc_gpu_request_t *request,
+                                       const char *const *names);
+
+/**
+ * Whether a running Multi-Process Service is shared with the container; no by default.
+ */
+void gpuc_gpu_request_set_multi_process_service(gpuc_gpu_request_t *request, bool shared);
+
+/**
+ * Frees a request.
+ *
+ * @param request  may be NULL
+ */
+void gpuc_gpu_request_free(gpuc_gpu_request_t *request);
+
+/**
+ * Says where the GPU driver's user space is, if not in the host's own root.
+ */
+void gpuc_config_set_driver_root(gpuc_config_t *config, const char *path);
+
+/**
+ * Asks for GPUs. None by default, whatever the image asks for.
+ *
+ * @param request  copied
+ */
+void gpuc_config_set_gpu_request(gpuc_config_t *config, const gpuc_gpu_request_t *request);
+
+/**
+ * Asks for GPUs in the words of gpuc_gpu_request_new, and for nothing else.
+ *
+ * @param min_free_memory  bytes that must be free on each
+ */
+void gpuc_config_set_gpus(gpuc_config_t *config, const char *gpus, uint64_t min_free_memory);
+
+/**
+ * How the process ended.
+ *
+ * @param output  may be NULL, which is code -1
+ */
+gpuc_exit_status_t gpuc_output_status(const gpuc_output_t *output);
+
+/**
+ * What came from standard output (1) or error (2).
+ *
+ * @param output  may be NULL, which is nothing
+ * @param length  set to how many bytes; may be NULL
+ * @return bytes that live as long as the object; there is no zero byte at their end
+ */
+const void *gpuc_output_bytes(const gpuc_output_t *output, int stream, size_t *length);
+
+/**
+ * Frees what gpuc_sandbox_communicate or gpuc_process_communicate returned.
+ *
+ * @param output  may be NULL
+ */
+void gpuc_output_free(gpuc_output_t *output);
 
 /**
  * Checks everything, then starts the sandbox, and returns when the application has been executed.
@@ -1270,29 +1364,6 @@ gpuc_output_t *gpuc_sandbox_communicate(const gpuc_sandbox_t *sandbox,
                                         gpuc_error_t **error);
 
 /**
- * How the process ended.
- *
- * @param output  may be NULL, which is code -1
- */
-gpuc_exit_status_t gpuc_output_status(const gpuc_output_t *output);
-
-/**
- * What came from standard output (1) or error (2).
- *
- * @param output  may be NULL, which is nothing
- * @param length  set to how many bytes; may be NULL
- * @return bytes that live as long as the object; there is no zero byte at their end
- */
-const void *gpuc_output_bytes(const gpuc_output_t *output, int stream, size_t *length);
-
-/**
- * Frees what gpuc_sandbox_communicate or gpuc_process_communicate returned.
- *
- * @param output  may be NULL
- */
-void gpuc_output_free(gpuc_output_t *output);
-
-/**
  * The host's port that leads to a published port of the container.
  *
  * @param sandbox  may be NULL
@@ -1379,6 +1450,16 @@ int gpuc_sandbox_close(gpuc_sandbox_t *sandbox, gpuc_error_t **error);
  * @param sandbox  may be NULL
  */
 void gpuc_sandbox_free(gpuc_sandbox_t *sandbox);
+
+/**
+ * Removes what sandboxes of processes that died left, of this user's: control groups, and directories for writes
+ * in the store. The first start of a process with a store does this by itself.
+ *
+ * @param error  may be NULL; what could not be removed, after everything was tried
+ * @return 0, or -1 on failure
+ */
+int gpuc_collect_abandoned(const gpuc_image_store_t *store,
+                           gpuc_error_t **error);
 
 /**
  * Describes a process.

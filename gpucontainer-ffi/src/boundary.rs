@@ -4,7 +4,7 @@
 use crate::error::Error;
 use gpucontainer::{ErrorKind, Result};
 use std::any::Any;
-use std::ffi::{CStr, CString, OsStr, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,6 +31,11 @@ pub(crate) fn call<T>(slot: ErrorSlot<'_>, failure: T, body: impl FnOnce() -> Re
         slot.write(error.map(Box::new));
     }
     value
+}
+
+/// Frees a handle; a panic while it gives things back must not reach C, and there is nobody to tell.
+pub(crate) fn release<T>(handle: T) {
+    drop(catch_unwind(AssertUnwindSafe(move || drop(handle))));
 }
 
 /// The thing behind a pointer, or an error that says which argument was `NULL`.
@@ -65,6 +70,19 @@ pub(crate) unsafe fn path<'a>(string: *const c_char, name: &str) -> Result<&'a P
     // SAFETY: it is not NULL, and the caller vouches for the rest.
     let bytes = unsafe { CStr::from_ptr(string) };
     Ok(Path::new(OsStr::from_bytes(bytes.to_bytes())))
+}
+
+/// The bytes of a caller's buffer.
+///
+/// # Safety
+/// `length` is 0, or `buffer` is `NULL` or points to that many bytes that do not change during `'a`.
+pub(crate) unsafe fn bytes<'a>(buffer: *const c_void, length: usize, name: &str) -> Result<&'a [u8]> {
+    if length == 0 {
+        return Ok(&[]);
+    }
+    given((!buffer.is_null()).then_some(()), name)?;
+    // SAFETY: it is not NULL, and the caller vouches for the rest.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.cast(), length) })
 }
 
 /// The texts of an array of C strings that ends with `NULL`.

@@ -101,13 +101,8 @@ pub unsafe extern "C" fn gpuc_image_builder_file(
     ImageBuilder::update(builder, |builder| {
         // SAFETY: the header asks for NULL or a string that ends with a zero byte.
         let container_path = unsafe { path(container_path, "container_path") }?;
-        let bytes: &[u8] = if length == 0 {
-            &[]
-        } else {
-            given((!bytes.is_null()).then_some(()), "bytes")?;
-            // SAFETY: it is not NULL, and the header asks for that many bytes.
-            unsafe { std::slice::from_raw_parts(bytes.cast(), length) }
-        };
+        // SAFETY: the header asks for that many bytes.
+        let bytes = unsafe { crate::boundary::bytes(bytes, length, "bytes") }?;
         Ok(builder.file(container_path, bytes, mode))
     });
 }

@@ -4,196 +4,15 @@
 use crate::boundary::{Fault, bad, call, catch, given, path, strings, text};
 use crate::error::Error;
 use crate::image::{Image, ImageStore};
-use gpucontainer::cgroup;
-use gpucontainer::gpu::{DriverRoot, GpuRequest};
+use crate::limits::Limits;
+use crate::stdio::Streams;
 use gpucontainer::net::PortMapping;
 use gpucontainer::rootfs::Writable;
-use gpucontainer::sandbox::{
-    Capability, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
-};
+use gpucontainer::sandbox::{Capability, Network, ResourceLimit, SandboxBuilder, UserNamespace};
 use gpucontainer::seccomp::Profile;
 use gpucontainer::{Result, Sandbox};
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
-
-/// What processes in a sandbox may use at most.
-#[derive(Debug, Default)]
-pub struct Limits {
-    pub(crate) limits: cgroup::Limits,
-    pub(crate) fault: Fault,
-}
-
-impl Limits {
-    fn update(this: Option<&mut Self>, change: impl FnOnce(cgroup::Limits) -> Result<cgroup::Limits>) {
-        let Some(this) = this else { return };
-        let changed = catch(|| change(this.limits.clone()));
-        if let Some(changed) = this.fault.keep(changed) {
-            this.limits = changed;
-        }
-    }
-}
-
-/// Makes no limits.
-///
-/// @return the caller's, freed with gpuc_limits_free
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_new() -> Option<Box<Limits>> {
-    Some(Box::default())
-}
-
-/// Caps memory, page cache included; swap is not counted.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_memory_max(limits: Option<&mut Limits>, bytes: u64) {
-    Limits::update(limits, |limits| Ok(limits.memory_max(bytes)));
-}
-
-/// Caps swap.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_memory_swap_max(limits: Option<&mut Limits>, bytes: u64) {
-    Limits::update(limits, |limits| Ok(limits.memory_swap_max(bytes)));
-}
-
-/// Slows processes down that use more memory than this.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_memory_high(limits: Option<&mut Limits>, bytes: u64) {
-    Limits::update(limits, |limits| Ok(limits.memory_high(bytes)));
-}
-
-/// Protects so much memory from being reclaimed.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_memory_low(limits: Option<&mut Limits>, bytes: u64) {
-    Limits::update(limits, |limits| Ok(limits.memory_low(bytes)));
-}
-
-/// Caps processor time at that of so many cores, for example 1.5.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_cpus(limits: Option<&mut Limits>, cores: f64) {
-    Limits::update(limits, |limits| Ok(limits.cpus(cores)));
-}
-
-/// Sets the share of processor time when it is short, 1 to 10,000; 100 is normal.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_cpu_weight(limits: Option<&mut Limits>, weight: u64) {
-    Limits::update(limits, |limits| Ok(limits.cpu_weight(weight)));
-}
-
-/// Sets the processors that may be used, as in "0-3,8".
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_limits_set_cpuset_cpus(limits: Option<&mut Limits>, list: *const c_char) {
-    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-    Limits::update(limits, |limits| Ok(limits.cpuset_cpus(unsafe { text(list, "list") }?)));
-}
-
-/// Sets the memory nodes that may be used, as in "0-1".
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_limits_set_cpuset_mems(limits: Option<&mut Limits>, list: *const c_char) {
-    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-    Limits::update(limits, |limits| Ok(limits.cpuset_mems(unsafe { text(list, "list") }?)));
-}
-
-/// Caps the number of processes and threads.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_pids_max(limits: Option<&mut Limits>, count: u64) {
-    Limits::update(limits, |limits| Ok(limits.pids_max(count)));
-}
-
-/// Sets the share of block devices when they are busy, 1 to 10,000; 100 is normal.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_io_weight(limits: Option<&mut Limits>, weight: u64) {
-    Limits::update(limits, |limits| Ok(limits.io_weight(weight)));
-}
-
-/// Caps huge pages of one size, both in bytes.
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_set_hugetlb(limits: Option<&mut Limits>, page_size: u64, bytes: u64) {
-    Limits::update(limits, |limits| Ok(limits.hugetlb(page_size, bytes)));
-}
-
-/// Frees limits.
-///
-/// @param limits  may be NULL
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_limits_free(limits: Option<Box<Limits>>) {
-    drop(limits);
-}
-
-/// What one of standard input, output and error is.
-#[allow(non_camel_case_types, reason = "the names are those of C, so that one search finds both")]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(C)]
-pub enum gpuc_stdio_t {
-    /// That of the host process.
-    GPUC_STDIO_INHERIT = 0,
-    /// The null device.
-    GPUC_STDIO_NULL = 1,
-    /// A pipe to the host process.
-    GPUC_STDIO_PIPED = 2,
-}
-
-/// Flags of a mount, joined by |.
-#[allow(non_camel_case_types, reason = "the names are those of C, so that one search finds both")]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(C)]
-pub enum gpuc_mount_t {
-    /// Read-only, and with it everything mounted below it.
-    GPUC_MOUNT_READ_ONLY = 1,
-    /// Without what is mounted below the source.
-    GPUC_MOUNT_NOT_RECURSIVE = 2,
-    /// Files of it cannot be executed.
-    GPUC_MOUNT_NO_EXECUTE = 4,
-    /// Later mounts travel from the host into the sandbox.
-    GPUC_MOUNT_SLAVE = 8,
-    /// Later mounts travel both ways.
-    GPUC_MOUNT_SHARED = 16,
-}
-
-fn stdio(number: u32) -> Result<Stdio> {
-    match number {
-        n if n == gpuc_stdio_t::GPUC_STDIO_INHERIT as u32 => Ok(Stdio::Inherit),
-        n if n == gpuc_stdio_t::GPUC_STDIO_NULL as u32 => Ok(Stdio::Null),
-        n if n == gpuc_stdio_t::GPUC_STDIO_PIPED as u32 => Ok(Stdio::Piped),
-        other => Err(bad(format!("{other} is no gpuc_stdio_t"))),
-    }
-}
-
-/// A duplicate of the caller's descriptor.
-///
-/// # Safety
-/// `fd` is negative, or an open descriptor that stays open during the call.
-pub(crate) unsafe fn file(fd: c_int) -> Result<Stdio> {
-    if fd < 0 {
-        return Err(bad(format!("{fd} is no descriptor")));
-    }
-    // SAFETY: the caller vouches for it.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let own = borrowed.try_clone_to_owned();
-    own.map(Stdio::from).map_err(|e| gpucontainer::Error::from_io(format!("dup({fd})"), e))
-}
-
-/// The three streams, which a sandbox and a further process in it have alike.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Streams(pub(crate) [Stdio; 3]);
-
-impl Streams {
-    pub(crate) fn set(&mut self, number: c_int, kind: u32) -> Result<()> {
-        *self.slot(number)? = stdio(kind)?;
-        Ok(())
-    }
-
-    /// # Safety
-    /// As for [`file()`].
-    pub(crate) unsafe fn set_file(&mut self, number: c_int, fd: c_int) -> Result<()> {
-        // SAFETY: the caller vouches for it.
-        *self.slot(number)? = unsafe { file(fd) }?;
-        Ok(())
-    }
-
-    fn slot(&mut self, number: c_int) -> Result<&mut Stdio> {
-        let slot = usize::try_from(number).ok().and_then(|number| self.0.get_mut(number));
-        slot.ok_or_else(|| bad(format!("stream {number} is none of 0, 1 and 2")))
-    }
-}
 
 /// What a sandbox is to be. A setter that is given something unusable makes gpuc_sandbox_spawn fail.
 #[derive(Debug)]
@@ -208,7 +27,7 @@ impl Config {
         Some(Box::new(Self { builder, streams: Streams::default(), fault: Fault::default() }))
     }
 
-    fn update(this: Option<&mut Self>, change: impl FnOnce(SandboxBuilder) -> Result<SandboxBuilder>) {
+    pub(crate) fn update(this: Option<&mut Self>, change: impl FnOnce(SandboxBuilder) -> Result<SandboxBuilder>) {
         let Some(this) = this else { return };
         let changed = catch(|| change(this.builder.clone()));
         if let Some(changed) = this.fault.keep(changed) {
@@ -399,11 +218,18 @@ pub extern "C" fn gpuc_config_set_unfiltered(config: Option<&mut Config>) {
     Config::update(config, |builder| Ok(builder.seccomp(Profile::allow_all())));
 }
 
-/// Says where the GPU driver's user space is, if not in the host's own root.
+/// Sets the system call filter to that of a runtime bundle: the JSON text of its "seccomp" object.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_config_set_driver_root(config: Option<&mut Config>, path: *const c_char) {
+pub unsafe extern "C" fn gpuc_config_set_seccomp_json(config: Option<&mut Config>, json: *const c_char) {
     // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-    Config::update(config, |builder| Ok(builder.driver_root(DriverRoot::new(unsafe { self::path(path, "path") }?))));
+    Config::update(config, |builder| Ok(builder.seccomp(Profile::from_json(unsafe { text(json, "json") }?)?)));
+}
+
+/// As gpuc_config_set_seccomp_json, read from a file of the host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_config_set_seccomp_file(config: Option<&mut Config>, path: *const c_char) {
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    Config::update(config, |builder| Ok(builder.seccomp(Profile::from_file(unsafe { self::path(path, "path") }?)?)));
 }
 
 /// Whether to use the host's network instead of one with nothing but loopback and published ports.
@@ -442,78 +268,6 @@ pub extern "C" fn gpuc_config_set_time_offsets(config: Option<&mut Config>, mono
     Config::update(config, |builder| Ok(builder.time_offsets(monotonic, boottime)));
 }
 
-fn flagged(mount: Mount, flags: u32) -> Result<Mount> {
-    let has = |flag: gpuc_mount_t| flags & flag as u32 != 0;
-    if flags > 31 {
-        return Err(bad(format!("{flags} are no flags of a mount")));
-    }
-    let mut mount = mount.recursive(!has(gpuc_mount_t::GPUC_MOUNT_NOT_RECURSIVE));
-    if has(gpuc_mount_t::GPUC_MOUNT_READ_ONLY) {
-        mount = mount.read_only();
-    }
-    if has(gpuc_mount_t::GPUC_MOUNT_NO_EXECUTE) {
-        mount = mount.no_execute();
-    }
-    if has(gpuc_mount_t::GPUC_MOUNT_SLAVE) {
-        mount = mount.propagation(Propagation::Slave);
-    }
-    if has(gpuc_mount_t::GPUC_MOUNT_SHARED) {
-        mount = mount.propagation(Propagation::Shared);
-    }
-    Ok(mount)
-}
-
-/// Shows a file or directory of the host at an absolute path inside.
-///
-/// @param flags  of gpuc_mount_t, or 0
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_config_bind(
-    config: Option<&mut Config>,
-    source: *const c_char,
-    target: *const c_char,
-    flags: u32,
-) {
-    Config::update(config, |builder| {
-        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let source = unsafe { path(source, "source") }?;
-        // SAFETY: likewise.
-        let target = unsafe { text(target, "target") }?;
-        Ok(builder.mount(flagged(Mount::bind(source, target), flags)?))
-    });
-}
-
-/// Shows a directory of the image store that outlives sandboxes, made when first named.
-///
-/// @param flags  of gpuc_mount_t, or 0
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_config_volume(
-    config: Option<&mut Config>,
-    name: *const c_char,
-    target: *const c_char,
-    flags: u32,
-) {
-    Config::update(config, |builder| {
-        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let name = unsafe { text(name, "name") }?;
-        // SAFETY: likewise.
-        let target = unsafe { text(target, "target") }?;
-        Ok(builder.mount(flagged(Mount::volume(name, target), flags)?))
-    });
-}
-
-/// Makes an empty file system in memory, which counts as the sandbox's memory.
-///
-/// @param bytes  how much it may hold; 0 is the kernel's own limit
-/// @param flags  of gpuc_mount_t, or 0
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_config_tmpfs(config: Option<&mut Config>, target: *const c_char, bytes: u64, flags: u32) {
-    Config::update(config, |builder| {
-        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let mount = Mount::tmpfs(unsafe { text(target, "target") }?);
-        Ok(builder.mount(flagged(if bytes == 0 { mount } else { mount.size(bytes) }, flags)?))
-    });
-}
-
 /// Sets the size of /dev/shm. 64 MiB by default.
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_config_set_shm_size(config: Option<&mut Config>, bytes: u64) {
@@ -541,23 +295,6 @@ pub unsafe extern "C" fn gpuc_config_publish_at(
         let address = unsafe { text(address, "address") }?;
         let address = address.parse().map_err(|e| bad(format!("address {address:?}: {e}")))?;
         Ok(builder.publish_port(PortMapping::tcp(container_port, host_port).address(address)))
-    });
-}
-
-/// Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
-/// identifiers. None by default, whatever the image asks for.
-///
-/// @param min_free_memory  bytes that must be free on each
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_config_set_gpus(config: Option<&mut Config>, gpus: *const c_char, min_free_memory: u64) {
-    Config::update(config, |builder| {
-        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let gpus = unsafe { text(gpus, "gpus") }?;
-        let request = match gpus.strip_prefix("count:") {
-            Some(count) => GpuRequest::count(count.parse().map_err(|e| bad(format!("gpus {gpus:?}: {e}")))?),
-            None => gpus.parse()?,
-        };
-        Ok(builder.gpus(request.min_free_memory(min_free_memory)))
     });
 }
 

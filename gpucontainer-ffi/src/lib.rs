@@ -25,6 +25,18 @@ pub mod image;
 
 pub mod builder;
 
+pub mod limits;
+
+pub mod stdio;
+
 pub mod config;
 
+pub mod mount;
+
+pub mod gpu;
+
+pub mod output;
+
 pub mod sandbox;
+
+pub mod process;

@@ -48,6 +48,7 @@ fn generate() -> String {
         ("Config", "gpuc_config_t"),
         ("Error", "gpuc_error_t"),
         ("Exec", "gpuc_exec_t"),
+        ("GpuRequest", "gpuc_gpu_request_t"),
         ("Host", "gpuc_host_t"),
         ("Image", "gpuc_image_t"),
         ("ImageBuilder", "gpuc_image_builder_t"),

@@ -1,6 +1,8 @@
 //! The Python face of gpucontainer: conversions alone, no behaviour.
 
+mod describe;
 mod error;
+mod gpu;
 mod host;
 mod image;
 mod sandbox;
@@ -18,7 +20,7 @@ mod _native {
     #[pymodule_export]
     use super::image::{Image, ImageBuilder, ImageStore};
     #[pymodule_export]
-    use super::sandbox::{ProcessHandle, SandboxHandle, explain};
+    use super::sandbox::{ProcessHandle, SandboxHandle, collect_abandoned, explain};
     #[pymodule_export]
     use super::work::{Cancel, Progress};
 

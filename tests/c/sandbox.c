@@ -210,6 +210,19 @@ static void limits(const gpuc_image_t *image) {
     CHECK(gpuc_sandbox_update(sandbox, limits, &error) == 0);
     CHECK_NO_ERROR(error);
     gpuc_limits_free(limits);
+    limits = gpuc_limits_new();
+    gpuc_limits_raw(limits, "pids.max", "17");
+    CHECK(gpuc_sandbox_update(sandbox, limits, &error) == 0);
+    CHECK_NO_ERROR(error);
+    json = gpuc_sandbox_stats_json(sandbox, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"limit\":17") != NULL);
+    gpuc_string_free(json);
+    /* No block device has these numbers. */
+    gpuc_limits_io(limits, 4095, 1, 1 << 20, 0, 0, 100);
+    CHECK(gpuc_sandbox_update(sandbox, limits, &error) == -1);
+    expect(error, GPUC_ERROR_LIMIT_NOT_APPLIED, "4095:1");
+    gpuc_limits_free(limits);
     CHECK(gpuc_sandbox_pause(sandbox, &error) == 0);
     CHECK_NO_ERROR(error);
     CHECK(gpuc_sandbox_resume(sandbox, &error) == 0);
@@ -223,6 +236,78 @@ static void limits(const gpuc_image_t *image) {
     CHECK(gpuc_sandbox_wait(sandbox, 60000, &status, &error) == 1);
     CHECK(status.signal == SIGKILL && status.oom_killed);
     close_sandbox(sandbox);
+}
+
+/* What a profile says happens, and what is no profile is said. */
+static void filter(const gpuc_image_t *image, const char *directory) {
+    gpuc_error_t *error;
+    const char *const profile =
+        "{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"syscalls\": ["
+        "{\"names\": [\"mkdir\", \"mkdirat\"], \"action\": \"SCMP_ACT_ERRNO\", \"errnoRet\": 28}]}";
+    char path[64];
+    snprintf(path, sizeof path, "%s/profile.json", directory);
+    FILE *file = fopen(path, "w");
+    CHECK(file != NULL && fputs(profile, file) > 0 && fclose(file) == 0);
+    for (int from_file = 0; from_file < 2; from_file++) {
+        gpuc_config_t *config = shell(image, "busybox mkdir /tmp/new");
+        if (from_file) {
+            gpuc_config_set_seccomp_file(config, path);
+        } else {
+            gpuc_config_set_seccomp_json(config, profile);
+        }
+        gpuc_sandbox_t *sandbox = spawn(config);
+        gpuc_output_t *output = gpuc_sandbox_communicate(sandbox, NULL, 0, 60000, &error);
+        CHECK_NO_ERROR(error);
+        CHECK(gpuc_output_status(output).code == 1);
+        size_t length;
+        const char *text = (const char *)gpuc_output_bytes(output, 2, &length);
+        char words[256] = "";
+        memcpy(words, text, length < sizeof words ? length : sizeof words - 1);
+        CHECK(strstr(words, "No space left on device") != NULL);
+        gpuc_output_free(output);
+        close_sandbox(sandbox);
+    }
+    CHECK(remove(path) == 0);
+    gpuc_config_t *config = shell(image, "true");
+    gpuc_config_set_seccomp_file(config, path);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_NOT_FOUND, "profile.json");
+    gpuc_config_free(config);
+    config = shell(image, "true");
+    gpuc_config_set_seccomp_json(config, "{\"archMap\": []}");
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_UNSUPPORTED, "Docker");
+    gpuc_config_free(config);
+}
+
+static void gpu_requests(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    const char *const good[] = {"compute", "video", NULL};
+    const char *const none[] = {NULL};
+    const char *const bad[] = {"compute", "warp", NULL};
+    gpuc_gpu_request_t *request = gpuc_gpu_request_new("GPU-no-such");
+    gpuc_gpu_request_set_capabilities(request, good);
+    gpuc_gpu_request_set_capabilities(request, none);
+    gpuc_gpu_request_set_min_free_memory(request, 1 << 20);
+    gpuc_gpu_request_set_multi_process_service(request, true);
+    gpuc_config_t *config = shell(image, "true");
+    gpuc_config_set_gpu_request(config, request);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_GPU_UNAVAILABLE, "GPU");
+    gpuc_gpu_request_set_capabilities(request, bad);
+    gpuc_config_set_gpu_request(config, request);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "\"warp\"");
+    gpuc_config_free(config);
+    gpuc_gpu_request_free(request);
+    request = gpuc_gpu_request_new("count:many");
+    config = shell(image, "true");
+    gpuc_config_set_gpu_request(config, request);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "count:many");
+    gpuc_config_free(config);
+    gpuc_gpu_request_free(request);
+    gpuc_gpu_request_free(NULL);
 }
 
 static void network(const gpuc_image_t *image) {
@@ -329,7 +414,13 @@ int main(void) {
     waiting(image);
     further(image);
     limits(image);
+    filter(image, directory);
+    gpu_requests(image);
     network(image);
+    CHECK(gpuc_collect_abandoned(store, &error) == 0);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_collect_abandoned(NULL, &error) == -1);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "store is NULL");
     errors(store, image);
     gpuc_image_free(image);
     gpuc_image_store_free(store);

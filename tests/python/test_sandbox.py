@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import multiprocessing
 import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,7 @@ from typing import Any
 import pytest
 
 import gpucontainer
-from gpucontainer import DEVNULL, PIPE, Limits, Mount, Sandbox, errors
+from gpucontainer import DEVNULL, PIPE, GpuRequest, IoLimit, Limits, Mount, Sandbox, errors
 
 BUSYBOX = shutil.which("busybox")
 IS_ROOT = os.geteuid() == 0
@@ -261,6 +264,56 @@ def test_limits_statistics_and_pause(start: Start) -> None:
 
 
 @needs_root
+def test_limits_of_devices_and_in_the_kernels_words(start: Start) -> None:
+    sandbox = start("exec sleep 1000", limits=Limits(raw={"pids.max": "17"}))
+    assert sandbox.stats()["pids"]["limit"] == 17
+    # No block device has these numbers.
+    nowhere = Limits(io=[IoLimit(4095, 1, read_bytes=1 << 20, write_operations=100)])
+    with pytest.raises(errors.LimitNotAppliedError, match="4095:1"):
+        sandbox.update(nowhere)
+    with pytest.raises(errors.InvalidArgumentError, match="no rate"):
+        start("true", limits=Limits(io=[IoLimit(8, 0)]))
+
+
+def test_a_filter_of_ones_own(start: Start, tmp_path: Path) -> None:
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    file = tmp_path / "profile.json"
+    file.write_text(json.dumps(profile))
+    for given in (profile, file, str(file)):
+        output = start("busybox mkdir /tmp/new", seccomp=given).communicate(timeout=60)
+        assert b"No space left on device" in output.stderr
+        assert output.status.code == 1
+    file.write_text("nonsense")
+    with pytest.raises(errors.InvalidArgumentError, match=r"profile\.json"):
+        start("true", seccomp=file)
+
+
+def test_what_dead_processes_left_is_removed(image: gpucontainer.Image, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = gpucontainer.ImageStore(path)
+    assert BUSYBOX is not None
+    store.build().copy(BUSYBOX, "/bin/sleep", follow_links=True).commit("sleep:1")
+    script = (
+        "import os, sys, gpucontainer\n"
+        "store = gpucontainer.ImageStore(sys.argv[1])\n"
+        "sandbox = gpucontainer.Sandbox('sleep:1', ['sleep', '1000'], store=store, stdin=gpucontainer.DEVNULL)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, path], stdout=subprocess.DEVNULL)
+    assert ended.returncode == -signal.SIGKILL
+    # What was in the sandbox ends soon after its owner, and holds its claim until then.
+    end = time.monotonic() + 60
+    while True:
+        gpucontainer.collect_abandoned(store)
+        left = [entry.name for entry in (path / "scratch").iterdir() if entry.name.startswith("s-")]
+        if not left or time.monotonic() > end:
+            break
+        time.sleep(0.01)
+    assert left == []
+
+
+@needs_root
 def test_a_memory_hog_is_reported(start: Start) -> None:
     sandbox = start("x=1234567890123456; while :; do x=$x$x; done", memory=16 << 20)
     status = sandbox.wait(60)
@@ -278,6 +331,9 @@ def test_a_memory_hog_is_reported(start: Start) -> None:
         ({"network": "carrier pigeon"}, errors.InvalidArgumentError, "pigeon"),
         ({"mounts": [Mount.tmpfs("relative")]}, errors.InvalidArgumentError, "relative"),
         ({"gpus": ["GPU-no-such"]}, errors.GpuUnavailableError, "GPU"),
+        ({"gpus": GpuRequest("GPU-no-such", capabilities=["video"])}, errors.GpuUnavailableError, "GPU"),
+        ({"gpus": GpuRequest(1, capabilities=["warp"])}, errors.InvalidArgumentError, "warp"),
+        ({"gpus": GpuRequest(1), "min_gpu_memory": 1}, TypeError, "min_free_memory"),
         ({"memory": 0}, errors.InvalidArgumentError, "memory"),
     ],
 )

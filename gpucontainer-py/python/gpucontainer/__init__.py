@@ -2,9 +2,23 @@
 
 from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
 from .errors import Error
+from .gpu import GpuRequest
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
-from .sandbox import DEVNULL, PIPE, UNLIMITED, ExitStatus, Limits, Mount, Output, Port, Process, Sandbox
+from .sandbox import (
+    DEVNULL,
+    PIPE,
+    UNLIMITED,
+    ExitStatus,
+    IoLimit,
+    Limits,
+    Mount,
+    Output,
+    Port,
+    Process,
+    Sandbox,
+    collect_abandoned,
+)
 
 __all__ = [
     "DEVNULL",
@@ -16,11 +30,13 @@ __all__ = [
     "ExitStatus",
     "Gpu",
     "GpuMemory",
+    "GpuRequest",
     "Host",
     "Image",
     "ImageBuilder",
     "ImageConfig",
     "ImageStore",
+    "IoLimit",
     "Limits",
     "MigDevice",
     "Mount",
@@ -30,4 +46,5 @@ __all__ = [
     "Progress",
     "Sandbox",
     "__version__",
+    "collect_abandoned",
 ]

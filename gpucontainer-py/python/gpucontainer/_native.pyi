@@ -16,6 +16,7 @@ __all__ = [
     "_Process",
     "_Sandbox",
     "__version__",
+    "collect_abandoned",
     "explain",
     "probe",
 ]
@@ -25,6 +26,7 @@ __version__: str
 _Path: TypeAlias = str | PathLike[str]
 _OnProgress: TypeAlias = Callable[[Progress], object]
 
+def collect_abandoned(store: ImageStore) -> None: ...
 def explain(image: str | Image | PathLike[str], options: dict[str, Any]) -> str: ...
 def probe() -> tuple[str, str]: ...
 

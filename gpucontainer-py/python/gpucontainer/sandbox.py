@@ -20,6 +20,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 from . import _native
 from ._native import Image, ImageStore
 from .errors import TimedOutError
+from .gpu import GpuRequest
 
 #: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
 PIPE = subprocess.PIPE
@@ -64,6 +65,20 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
+class IoLimit:
+    """What processes may do with one block device, a whole disk, at most; what is None has no limit."""
+
+    major: int
+    minor: int
+    #: Bytes a second.
+    read_bytes: int | None = None
+    write_bytes: int | None = None
+    #: Operations a second.
+    read_operations: int | None = None
+    write_operations: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """What processes in a sandbox may use at most; what is None has no limit."""
 
@@ -89,11 +104,19 @@ class Limits:
     io_weight: int | None = None
     #: Bytes of huge pages, by page size in bytes.
     hugetlb: Mapping[int, int] | None = None
+    #: Rates of block devices.
+    io: Sequence[IoLimit] | None = None
+    #: Control files of this host's version of control groups, and what is written into them as it stands.
+    raw: Mapping[str, str] | None = None
 
     def _fields(self) -> dict[str, object]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.hugetlb is not None:
             fields["hugetlb"] = list(self.hugetlb.items())
+        if self.io is not None:
+            fields["io"] = [dataclasses.astuple(device) for device in self.io]
+        if self.raw is not None:
+            fields["raw"] = list(self.raw.items())
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -336,6 +359,15 @@ class Process(_Running):
         self.close()
 
 
+def collect_abandoned(store: ImageStore) -> None:
+    """Removes what sandboxes of processes that died left, of this user's, and raises what could not be removed.
+
+    That is control groups, and directories for writes in the store. The first start of a process with a store does
+    this by itself.
+    """
+    _native.collect_abandoned(store)
+
+
 class Sandbox(_Running):
     """A running application in namespaces, a root file system and limits of its own.
 
@@ -370,13 +402,14 @@ class Sandbox(_Running):
         mounts: Iterable[Mount] | None = None,
         shm_size: int | None = None,
         ports: Mapping[int, int | tuple[str, int]] | None = None,
-        gpus: int | str | Sequence[str] | None = None,
+        gpus: int | str | Sequence[str] | GpuRequest | None = None,
         min_gpu_memory: int = 0,
         driver_root: _Path | None = None,
         add_capabilities: Iterable[str] | None = None,
         drop_capabilities: Iterable[str] | None = None,
         new_privileges: bool | None = None,
         unfiltered: bool = False,
+        seccomp: Mapping[str, Any] | _Path | None = None,
         resource_limits: Mapping[str, int | tuple[int, int]] | None = None,
         sysctls: Mapping[str, str] | None = None,
         oom_score: int | None = None,
@@ -394,9 +427,10 @@ class Sandbox(_Running):
         :param writable_memory: keeps writes to the root in memory, at most so many bytes.
         :param memory: bytes; ``cpus`` in cores; ``pids`` processes and threads: over those of ``limits``.
         :param ports: container port to host port, or to an address of the host and a port; 0 is any free one.
-        :param gpus: how many, ``"all"``, indices as in ``"0,1"``, or identifiers.
-        :param min_gpu_memory: bytes that must be free on each GPU.
+        :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, or a :class:`GpuRequest`.
+        :param min_gpu_memory: bytes that must be free on each GPU; a :class:`GpuRequest` says so itself.
         :param unfiltered: turns the system call filter off.
+        :param seccomp: the system call filter: the ``seccomp`` object of a runtime bundle, or a JSON file of it.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
         :param stdin: and ``stdout``, ``stderr``: None is the host's; ``PIPE``, ``DEVNULL``, a file, a descriptor.
         """
@@ -545,7 +579,13 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     if "ports" in given:
         given["ports"] = [_port(*port) for port in given["ports"].items()]
     if "gpus" in given:
-        given["gpus"] = (given["gpus"], arguments.get("min_gpu_memory", 0))
+        given["gpus"] = _gpus(given["gpus"], arguments.get("min_gpu_memory", 0))
+    if "seccomp" in given:
+        profile = given.pop("seccomp")
+        if isinstance(profile, Mapping):
+            given["seccomp_json"] = json.dumps(profile)
+        else:
+            given["seccomp_file"] = profile
     if "resource_limits" in given:
         pairs = (
             (name, value if isinstance(value, tuple) else (value, value))
@@ -553,6 +593,14 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
         )
         given["resource_limits"] = [(name, soft, hard) for name, (soft, hard) in pairs]
     return given
+
+
+def _gpus(wanted: int | str | Sequence[str] | GpuRequest, free: int) -> dict[str, Any]:
+    if not isinstance(wanted, GpuRequest):
+        wanted = GpuRequest(wanted, min_free_memory=free)
+    elif free:
+        raise TypeError("min_gpu_memory is said by the request for GPUs itself, as min_free_memory")
+    return wanted._fields()
 
 
 def _port(

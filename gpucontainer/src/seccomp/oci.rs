@@ -8,6 +8,23 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
 };
 
+/// The profile that a JSON text holds.
+pub(super) fn parse(json: &str) -> Result<LinuxSeccomp> {
+    let wrong = |cause| Error::new(ErrorKind::InvalidArgument, format!("seccomp profile: {cause}"));
+    let value: serde_json::Value = serde_json::from_str(json).map_err(wrong)?;
+    let depends = |rule: &serde_json::Value| {
+        let says = |name: &str| rule[name].as_object().is_some_and(|conditions| !conditions.is_empty());
+        says("includes") || says("excludes")
+    };
+    let rules = value["syscalls"].as_array();
+    if value.get("archMap").is_some() || rules.is_some_and(|rules| rules.iter().any(depends)) {
+        let message =
+            "seccomp profile: the form with archMap, includes and excludes is Docker's own, not that of a bundle";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    serde_json::from_value(value).map_err(wrong)
+}
+
 pub(super) fn profile(bundle: &LinuxSeccomp) -> Result<Profile> {
     let Some(native) = Architecture::NATIVE else {
         return Err(Error::new(ErrorKind::Unsupported, "seccomp profile: no system call table for this architecture"));

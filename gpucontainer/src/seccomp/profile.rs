@@ -1,9 +1,11 @@
 //! The profile: rules about system calls, in words.
 
-use crate::error::Result;
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::seccomp::{compile, default, filter, oci, tables};
+use crate::sys::fs;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::path::Path;
 
 /// The error number of an operation that is not permitted; the same on every architecture here.
 pub(super) const EPERM: u16 = 1;
@@ -241,6 +243,30 @@ impl Profile {
     /// machine's architecture has no table.
     pub fn from_oci(profile: &oci_spec::runtime::LinuxSeccomp) -> Result<Self> {
         oci::profile(profile)
+    }
+
+    /// Reads the JSON text of the profile of a runtime bundle, its `seccomp` object; see [`Profile::from_oci`].
+    ///
+    /// Docker's own form of it, in which rules depend on the container's capabilities, is refused: without the
+    /// capabilities such a rule could only be read as more than it says.
+    ///
+    /// # Errors
+    /// Those of [`Profile::from_oci`]; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for text
+    /// that is no such profile, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for Docker's form.
+    pub fn from_json(json: &str) -> Result<Self> {
+        oci::profile(&oci::parse(json)?)
+    }
+
+    /// Reads a profile, as [`Profile::from_json`], from a file of the host of at most 1 MiB.
+    ///
+    /// # Errors
+    /// Those of [`Profile::from_json`], and what reading the file gives.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let wanted = || format!("seccomp profile {}", path.display());
+        let bytes = fs::read_small(path).with_context(wanted)?;
+        let text = String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::InvalidArgument, "it is not UTF-8"));
+        text.and_then(|text| Self::from_json(&text)).with_context(wanted)
     }
 
     /// Puts `rule` before all rules that are there.

@@ -225,6 +225,32 @@ mod bundles {
     }
 
     #[test]
+    fn texts_and_files_are_read_or_refused() {
+        let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}"#;
+        assert_eq!(Profile::from_json(text).unwrap(), read(text).unwrap());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(Profile::from_file(file.path()).unwrap(), read(text).unwrap());
+        std::fs::write(&file, b"\xff").unwrap();
+        let error = Profile::from_file(file.path()).unwrap_err();
+        assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
+        let conditional = r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_BPF"]}, "excludes": {}}]}"#;
+        let table = [
+            ("", ErrorKind::InvalidArgument),
+            ("[]", ErrorKind::InvalidArgument),
+            ("{}", ErrorKind::InvalidArgument),
+            (r#"{"defaultAction": "SCMP_ACT_SHRUG"}"#, ErrorKind::InvalidArgument),
+            (r#"{"archMap": []}"#, ErrorKind::Unsupported),
+            (conditional, ErrorKind::Unsupported),
+        ];
+        for (text, kind) in table {
+            let error = Profile::from_json(text).unwrap_err();
+            assert_eq!(error.kind(), kind, "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn rules_are_read_as_engines_do() {
         let Some(native) = Architecture::NATIVE else { return };
         let profile = read(

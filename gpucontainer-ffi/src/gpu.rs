@@ -1,0 +1,123 @@
+//! Requests for GPUs, as C sees them.
+#![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
+
+use crate::boundary::{Fault, bad, catch, given, path, strings, text};
+use crate::config::Config;
+use gpucontainer::Result;
+use gpucontainer::gpu::{DriverCapability, DriverRoot};
+use std::ffi::c_char;
+
+/// Which GPUs, and which parts of the driver with them. A setter that is given something unusable makes the call
+/// fail that later uses the request.
+#[derive(Debug, Default)]
+pub struct GpuRequest {
+    pub(crate) request: gpucontainer::gpu::GpuRequest,
+    pub(crate) fault: Fault,
+}
+
+impl GpuRequest {
+    fn update(
+        this: Option<&mut Self>,
+        change: impl FnOnce(gpucontainer::gpu::GpuRequest) -> Result<gpucontainer::gpu::GpuRequest>,
+    ) {
+        let Some(this) = this else { return };
+        let changed = catch(|| change(this.request.clone()));
+        if let Some(changed) = this.fault.keep(changed) {
+            this.request = changed;
+        }
+    }
+
+    /// All that was set, if it can be used.
+    pub(crate) fn ready(&self) -> Result<gpucontainer::gpu::GpuRequest> {
+        self.fault.check()?;
+        Ok(self.request.clone())
+    }
+}
+
+fn which(gpus: &str) -> Result<gpucontainer::gpu::GpuRequest> {
+    match gpus.strip_prefix("count:") {
+        Some(count) => {
+            let count = count.parse().map_err(|e| bad(format!("gpus {gpus:?}: {e}")))?;
+            Ok(gpucontainer::gpu::GpuRequest::count(count))
+        }
+        None => gpus.parse(),
+    }
+}
+
+/// Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
+/// identifiers.
+///
+/// @return the caller's, freed with gpuc_gpu_request_free
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_new(gpus: *const c_char) -> Option<Box<GpuRequest>> {
+    let mut request = Box::<GpuRequest>::default();
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    GpuRequest::update(Some(&mut request), |_| which(unsafe { text(gpus, "gpus") }?));
+    Some(request)
+}
+
+/// Wants at least so many bytes of free memory on each GPU.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_min_free_memory(request: Option<&mut GpuRequest>, bytes: u64) {
+    GpuRequest::update(request, |request| Ok(request.min_free_memory(bytes)));
+}
+
+/// Replaces the parts of the driver that come with the GPUs, "compute" and "utility" by default. The names are those
+/// of NVIDIA_DRIVER_CAPABILITIES; none at all gives device nodes without libraries.
+///
+/// @param names  strings, and NULL after the last
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_capabilities(
+    request: Option<&mut GpuRequest>,
+    names: *const *const c_char,
+) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or strings with NULL after the last.
+        let names = unsafe { strings(names, "names") }?;
+        if names.is_empty() {
+            return Ok(request.capabilities([]));
+        }
+        Ok(request.capabilities(DriverCapability::parse_list(&names.join(","))?))
+    });
+}
+
+/// Whether a running Multi-Process Service is shared with the container; no by default.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_multi_process_service(request: Option<&mut GpuRequest>, shared: bool) {
+    GpuRequest::update(request, |request| Ok(request.multi_process_service(shared)));
+}
+
+/// Frees a request.
+///
+/// @param request  may be NULL
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_free(request: Option<Box<GpuRequest>>) {
+    drop(request);
+}
+
+/// Says where the GPU driver's user space is, if not in the host's own root.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_config_set_driver_root(config: Option<&mut Config>, path: *const c_char) {
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    Config::update(config, |builder| Ok(builder.driver_root(DriverRoot::new(unsafe { self::path(path, "path") }?))));
+}
+
+/// Asks for GPUs. None by default, whatever the image asks for.
+///
+/// @param request  copied
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_gpu_request(config: Option<&mut Config>, request: Option<&GpuRequest>) {
+    Config::update(config, |builder| Ok(builder.gpus(given(request, "request")?.ready()?)));
+}
+
+/// Asks for GPUs in the words of gpuc_gpu_request_new, and for nothing else.
+///
+/// @param min_free_memory  bytes that must be free on each
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_config_set_gpus(config: Option<&mut Config>, gpus: *const c_char, min_free_memory: u64) {
+    Config::update(config, |builder| {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let request = which(unsafe { text(gpus, "gpus") }?)?;
+        Ok(builder.gpus(request.min_free_memory(min_free_memory)))
+    });
+}
