@@ -27,6 +27,8 @@ pub use grant::{
 };
 pub use injection::image_facts::ImageFacts;
 pub use injection::{grant, grant_from};
-pub use inventory::{Fabric, Gpu, GpuMemory, GpuPair, Inventory, MigDevice, NvLink, NvLinkEnd, PciPath};
+pub use inventory::{
+    Fabric, Gpu, GpuHealth, GpuMemory, GpuPair, Inventory, MigDevice, NvLink, NvLinkEnd, PciPath, RemappedRows,
+};
 pub use request::{DriverCapability, GpuName, GpuRequest, Vendor};
 pub use topology::{GpuSet, Topology};

@@ -1,6 +1,8 @@
 //! The calls of NVIDIA's management library that its safe wrapper lacks.
 #![allow(unsafe_code, reason = "function pointers of a C library, taken from the wrapper that loaded it")]
 
+pub(crate) mod facts;
+
 use nvml_wrapper::error::{NvmlError, nvml_try};
 use nvml_wrapper::{Device, Nvml};
 

@@ -1,10 +1,12 @@
 //! Which GPUs this host has, and how they are used at this moment.
 
+mod health;
 mod links;
 #[cfg(feature = "nvml")]
 mod nvml;
 mod sysfs;
 
+pub use health::{GpuHealth, RemappedRows};
 pub use links::{Fabric, GpuPair, NvLink, NvLinkEnd, PciPath};
 
 use crate::gpu::driver::root::DriverRoot;
@@ -80,6 +82,12 @@ pub struct Gpu {
     pub nvlinks: Vec<NvLink>,
     /// The NVLink fabric that it has joined, if any.
     pub fabric: Option<Fabric>,
+    /// The NUMA nodes whose memory is near to it, ascending; empty if unknown.
+    pub memory_nodes: Vec<u32>,
+    /// The brand as requirements of images name it: `tesla`, `geforce`, `nvidiartx`, …; NVIDIA only.
+    pub brand: Option<String>,
+    /// What it says of its own condition.
+    pub health: GpuHealth,
 }
 
 /// What this host has in GPUs, and why not if it has none.

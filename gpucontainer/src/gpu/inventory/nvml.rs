@@ -3,13 +3,17 @@
 //! The library is loaded, asked and unloaded within one call: a handle held longer would keep the
 //! kernel module busy, and would not survive a `fork`.
 
+mod health;
+mod links;
+
 use crate::gpu::driver::elf::{self, Machine};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::{self, LIBRARY_DIRECTORIES};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
 use crate::gpu::request::Vendor;
-use crate::sys::nvml::{close, instances};
+use crate::sys::nvml::{close, facts, instances};
 
+use nvml_wrapper::enum_wrappers::device::Brand;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use std::collections::BTreeSet;
@@ -27,6 +31,10 @@ const MAX_SLICES: u32 = 64;
 const MAX_PROCESSES: u32 = 65_536;
 /// 8,192 CPUs, the most that Linux can be built for, in words of 64 bits.
 const CPU_WORDS: usize = 128;
+/// 1,024 NUMA nodes, the most that Linux can be built for, in words of 64 bits.
+const NODE_WORDS: usize = 16;
+/// The nodes that the GPU is attached to, rather than all of its socket.
+const NODE_SCOPE: u32 = 0;
 
 /// Lists the GPUs of the driver in `root`, or says why there are none.
 pub(crate) fn inventory(root: &DriverRoot) -> Inventory {
@@ -160,6 +168,13 @@ fn read(nvml: &Nvml) -> Inventory {
         }
     }
     duplicates(&mut inventory);
+    links::name_ends(&mut inventory.gpus);
+    let handles = inventory.gpus.iter().filter_map(|gpu| Some((gpu, nvml.device_by_index(gpu.index).ok()?)));
+    let handles: Vec<_> = handles.collect();
+    // A GPU that was lost meanwhile would shift the places of the others.
+    if handles.len() == inventory.gpus.len() {
+        inventory.pairs = links::pairs(nvml, &handles, &mut inventory.problems);
+    }
     if inventory.gpus.is_empty() {
         inventory.unavailable = Some(match inventory.problems.first() {
             Some(problem) => format!("the NVIDIA driver is there, but none of {count} GPUs can be used: {problem}"),
@@ -215,7 +230,10 @@ fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'st
     let pci_bus_id = kernel_bus_id(&bus_id)
         .ok_or_else(|| ("nvmlDeviceGetPciInfo", Fault::Malformed(bus_id.clone(), "bus address")))?;
 
+    let mut lost = false;
     let mut note = |call: &str, fault: Fault| match fault {
+        // One line says it.
+        Fault::Nvml(NvmlError::GpuLost) if std::mem::replace(&mut lost, true) => {}
         // What a model does not have is no problem of this one.
         Fault::Nvml(NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_)) => {}
         e => problems.push(format!("GPU {index}: {call}: {e}")),
@@ -235,7 +253,7 @@ fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'st
             None
         }
     };
-    let cpu_affinity = device.cpu_affinity(CPU_WORDS).map(|words| cpus(&words)).unwrap_or_else(|e| {
+    let cpu_affinity = device.cpu_affinity(CPU_WORDS).map(|words| bits(&words)).unwrap_or_else(|e| {
         note("nvmlDeviceGetCpuAffinity", e.into());
         Vec::new()
     });
@@ -246,8 +264,25 @@ fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'st
             false
         }
     };
+    let memory_nodes = device.memory_affinity(NODE_WORDS, NODE_SCOPE).map(|words| bits(&words)).unwrap_or_else(|e| {
+        note("nvmlDeviceGetMemoryAffinity", e.into());
+        Vec::new()
+    });
+    let brand = match device.brand() {
+        Ok(brand) => brand_name(brand),
+        // A brand newer than this library.
+        Err(NvmlError::UnexpectedVariant(_)) => None,
+        Err(e) => {
+            note("nvmlDeviceGetBrand", e.into());
+            None
+        }
+    };
+    let nvlinks = links::nvlinks(nvml, &device, &mut note);
+    let fabric = links::fabric(nvml, &device, &mut note);
+    let mut health = health::health(nvml, &device, &mut note);
     let mig_devices = if mig_enabled { slices(nvml, &device, &mut note) } else { Vec::new() };
-    let mut processes = processes(&device, &mut note);
+    let mut processes = processes(nvml, &device, &mut note);
+    health.lost = lost;
     for slice in &mig_devices {
         processes.extend(&slice.processes);
     }
@@ -265,7 +300,12 @@ fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'st
         mig_enabled,
         mig_devices,
         processes: processes.into_iter().collect(),
-        ..Gpu::default()
+        brand: brand.map(str::to_owned),
+        memory_nodes,
+        nvlinks,
+        fabric,
+        health,
+        render_nodes: Vec::new(),
     })
 }
 
@@ -318,11 +358,11 @@ fn slice(
         compute_instance,
         profile: name.rsplit_once(" MIG ").map(|(_, profile)| profile.to_owned()).unwrap_or_default(),
         memory: memory(mig).unwrap_or_default(),
-        processes: processes(mig, note).into_iter().collect(),
+        processes: processes(nvml, mig, note).into_iter().collect(),
     })
 }
 
-fn processes(device: &Device<'_>, note: &mut impl FnMut(&str, Fault)) -> BTreeSet<u32> {
+fn processes(nvml: &Nvml, device: &Device<'_>, note: &mut impl FnMut(&str, Fault)) -> BTreeSet<u32> {
     let mut pids = BTreeSet::new();
     let mut collect = |call, count: Result<u32, NvmlError>, list: &dyn Fn() -> Result<Vec<u32>, NvmlError>| {
         let listed = match count {
@@ -343,7 +383,31 @@ fn processes(device: &Device<'_>, note: &mut impl FnMut(&str, Fault)) -> BTreeSe
     collect("nvmlDeviceGetGraphicsRunningProcesses", device.running_graphics_processes_count(), &|| {
         device.running_graphics_processes().map(pids_of)
     });
+    match facts::mps_processes(nvml, device, MAX_PROCESSES) {
+        Ok(list) => pids.extend(list),
+        Err(e) => note("nvmlDeviceGetMPSComputeRunningProcesses", e.into()),
+    }
     pids
+}
+
+/// The name that `NVIDIA_REQUIRE_…` variables use for a brand.
+fn brand_name(brand: Brand) -> Option<&'static str> {
+    Some(match brand {
+        Brand::Quadro => "quadro",
+        Brand::Tesla => "tesla",
+        Brand::NVS => "nvs",
+        Brand::GRID => "grid",
+        Brand::GeForce => "geforce",
+        Brand::Titan => "titan",
+        Brand::QuadroRTX => "quadrortx",
+        Brand::NvidiaRTX => "nvidiartx",
+        Brand::Nvidia => "nvidia",
+        Brand::GeForceRTX => "geforcertx",
+        Brand::TitanRTX => "titanrtx",
+        // Virtual GPUs, which were all called GRID before.
+        Brand::VApps | Brand::VPC | Brand::VCS | Brand::VWS | Brand::CloudGaming | Brand::VGaming => "grid",
+        Brand::Unknown => return None,
+    })
 }
 
 /// `00000000:07:00.0` as the kernel writes it, `0000:07:00.0`: NVML gives the domain eight digits.
@@ -357,15 +421,16 @@ pub(crate) fn kernel_bus_id(bus_id: &str) -> Option<String> {
     valid.then(|| format!("{domain:04x}:{bus:02x}:{device:02x}.{function}"))
 }
 
-fn cpus<W: Copy + Into<u64>>(words: &[W]) -> Vec<u32> {
-    let mut cpus = Vec::new();
+/// The numbers of the bits that are set.
+fn bits<W: Copy + Into<u64>>(words: &[W]) -> Vec<u32> {
+    let mut numbers = Vec::new();
     let mut first = 0;
     for word in words {
         let word: u64 = (*word).into();
-        cpus.extend((0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| first + bit));
+        numbers.extend((0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| first + bit));
         first += 64;
     }
-    cpus
+    numbers
 }
 
 #[cfg(test)]
@@ -394,7 +459,7 @@ mod tests {
 
     #[test]
     fn masks_become_lists() {
-        assert_eq!(cpus(&[0b1011_u64, 1]), [0, 1, 3, 64]);
+        assert_eq!(bits(&[0b1011_u64, 1]), [0, 1, 3, 64]);
         assert_eq!(cuda_version(12_040), Some((12, 4)));
         assert_eq!(cuda_version(-1), None);
     }
