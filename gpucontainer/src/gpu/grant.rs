@@ -192,4 +192,24 @@ impl GpuGrant {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Grants what `other` grants as well; where both have something at the same place, `other` counts.
+    pub(crate) fn add(&mut self, other: Self) {
+        /// Appends, in place of what has the same key.
+        fn put<T, K: PartialEq>(all: &mut Vec<T>, more: Vec<T>, key: impl Fn(&T) -> &K) {
+            all.retain(|known| !more.iter().any(|new| key(new) == key(known)));
+            all.extend(more);
+        }
+        put(&mut self.gpus, other.gpus, |gpu| gpu);
+        put(&mut self.device_nodes, other.device_nodes, |node| &node.path);
+        put(&mut self.mounts, other.mounts, |mount| &mount.target);
+        put(&mut self.links, other.links, |link| &link.link);
+        put(&mut self.trees, other.trees, |tree| &tree.path);
+        put(&mut self.library_directories, other.library_directories, |directory| directory);
+        put(&mut self.environment, other.environment, |(name, _)| name);
+        put(&mut self.groups, other.groups, |group| group);
+        put(&mut self.hooks, other.hooks, |hook| hook);
+        self.driver_version = other.driver_version.or(self.driver_version.take());
+        self.mounts.sort_by_key(|mount| mount.target.components().count());
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::Wishes;
-use crate::gpu::cdi::DeviceName;
+use crate::gpu::cdi::{DeviceName, Reading};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -239,6 +239,8 @@ pub struct GpuRequest {
     multi_process_service: bool,
     #[serde(default)]
     pub(in crate::gpu) wishes: Wishes,
+    #[serde(default)]
+    pub(in crate::gpu) reading: Reading,
 }
 
 impl Default for GpuRequest {
@@ -257,6 +259,7 @@ impl GpuRequest {
             capabilities: default_capabilities(),
             multi_process_service: false,
             wishes: Wishes::default(),
+            reading: Reading::default(),
         }
     }
 
@@ -378,6 +381,12 @@ impl GpuRequest {
         &self.which
     }
 
+    /// The same for these GPUs.
+    pub(crate) fn only(mut self, names: Vec<GpuName>) -> Self {
+        self.which = Which::Named(names);
+        self
+    }
+
     pub(crate) fn wanted_vendor(&self) -> Vendor {
         self.vendor
     }
@@ -410,8 +419,8 @@ impl FromStr for GpuRequest {
     /// Reads what images and engines write into `NVIDIA_VISIBLE_DEVICES`.
     ///
     /// `all`; `none` (the driver without a GPU); `void` or nothing (neither); or a list with commas
-    /// of identifiers, indices, MIG indices (`0:1`) and CDI names (`vendor.com/class=name`). `void` anywhere in a list wins; otherwise
-    /// the first of `all` and `none` does. Spaces around elements and empty elements are ignored.
+    /// of identifiers, indices, MIG indices (`0:1`) and CDI names (`vendor.com/class=name`). `void` anywhere in a
+    /// list wins; otherwise the first of `all` and `none` does. Spaces around elements and empty elements are ignored.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for anything else; also for a list of nothing but commas.

@@ -43,7 +43,15 @@ pub(crate) const READ_ONLY_PROC: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-t
 pub(crate) const MASKED_SYS: &[&str] = &["firmware", "devices/virtual/powercap"];
 
 pub(crate) fn device((path, major, minor): &(&str, u32, u32)) -> Device {
-    Device { path: (*path).to_owned(), major: *major, minor: *minor, mode: 0o666, bound: None }
+    Device {
+        path: (*path).to_owned(),
+        major: *major,
+        minor: *minor,
+        mode: 0o666,
+        block: false,
+        owner: None,
+        bound: None,
+    }
 }
 
 /// Those of `paths` that this host's kernel has, which is the container's kernel too.

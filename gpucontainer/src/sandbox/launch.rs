@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sandbox::compile::{Descriptors, clone_flags, compile};
+use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Plan, Step};
 use crate::sandbox::shift::Shifted;
@@ -30,6 +31,21 @@ pub(crate) struct Inputs<'a> {
     pub(crate) id_maps: Option<&'a IdMaps>,
 }
 
+impl Inputs<'_> {
+    /// Lets programs of vendors prepare the container, whose application waits for them at `gate`.
+    fn run_hooks(&self, plan: &Plan, gate: &OwnedFd, application: &OwnedFd) -> Result<()> {
+        let pid = process::pid_of(application)?.unwrap_or(0);
+        let hooks = plan.steps.iter().filter_map(|step| match step {
+            Step::AwaitHooks { hooks } => Some(hooks),
+            _ => None,
+        });
+        for hook in hooks.flatten() {
+            hooks::run(hook, &plan.name, pid, "creating")?;
+        }
+        process::tell(gate, b"G")
+    }
+}
+
 /// A started application with its supervisor.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -48,6 +64,9 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let (control, stub_control) = process::socket_pair()?;
     let (started, stub_started) = process::pipe()?;
     let owner = process::own_pidfd()?;
+    let waits = plan.steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. }));
+    let (gate, stub_gate) =
+        if waits { process::socket_pair().map(|(gate, stub)| (Some(gate), Some(stub)))? } else { (None, None) };
     let descriptors = Descriptors {
         cgroup_tasks: inputs.cgroup_tasks.clone(),
         stdio: inputs.stdio,
@@ -58,6 +77,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         layers: inputs.shifted.map(|taken| taken.layers.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
         writes: inputs.shifted.and_then(|taken| taken.writes.as_ref()).map(AsFd::as_fd),
         sources: inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd())).collect(),
+        gate: stub_gate.as_ref().map(AsFd::as_fd),
         target: inputs.target,
     };
     let program = compile(plan, &descriptors)?;
@@ -67,7 +87,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let options = CloneOptions { namespaces: clone_flags(plan), cgroup: inputs.cgroup };
     let child = start(&program, &options)?;
     let report = program.into_report();
-    drop((stub_control, stub_started));
+    drop((stub_control, stub_started, stub_gate));
     moments.push(("cloned", now()));
     let collected = Collect(&child.pidfd);
 
@@ -75,12 +95,23 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         maps.apply(child.pid)?;
         process::tell(&control, b"G")?;
     }
+    let (mut application, mut terminal) = (None, None);
+    if let Some(gate) = &gate {
+        // It is readable when the application waits there, and also when it is gone.
+        process::await_readable(gate, None)?;
+        if let Some(failure) = report.failure()? {
+            return Err(explain(plan, &failure));
+        }
+        let Some((b'P', pidfd)) = process::receive_descriptor(&control)? else { return Err(died(plan, &report)) };
+        inputs.run_hooks(plan, gate, &pidfd)?;
+        application = Some(pidfd);
+        moments.push(("hooks", now()));
+    }
     process::await_end(&started)?;
     // A report of a failure is in memory before the pipe ends.
     if let Some(failure) = report.failure()? {
         return Err(explain(plan, &failure));
     }
-    let (mut application, mut terminal) = (None, None);
     while application.is_none() {
         match process::receive_descriptor(&control)? {
             Some((b'P', fd)) => application = Some(fd),

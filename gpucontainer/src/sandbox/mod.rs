@@ -9,6 +9,7 @@ mod compile;
 mod config;
 mod defaults;
 mod exec;
+mod hooks;
 mod identity;
 mod launch;
 mod mount;
@@ -27,9 +28,9 @@ pub use plan::{Namespace, Plan};
 pub use process::{ExitStatus, Output, Process};
 pub use stdio::Stdio;
 
-use crate::cgroup::{Cgroup, Limits, Stats};
+use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::GpuGrant;
+use crate::gpu::{GpuGrant, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
 use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
@@ -180,6 +181,13 @@ impl Sandbox {
             let published = reservation.relay(namespace);
             sandbox.published = Some(published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?);
             moments.push(("ports", now()));
+        }
+        let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
+        for hook in sandbox.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
+            // As the OCI runtime specification has it: the application runs, whatever such a program says.
+            if let Err(error) = hooks::run(hook, &sandbox.name, sandbox.pid(), "running") {
+                tracing::warn!(%error, sandbox = sandbox.name, "a vendor's program failed");
+            }
         }
         sandbox.timeline = phases(&moments);
         Ok(sandbox)
@@ -494,7 +502,6 @@ fn cgroup_facts(cgroup: Option<&Cgroup>) -> CgroupFacts {
 /// Without the capability to make nodes, and with roots and mounts on which nodes of images do not work, none can
 /// appear; the rules are made where that is not so, and with GPUs, whose neighbours are next to them.
 fn restrict_devices(builder: &SandboxBuilder, cgroup: Option<&Cgroup>, prepared: &Prepared) -> Result<()> {
-    use crate::cgroup::{DeviceKind, DeviceRule};
     let makes_nodes = builder.capabilities & (Capability::Mknod.bit() | Capability::SysAdmin.bit()) != 0;
     if prepared.id_maps.is_some() || (prepared.grant.is_none() && !makes_nodes) {
         return Ok(());
@@ -507,9 +514,17 @@ fn restrict_devices(builder: &SandboxBuilder, cgroup: Option<&Cgroup>, prepared:
         return Err(Error::new(ErrorKind::Unsupported, message));
     };
     let granted = prepared.grant.iter().flat_map(|grant| &grant.device_nodes);
-    let granted = granted.map(|node| DeviceRule::device(DeviceKind::Character, node.major, node.minor));
+    let granted = granted.filter_map(device_rule);
     let rules: Vec<_> = DeviceRule::defaults().into_iter().chain(granted).collect();
     cgroup.allow_devices(&rules)
+}
+
+/// What the device filter must let through for a granted node; nothing if no access to it is granted.
+fn device_rule(node: &crate::gpu::DeviceNode) -> Option<DeviceRule> {
+    let access = node.access;
+    let kind = if node.block { DeviceKind::Block } else { DeviceKind::Character };
+    let rule = DeviceRule::device(kind, node.major, node.minor);
+    (access.read || access.write || access.make).then(|| rule.only(access.read, access.write, access.make))
 }
 
 fn phases(moments: &[(&'static str, Duration)]) -> Vec<Phase> {

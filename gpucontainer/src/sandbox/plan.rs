@@ -4,6 +4,7 @@
 //! ([`Plan::explain`]), serialised and compared; `compile.rs` turns it into the stub's program, and the same step
 //! numbers lead from a failed call back to these words.
 
+use crate::gpu::VendorHook;
 use crate::rootfs::{OverlayMount, Writes};
 use crate::sys::calls::{Attributes, Travel};
 use serde::Serialize;
@@ -99,6 +100,8 @@ pub(crate) enum Step {
     File { path: String, text: String },
     /// Shows a small file of the container's own over what the image has there.
     OwnFile { path: String, text: String },
+    /// Waits while programs of vendors prepare the container from outside.
+    AwaitHooks { hooks: Vec<VendorHook> },
     /// Sets the host name.
     Hostname { name: String },
     /// Brings the loopback interface up.
@@ -155,7 +158,7 @@ pub(crate) struct Masked {
     pub(crate) directory: bool,
 }
 
-/// A character device.
+/// A device.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Device {
     /// Absolute, in the container.
@@ -163,6 +166,9 @@ pub(crate) struct Device {
     pub(crate) major: u32,
     pub(crate) minor: u32,
     pub(crate) mode: u32,
+    pub(crate) block: bool,
+    /// Who it belongs to; root if `None`.
+    pub(crate) owner: Option<(u32, u32)>,
     /// The source to bind instead of making a node, where making nodes is not allowed.
     pub(crate) bound: Option<usize>,
 }
@@ -253,6 +259,10 @@ impl fmt::Display for Step {
             Self::Link { target, path } => write!(f, "link {path:?} to {target:?}"),
             Self::File { path, .. } => write!(f, "write {path:?}"),
             Self::OwnFile { path, .. } => write!(f, "mount the sandbox's own {path:?}"),
+            Self::AwaitHooks { hooks } => {
+                write!(f, "wait for")?;
+                hooks.iter().try_for_each(|hook| write!(f, " {:?}", hook.path))
+            }
             Self::Hostname { name } => write!(f, "set host name {name:?}"),
             Self::LoopbackUp => write!(f, "bring the loopback interface up"),
             Self::ReadOnly { path } => write!(f, "make {path:?} read-only"),

@@ -1,7 +1,7 @@
 //! From the configuration to the plan: everything is checked here, before anything is started.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{DriverRoot, GpuGrant, ImageFacts};
+use crate::gpu::{DriverRoot, GpuGrant, HookMoment, ImageFacts};
 use crate::image::{ImageConfig, ImageStore};
 use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
@@ -155,7 +155,7 @@ pub(crate) fn prepare(
     let grant = grant(builder, &tree)?;
     let passwd = tree.read_to_string("/etc/passwd")?.unwrap_or_default();
     let group = tree.read_to_string("/etc/group")?.unwrap_or_default();
-    let identity = resolve(builder.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
+    let mut identity = resolve(builder.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
     if let Some(maps) = &maps {
         if !maps.has(identity.user, identity.group) {
             let message = format!(
@@ -166,6 +166,8 @@ pub(crate) fn prepare(
             return Err(Error::new(ErrorKind::UserNotFound, message));
         }
     }
+    // An ordinary user cannot change its groups, and has its own ones inside.
+    identity.groups.extend(grant.iter().flat_map(|grant| &grant.groups));
     let env = environment(builder, &config, &identity, grant.as_ref());
     let argv = command(builder, &config)?;
     let working_dir = builder
@@ -191,10 +193,16 @@ pub(crate) fn prepare(
         sources: 0,
         in_user_namespace: maps.is_some(),
         shifted: maps.as_ref().is_some_and(IdMaps::is_shifted),
+        application: (identity.user, identity.group),
     };
     planner.before_fork(cgroup);
     planner.root(&root, scratch)?;
     planner.file_systems(cgroup, grant.as_ref())?;
+    let hooks = grant.iter().flat_map(|grant| &grant.hooks).filter(|hook| hook.moment == HookMoment::CreateRuntime);
+    let hooks: Vec<_> = hooks.cloned().collect();
+    if !hooks.is_empty() {
+        planner.add(Step::AwaitHooks { hooks });
+    }
     planner.own_files(&root)?;
     planner.process(&context, argv);
     let plan = Plan {
@@ -316,6 +324,8 @@ struct Planner<'a> {
     in_user_namespace: bool,
     /// Whether layers belong to ids that are others inside.
     shifted: bool,
+    /// User and group of the application.
+    application: (u32, u32),
 }
 
 impl Planner<'_> {
@@ -369,7 +379,9 @@ impl Planner<'_> {
         let builder = self.builder;
         let at = self.steps.len();
         let mut devices: Vec<Device> = defaults::DEVICES.iter().map(defaults::device).collect();
-        let granted = grant.map(|grant| grant.device_nodes.iter().map(granted_device).collect::<Result<Vec<_>>>());
+        let granted = grant.map(|grant| {
+            grant.device_nodes.iter().map(|node| granted_device(node, self.application)).collect::<Result<Vec<_>>>()
+        });
         devices.extend(granted.transpose()?.into_iter().flatten());
         if self.in_user_namespace {
             // Nobody may make device nodes in a user namespace, so the host's are shown.
@@ -481,7 +493,8 @@ impl Planner<'_> {
             later.push(Step::ReadOnly { path: target });
         }
         for mount in &grant.mounts {
-            let source = self.take(&mount.source, false);
+            let recursive = mount.recursive;
+            let source = self.take(&mount.source, recursive);
             let directory = fs::metadata(&mount.source)?.is_dir();
             let attributes = Attributes {
                 read_only: mount.read_only,
@@ -491,7 +504,7 @@ impl Planner<'_> {
             };
             let target = text(&mount.target)?;
             let travel = Travel::Private;
-            later.push(Step::Bind { source, target, directory, attributes, recursive: false, travel });
+            later.push(Step::Bind { source, target, directory, attributes, recursive, travel });
         }
         for link in &grant.links {
             later.push(Step::Link { target: text(&link.target)?, path: text(&link.link)? });
@@ -572,9 +585,19 @@ pub(crate) fn application(
     steps
 }
 
-fn granted_device(node: &crate::gpu::DeviceNode) -> Result<Device> {
+/// The node to make, which is the application's own unless the grant says whose.
+fn granted_device(node: &crate::gpu::DeviceNode, application: (u32, u32)) -> Result<Device> {
     let mode = node.mode & 0o777;
-    Ok(Device { path: text(&node.path)?, major: node.major, minor: node.minor, mode, bound: None })
+    let owner = node.owner.or(Some(application)).filter(|owner| *owner != (0, 0));
+    Ok(Device {
+        path: text(&node.path)?,
+        major: node.major,
+        minor: node.minor,
+        mode,
+        block: node.block,
+        owner,
+        bound: None,
+    })
 }
 
 /// Where the host has the node that the container sees at `path`.

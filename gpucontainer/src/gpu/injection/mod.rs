@@ -17,7 +17,7 @@ use crate::gpu::select::{Choice, select};
 use std::path::{Path, PathBuf};
 
 /// The directory in which the driver tells its user space about itself and about every GPU.
-const PROC: &str = "/proc/driver/nvidia";
+pub(crate) const PROC: &str = "/proc/driver/nvidia";
 
 /// Works out what a container of an image needs to use the GPUs that `request` asks for.
 ///
@@ -29,7 +29,10 @@ pub fn grant(request: &GpuRequest, driver_root: &DriverRoot, image: &ImageFacts)
     if request.is_none() {
         return Ok(GpuGrant::default());
     }
-    grant_from(request, &Inventory::discover_with(driver_root), driver_root, image)
+    let (_, of_inventory) = request.split();
+    // Devices of specifications need none, which takes time.
+    let inventory = of_inventory.map(|_| Inventory::discover_with(driver_root)).unwrap_or_default();
+    grant_from(request, &inventory, driver_root, image)
 }
 
 /// As [`grant`], with an inventory that was made before.
@@ -38,6 +41,23 @@ pub fn grant(request: &GpuRequest, driver_root: &DriverRoot, image: &ImageFacts)
 /// [`ErrorKind::GpuUnavailable`] if the inventory's GPUs cannot fulfil the request, or the driver that
 /// serves them is not in `driver_root`.
 pub fn grant_from(
+    request: &GpuRequest,
+    inventory: &Inventory,
+    driver_root: &DriverRoot,
+    image: &ImageFacts,
+) -> Result<GpuGrant> {
+    let (described, of_inventory) = request.split();
+    let mut grant = match of_inventory {
+        Some(request) => grant_of_inventory(&request, inventory, driver_root, image)?,
+        None => GpuGrant::default(),
+    };
+    if !described.is_empty() {
+        grant.add(request.grant_described(&described, driver_root)?);
+    }
+    Ok(grant)
+}
+
+fn grant_of_inventory(
     request: &GpuRequest,
     inventory: &Inventory,
     driver_root: &DriverRoot,
@@ -171,7 +191,7 @@ fn proc_files(choices: &[Choice<'_>], root: &DriverRoot, grant: &mut GpuGrant) {
 }
 
 /// Keeps the driver's user space from making device nodes, also of GPUs that were not granted.
-fn without_node_making(params: &str) -> String {
+pub(crate) fn without_node_making(params: &str) -> String {
     let line = |line: &str| match line.split_once(':') {
         Some(("ModifyDeviceFiles", _)) => "ModifyDeviceFiles: 0\n".to_owned(),
         _ => format!("{line}\n"),

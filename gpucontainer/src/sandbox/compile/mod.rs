@@ -31,6 +31,8 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) writes: Option<BorrowedFd<'fd>>,
     /// Sources that the parent has taken.
     pub(crate) sources: Vec<(usize, BorrowedFd<'fd>)>,
+    /// The stub's end of the socket by which it waits for hooks.
+    pub(crate) gate: Option<BorrowedFd<'fd>>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
 }
@@ -47,7 +49,8 @@ impl Descriptors<'_> {
             .chain(&single)
             .chain(self.stdio.iter().flatten())
             .chain(sources)
-            .chain(&self.writes);
+            .chain(&self.writes)
+            .chain(&self.gate);
         all.map(AsRawFd::as_raw_fd).max().unwrap_or(0).max(255) + 1
     }
 }
@@ -225,6 +228,15 @@ impl Compiler<'_, '_> {
                 Ok(())
             }
             Step::OwnFile { path, text } => self.own_file(path, text),
+            Step::AwaitHooks { .. } => {
+                let Some(gate) = self.descriptors.gate else {
+                    return Err(Error::new(ErrorKind::InvalidArgument, "nobody is there to run programs of vendors"));
+                };
+                let gate = program.descriptor(gate)?;
+                program.write(gate, b"R");
+                program.await_byte(gate);
+                Ok(())
+            }
             Step::Hostname { name } => {
                 program.sethostname(name);
                 Ok(())
@@ -321,7 +333,8 @@ impl Compiler<'_, '_> {
         let mut closed = vec![];
         let descriptors = self.descriptors;
         let lists = [&descriptors.cgroup_tasks, &descriptors.layers];
-        let sources = descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes);
+        let sources =
+            descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes).chain(&descriptors.gate);
         for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
             let number = fd.as_raw_fd();
             if !closed.contains(&number) && number > 2 {
@@ -421,7 +434,11 @@ impl Compiler<'_, '_> {
             self.program.set_attributes(tree, attributes, None, false)?;
             return self.cover(tree, &device.path, false);
         }
-        self.program.mknod(At::Cwd, &device.path, device.mode, device.major, device.minor)
+        self.program.mknod(At::Cwd, &device.path, device.block, device.mode, (device.major, device.minor))?;
+        match device.owner {
+            Some((user, group)) => self.program.chown(At::Cwd, &device.path, user, group),
+            None => Ok(()),
+        }
     }
 
     fn sys(&mut self, masked: &[Masked], bound: Option<usize>) -> Result<()> {

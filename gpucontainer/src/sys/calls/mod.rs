@@ -133,11 +133,12 @@ impl Program<'_> {
         Ok(())
     }
 
-    /// `mknodat(2)` of a character device.
-    pub(crate) fn mknod(&mut self, at: At, path: &str, mode: u32, major: u32, minor: u32) -> Result<()> {
+    /// `mknodat(2)` of a device.
+    pub(crate) fn mknod(&mut self, at: At, path: &str, block: bool, mode: u32, numbers: (u32, u32)) -> Result<()> {
         let path = self.text(path)?;
-        let device = libc::makedev(major, minor);
-        self.call(libc::SYS_mknodat, Fail, &[at.into(), path.into(), (libc::S_IFCHR | mode).into(), device.into()]);
+        let device = libc::makedev(numbers.0, numbers.1);
+        let kind = if block { libc::S_IFBLK } else { libc::S_IFCHR };
+        self.call(libc::SYS_mknodat, Fail, &[at.into(), path.into(), (kind | mode).into(), device.into()]);
         Ok(())
     }
 
