@@ -75,7 +75,7 @@ fn eight_gpus_keep_their_minors_apart_from_their_indices() {
     assert_eq!(minors, [2, 3, 0, 1, 6, 7, 4, 5]);
     let indices: Vec<u32> = inventory.gpus().iter().map(|gpu| gpu.index).collect();
     assert_eq!(indices, (0..8).collect::<Vec<u32>>());
-    assert_eq!(inventory.gpus()[7].numa_node, Some(3), "the kernel's word for it");
+    assert_eq!(inventory.gpus()[7].numa_node, Some(5), "the kernel's word for it");
     assert!(inventory.gpus()[7].cpu_affinity.contains(&80) && inventory.gpus()[7].cpu_affinity.contains(&223));
     assert!(inventory.gpus().iter().all(|gpu| !gpu.mig_enabled));
 }

@@ -188,7 +188,8 @@ impl FakeDriver {
             let information =
                 format!("Model: {}\nGPU UUID: {}\nDevice Minor: {}\n", gpu["name"], gpu["uuid"], gpu["minor"]);
             self.write(&format!("proc/driver/nvidia/gpus/{bus_id}/information"), information);
-            self.write(&format!("sys/bus/pci/devices/{bus_id}/numa_node"), format!("{}\n", index / 2));
+            let node = gpu["memory_nodes"][0].as_u64().unwrap_or_else(|| u64::try_from(index / 2).unwrap());
+            self.write(&format!("sys/bus/pci/devices/{bus_id}/numa_node"), format!("{node}\n"));
         }
     }
 
@@ -226,6 +227,11 @@ pub(crate) fn profile(name: &str) -> Value {
         "none" => include_str!("../../../tests/fake-nvml/profiles/none.json"),
         "t4" => include_str!("../../../tests/fake-nvml/profiles/t4.json"),
         "l40s-pair" => include_str!("../../../tests/fake-nvml/profiles/l40s-pair.json"),
+        "l40s" => include_str!("../../../tests/fake-nvml/profiles/l40s.json"),
+        "dgx-1" => include_str!("../../../tests/fake-nvml/profiles/dgx-1.json"),
+        "hgx-2" => include_str!("../../../tests/fake-nvml/profiles/hgx-2.json"),
+        "hgx-h100" => include_str!("../../../tests/fake-nvml/profiles/hgx-h100.json"),
+        "hgx-b200" => include_str!("../../../tests/fake-nvml/profiles/hgx-b200.json"),
         "dgx-a100" => include_str!("../../../tests/fake-nvml/profiles/dgx-a100.json"),
         "h100-mig" => include_str!("../../../tests/fake-nvml/profiles/h100-mig.json"),
         other => panic!("no machine is called {other}"),

@@ -1,7 +1,8 @@
 //! Finding devices, and what they are.
 
 use crate::abi::{
-    self, Handle, INVALID_ARGUMENT, NOT_FOUND, Return, count, get_text, handle, place, put, put_list, put_text,
+    self, Handle, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED, Return, count, get_text, handle, place, put, put_list,
+    put_text,
 };
 use crate::pci;
 
@@ -88,14 +89,38 @@ extern "C" fn nvmlDeviceGetCudaComputeCapability(device: Handle, major: *mut c_i
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetBrand(device: Handle, brand: *mut c_uint) -> Return {
+    abi::device("nvmlDeviceGetBrand", device, |target| {
+        target.gpu.brand.map_or(NOT_SUPPORTED, |known| put(brand, known))
+    })
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn nvmlDeviceGetCpuAffinity(device: Handle, length: c_uint, words: *mut c_ulong) -> Return {
     abi::device("nvmlDeviceGetCpuAffinity", device, |target| {
-        let mut mask = vec![0; place(length)];
-        for cpu in target.gpu.cpus.iter().flat_map(|(first, last)| *first..=*last) {
-            if let Some(word) = mask.get_mut(place(cpu / c_ulong::BITS)) {
-                *word |= 1 << (cpu % c_ulong::BITS);
-            }
-        }
-        put_list(words, mask.len(), &mask)
+        put_bits(target.gpu.cpus.iter().flat_map(|(first, last)| *first..=*last), length, words)
     })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetMemoryAffinity(
+    device: Handle,
+    length: c_uint,
+    words: *mut c_ulong,
+    _scope: c_uint,
+) -> Return {
+    abi::device("nvmlDeviceGetMemoryAffinity", device, |target| {
+        put_bits(target.gpu.memory_nodes.iter().copied(), length, words)
+    })
+}
+
+/// Sets the bits with these numbers, as far as there is room, and clears the others.
+fn put_bits(numbers: impl Iterator<Item = u32>, length: c_uint, words: *mut c_ulong) -> Return {
+    let mut mask = vec![0; place(length)];
+    for number in numbers {
+        if let Some(word) = mask.get_mut(place(number / c_ulong::BITS)) {
+            *word |= 1 << (number % c_ulong::BITS);
+        }
+    }
+    put_list(words, mask.len(), &mask)
 }

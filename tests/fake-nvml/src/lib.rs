@@ -14,6 +14,8 @@ mod abi;
 mod capabilities;
 mod device;
 mod events;
+mod fabric;
+mod health;
 mod instances;
 mod memory;
 mod mig;

@@ -66,3 +66,15 @@ extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
         list(target, processes, None, number, infos)
     })
 }
+
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceGetMPSComputeRunningProcesses_v3(
+    device: Handle,
+    number: *mut c_uint,
+    infos: *mut ProcessInfo,
+) -> Return {
+    abi::device("nvmlDeviceGetMPSComputeRunningProcesses_v3", device, |target| {
+        let processes: &[Process] = if target.slice.is_some() { &[] } else { &target.gpu.mps_processes };
+        list(target, processes, None, number, infos)
+    })
+}

@@ -49,10 +49,16 @@ pub(crate) struct Gpu {
     pub(crate) pci_device_id: u32,
     pub(crate) memory: Memory,
     pub(crate) compute_capability: (i32, i32),
+    /// A number of NVML's: 2 is Tesla, 14 NVIDIA.
+    pub(crate) brand: Option<u32>,
     /// First and last, inclusive.
     pub(crate) cpus: Vec<(u32, u32)>,
+    /// The NUMA nodes of near memory; the first one is the GPU's own.
+    pub(crate) memory_nodes: Vec<u32>,
     pub(crate) compute_processes: Vec<Process>,
     pub(crate) graphics_processes: Vec<Process>,
+    /// Clients of the MPS server.
+    pub(crate) mps_processes: Vec<Process>,
     /// What the count of processes says, if it lies.
     pub(crate) process_count: Option<u32>,
     pub(crate) mig: Option<Mig>,
@@ -60,7 +66,42 @@ pub(crate) struct Gpu {
     pub(crate) lost: bool,
     /// The remote end of each link: the bus address of a GPU or of a switch.
     pub(crate) nvlinks: Vec<String>,
+    pub(crate) fabric: Option<Fabric>,
+    pub(crate) health: Health,
     pub(crate) errors: HashMap<String, u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Fabric {
+    /// 32 hexadecimal digits.
+    pub(crate) cluster: String,
+    pub(crate) clique: u32,
+    /// 3 is complete.
+    pub(crate) state: u8,
+    /// A code of NVML's, once it is complete.
+    pub(crate) status: u32,
+}
+
+/// What is left out is not supported by the model.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Health {
+    pub(crate) uncorrectable_errors: Option<u64>,
+    pub(crate) lifetime_uncorrectable_errors: Option<u64>,
+    pub(crate) retired_single: Option<u32>,
+    pub(crate) retired_double: Option<u32>,
+    pub(crate) retirement_pending: Option<bool>,
+    pub(crate) remapped_rows: Option<RemappedRows>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RemappedRows {
+    pub(crate) correctable: u32,
+    pub(crate) uncorrectable: u32,
+    pub(crate) pending: bool,
+    pub(crate) failed: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -149,13 +190,15 @@ pub(crate) struct Slice {
 pub(crate) struct Topology {
     /// The level of pairs that are not listed; 50 is different NUMA nodes.
     pub(crate) default: u32,
+    /// Whether GPUs with links reach each other over them; left out, the driver does not say.
+    pub(crate) nvlink: Option<bool>,
     /// Two indices and the level of their common ancestor.
     pub(crate) pairs: Vec<(u32, u32, u32)>,
 }
 
 impl Default for Topology {
     fn default() -> Self {
-        Self { default: 50, pairs: Vec::new() }
+        Self { default: 50, nvlink: None, pairs: Vec::new() }
     }
 }
 
