@@ -38,6 +38,49 @@ impl Default for Transfer<'_> {
     }
 }
 
+/// The setters of the common part, for options that hold it as `transfer`.
+macro_rules! transfer_setters {
+    () => {
+        /// Which platform, of an image that is there for several. Default: [`Platform::host`].
+        #[must_use]
+        pub fn platform(mut self, platform: Platform) -> Self {
+            self.transfer.platform = platform;
+            self
+        }
+
+        /// Calls `callback` with what is being done, from the threads that do it, one call at a time.
+        #[must_use]
+        pub fn progress(mut self, callback: impl FnMut(Progress) + Send + 'a) -> Self {
+            self.transfer.progress = Some(Box::new(callback));
+            self
+        }
+
+        /// Ends the transfer early when switched, also while it waits for a registry or for another process.
+        #[must_use]
+        pub fn cancel(mut self, cancel: Cancel) -> Self {
+            self.transfer.cancel = cancel;
+            self
+        }
+
+        /// How many layers at a time, at least 1. Default: 3. Each has a thread, and with a registry a connection,
+        /// for as long as it takes.
+        #[must_use]
+        pub fn concurrency(mut self, layers: usize) -> Self {
+            self.transfer.concurrency = layers;
+            self
+        }
+
+        /// Refuses a layer that unpacks to more than `bytes`. Default: 64 GiB.
+        #[must_use]
+        pub fn max_layer_bytes(mut self, bytes: u64) -> Self {
+            self.transfer.max_layer_bytes = bytes;
+            self
+        }
+    };
+}
+
+pub(super) use transfer_setters;
+
 impl Transfer<'_> {
     /// Finds what cannot be used before anything is changed.
     pub(super) fn check(&self) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::ingest::Ingest;
 use super::manifest::{self, Document};
-use super::options::{Reporter, Transfer};
+use super::options::{Reporter, Transfer, transfer_setters};
 use super::registry::{Access, Client, Credentials};
 use super::{Image, ImageStore, Platform, Reference};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -24,13 +24,6 @@ impl<'a> PullOptions<'a> {
     /// The defaults: the host's platform, the credentials of the user's files, HTTPS.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Which image of a reference that has several. Default: [`Platform::host`].
-    #[must_use]
-    pub fn platform(mut self, platform: Platform) -> Self {
-        self.transfer.platform = platform;
-        self
     }
 
     /// Who is asking. Default: what `docker login` or `podman login` left for the registry in
@@ -67,34 +60,7 @@ impl<'a> PullOptions<'a> {
         self
     }
 
-    /// Calls `callback` with what is being done, from the threads that do it, one call at a time.
-    #[must_use]
-    pub fn progress(mut self, callback: impl FnMut(Progress) + Send + 'a) -> Self {
-        self.transfer.progress = Some(Box::new(callback));
-        self
-    }
-
-    /// Ends the pull early when switched, also while it waits for the registry or for another process.
-    #[must_use]
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.transfer.cancel = cancel;
-        self
-    }
-
-    /// How many layers at a time, at least 1. Default: 3. Each has a connection, and a thread for as long
-    /// as it takes.
-    #[must_use]
-    pub fn concurrency(mut self, layers: usize) -> Self {
-        self.transfer.concurrency = layers;
-        self
-    }
-
-    /// Refuses a layer that unpacks to more than `bytes`. Default: 64 GiB.
-    #[must_use]
-    pub fn max_layer_bytes(mut self, bytes: u64) -> Self {
-        self.transfer.max_layer_bytes = bytes;
-        self
-    }
+    transfer_setters!();
 }
 
 impl ImageStore {

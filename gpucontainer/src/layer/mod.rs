@@ -15,10 +15,13 @@
 mod archive;
 mod input;
 mod pax;
+mod stack;
 mod unpack;
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub(crate) use stack::Stack;
 
 use crate::error::Result;
 use crate::progress::Cancel;

@@ -8,6 +8,7 @@ use crate::net::PortMapping;
 use crate::rootfs::Writable;
 use crate::sandbox::Sandbox;
 use crate::sandbox::mount::Mount;
+use crate::sandbox::options::{ProcessOptions, process_setters};
 use crate::sandbox::plan::Plan;
 use crate::sandbox::stdio::Stdio;
 use crate::seccomp::Profile;
@@ -67,9 +68,7 @@ pub struct SandboxBuilder {
     pub(crate) name: Option<String>,
     pub(crate) command: Option<Vec<String>>,
     pub(crate) entrypoint: Option<Vec<String>>,
-    pub(crate) env: Vec<(String, String)>,
-    pub(crate) working_dir: Option<String>,
-    pub(crate) user: Option<String>,
+    pub(crate) process: ProcessOptions,
     pub(crate) hostname: Option<String>,
     pub(crate) init: bool,
     pub(crate) read_only: bool,
@@ -93,10 +92,6 @@ pub struct SandboxBuilder {
     pub(crate) sysctls: Vec<(String, String)>,
     pub(crate) oom_score: Option<i32>,
     pub(crate) umask: u32,
-    pub(crate) terminal: Option<(u16, u16)>,
-    pub(crate) stdin: Stdio,
-    pub(crate) stdout: Stdio,
-    pub(crate) stderr: Stdio,
 }
 
 /// A resource of a process that can be limited, as in `setrlimit(2)`.
@@ -239,9 +234,7 @@ impl SandboxBuilder {
             name: None,
             command: None,
             entrypoint: None,
-            env: Vec::new(),
-            working_dir: None,
-            user: None,
+            process: ProcessOptions::default(),
             hostname: None,
             init: true,
             read_only: false,
@@ -265,10 +258,6 @@ impl SandboxBuilder {
             sysctls: Vec::new(),
             oom_score: None,
             umask: 0o022,
-            terminal: None,
-            stdin: Stdio::Inherit,
-            stdout: Stdio::Inherit,
-            stderr: Stdio::Inherit,
         }
     }
 
@@ -299,23 +288,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets an environment variable, over that of the image.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.push((name.into(), value.into()));
-        self
-    }
-
-    /// Sets the working directory, an absolute path that exists in the container. By default the image's, or `/`.
-    pub fn working_dir(mut self, path: impl Into<String>) -> Self {
-        self.working_dir = Some(path.into());
-        self
-    }
-
-    /// Runs as `user[:group]`: names of the image's `/etc/passwd` and `/etc/group`, or numbers. By default the image's.
-    pub fn user(mut self, user: impl Into<String>) -> Self {
-        self.user = Some(user.into());
-        self
-    }
+    process_setters!();
 
     /// Sets the host name, at most 64 bytes. By default `gpucontainer`, the same in every instance.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
@@ -495,30 +468,6 @@ impl SandboxBuilder {
     /// Sets the file mode creation mask. `0o022` by default.
     pub fn umask(mut self, mask: u32) -> Self {
         self.umask = mask;
-        self
-    }
-
-    /// Gives the application a terminal of `rows` and `columns` for its input, output and errors.
-    pub fn terminal(mut self, rows: u16, columns: u16) -> Self {
-        self.terminal = Some((rows, columns));
-        self
-    }
-
-    /// Says what standard input is. The host's by default.
-    pub fn stdin(mut self, stdin: Stdio) -> Self {
-        self.stdin = stdin;
-        self
-    }
-
-    /// Says what standard output is. The host's by default.
-    pub fn stdout(mut self, stdout: Stdio) -> Self {
-        self.stdout = stdout;
-        self
-    }
-
-    /// Says what standard error is. The host's by default.
-    pub fn stderr(mut self, stderr: Stdio) -> Self {
-        self.stderr = stderr;
         self
     }
 

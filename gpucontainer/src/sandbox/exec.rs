@@ -4,6 +4,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sandbox::Sandbox;
 use crate::sandbox::identity::resolve;
 use crate::sandbox::launch::{Inputs, launch};
+use crate::sandbox::options::{ProcessOptions, process_setters};
 use crate::sandbox::plan::{Namespace, Plan, Step};
 use crate::sandbox::prepare::{application, candidates};
 use crate::sandbox::process::{Handle, Process};
@@ -15,71 +16,15 @@ use crate::sandbox::stdio::{Stdio, Streams};
 pub struct ExecBuilder<'a> {
     sandbox: &'a Sandbox,
     command: Vec<String>,
-    env: Vec<(String, String)>,
-    working_dir: Option<String>,
-    user: Option<String>,
-    terminal: Option<(u16, u16)>,
-    stdin: Stdio,
-    stdout: Stdio,
-    stderr: Stdio,
+    process: ProcessOptions,
 }
 
 impl<'a> ExecBuilder<'a> {
     pub(crate) fn new(sandbox: &'a Sandbox, command: Vec<String>) -> Self {
-        Self {
-            sandbox,
-            command,
-            env: Vec::new(),
-            working_dir: None,
-            user: None,
-            terminal: None,
-            stdin: Stdio::Inherit,
-            stdout: Stdio::Inherit,
-            stderr: Stdio::Inherit,
-        }
+        Self { sandbox, command, process: ProcessOptions::default() }
     }
 
-    /// Sets an environment variable, over that of the sandbox.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.push((name.into(), value.into()));
-        self
-    }
-
-    /// Sets the working directory. By default the sandbox's.
-    pub fn working_dir(mut self, path: impl Into<String>) -> Self {
-        self.working_dir = Some(path.into());
-        self
-    }
-
-    /// Runs as `user[:group]` of the image. By default as the sandbox's application.
-    pub fn user(mut self, user: impl Into<String>) -> Self {
-        self.user = Some(user.into());
-        self
-    }
-
-    /// Gives the process a terminal of `rows` and `columns`.
-    pub fn terminal(mut self, rows: u16, columns: u16) -> Self {
-        self.terminal = Some((rows, columns));
-        self
-    }
-
-    /// Says what standard input is. The host's by default.
-    pub fn stdin(mut self, stdin: Stdio) -> Self {
-        self.stdin = stdin;
-        self
-    }
-
-    /// Says what standard output is. The host's by default.
-    pub fn stdout(mut self, stdout: Stdio) -> Self {
-        self.stdout = stdout;
-        self
-    }
-
-    /// Says what standard error is. The host's by default.
-    pub fn stderr(mut self, stderr: Stdio) -> Self {
-        self.stderr = stderr;
-        self
-    }
+    process_setters!();
 
     /// Starts the process with the privileges, filter and limits of the sandbox.
     ///
@@ -92,15 +37,15 @@ impl<'a> ExecBuilder<'a> {
             return Err(Error::new(ErrorKind::Closed, format!("sandbox {} has ended", sandbox.name())));
         }
         let context = &sandbox.context;
-        let identity = match &self.user {
+        let identity = match &self.process.user {
             Some(user) => resolve(user, &context.passwd, &context.group)?,
             None => context.identity.clone(),
         };
         let mut env = context.env.clone();
-        if self.user.is_some() {
+        if self.process.user.is_some() {
             set(&mut env, "HOME", &identity.home);
         }
-        for (name, value) in &self.env {
+        for (name, value) in &self.process.env {
             set(&mut env, name, value);
         }
         if self.command.first().is_none_or(String::is_empty) {
@@ -117,21 +62,18 @@ impl<'a> ExecBuilder<'a> {
             steps.push(Step::BecomeNamespaceRoot);
         }
         steps.extend([Step::Fork, Step::NewSession]);
-        match self.terminal {
+        match self.process.terminal {
             Some((rows, columns)) => steps.push(Step::Terminal { rows, columns }),
             None => steps.push(Step::Stdio),
         }
-        let working_dir = self.working_dir.as_deref().unwrap_or(&context.working_dir);
+        let working_dir = self.process.working_dir.as_deref().unwrap_or(&context.working_dir);
         steps.extend(application(context, &identity, working_dir, context.set_groups, 0o022));
         let candidates = candidates(&self.command, &env);
         let envp = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         steps.push(Step::Execute { candidates, argv: self.command.clone(), envp });
         let plan = Plan { name: sandbox.name().to_owned(), namespaces: Vec::new(), init: true, steps };
 
-        let streams = match self.terminal {
-            Some(_) => None,
-            None => Some(Streams::open([&self.stdin, &self.stdout, &self.stderr])?),
-        };
+        let streams = self.process.streams()?;
         let inputs = Inputs {
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
             cgroup_tasks,

@@ -13,13 +13,13 @@ mod hooks;
 mod identity;
 mod launch;
 mod mount;
+mod options;
 mod plan;
 mod prepare;
 mod process;
 mod root;
 mod shift;
 mod stdio;
-mod tree;
 
 pub use config::{Capability, Network, ResourceLimit, SandboxBuilder, UserNamespace};
 pub use exec::ExecBuilder;
@@ -37,10 +37,9 @@ use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::config::Source;
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
-use crate::sandbox::process::Handle;
+use crate::sandbox::process::{Handle, process_methods};
 use crate::sandbox::root::Root;
 use crate::sandbox::shift::Shifted;
-use crate::sandbox::stdio::Streams;
 use crate::store::LayerHandle;
 use crate::sys::program::now;
 use crate::sys::{fs, process as processes};
@@ -138,10 +137,7 @@ impl Sandbox {
         let entry = cgroup.as_ref().map(Cgroup::entry);
         let cgroup_tasks: Vec<_> = entry.iter().flat_map(crate::cgroup::Entry::tasks).collect();
         moments.push(("prepare", now()));
-        let streams = match builder.terminal {
-            Some(_) => None,
-            None => Some(Streams::open([&builder.stdin, &builder.stdout, &builder.stderr])?),
-        };
+        let streams = builder.process.streams()?;
         let mut claims = Vec::new();
         claims.extend(scratch.as_ref().map(AsFd::as_fd));
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
@@ -155,7 +151,7 @@ impl Sandbox {
             shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
             cgroup_tasks,
-            stdio: streams.as_ref().map(Streams::inside),
+            stdio: streams.as_ref().map(|streams| streams.inside()),
             claims,
             target: None,
             id_maps: prepared.id_maps.as_ref(),
@@ -198,10 +194,7 @@ impl Sandbox {
         &self.name
     }
 
-    /// The application's process id, as the host sees it.
-    pub fn pid(&self) -> i32 {
-        self.handle.pid()
-    }
+    process_methods!();
 
     /// What the start did.
     pub fn plan(&self) -> &Plan {
@@ -237,34 +230,6 @@ impl Sandbox {
         namespace.dial(port, timeout).with_context(|| format!("dial port {port} of sandbox {}", self.name))
     }
 
-    /// Waits until the application has ended.
-    ///
-    /// # Errors
-    /// [`Error::errno`] is `EINTR` when a signal handler of the host ran meanwhile; calling again goes on.
-    pub fn wait(&self) -> Result<ExitStatus> {
-        loop {
-            if let Some(raw) = self.handle.wait(None)? {
-                return self.status(raw);
-            }
-        }
-    }
-
-    /// Waits at most `timeout`; `None` if it still runs then.
-    ///
-    /// # Errors
-    /// As [`Sandbox::wait`].
-    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
-        self.handle.wait(Some(timeout))?.map(|raw| self.status(raw)).transpose()
-    }
-
-    /// How the application ended, if it has.
-    ///
-    /// # Errors
-    /// As [`Sandbox::wait`].
-    pub fn poll(&self) -> Result<Option<ExitStatus>> {
-        self.wait_timeout(Duration::ZERO)
-    }
-
     fn status(&self, raw: i32) -> Result<ExitStatus> {
         self.with_cgroup(ExitStatus::new(raw, false))
     }
@@ -286,34 +251,6 @@ impl Sandbox {
         let late = || Error::new(ErrorKind::TimedOut, format!("sandbox {} did not end in time", self.name));
         let output = self.handle.communicate(input, timeout)?.ok_or_else(late)?;
         Ok(Output { status: self.with_cgroup(output.status)?, ..output })
-    }
-
-    /// Sends a signal, 1 to 64, to the application. One that has ended already is no error.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for any other number.
-    pub fn kill(&self, signal: i32) -> Result<()> {
-        self.handle.send_signal(signal)
-    }
-
-    /// The writing end of standard input, if that is piped and was not taken before.
-    pub fn take_stdin(&self) -> Option<OwnedFd> {
-        self.handle.take_stream(0)
-    }
-
-    /// The reading end of standard output, if that is piped and was not taken before.
-    pub fn take_stdout(&self) -> Option<OwnedFd> {
-        self.handle.take_stream(1)
-    }
-
-    /// The reading end of standard error, if that is piped and was not taken before.
-    pub fn take_stderr(&self) -> Option<OwnedFd> {
-        self.handle.take_stream(2)
-    }
-
-    /// The master of the terminal, if one was asked for and was not taken before.
-    pub fn take_terminal(&self) -> Option<OwnedFd> {
-        self.handle.take_terminal()
     }
 
     /// Describes a further process inside.

@@ -3,6 +3,7 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{DriverRoot, GpuGrant, HookMoment, ImageFacts};
 use crate::image::{ImageConfig, ImageStore};
+use crate::layer::Stack;
 use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
@@ -10,7 +11,6 @@ use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::mount::Kind;
 use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step};
 use crate::sandbox::root::Root;
-use crate::sandbox::tree::Tree;
 use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
 use crate::sys::{fs, process};
@@ -77,12 +77,12 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
             return bad(format!("sandbox name {name:?} is not 1 to 64 letters, digits, '.', '_' and '-'"));
         }
     }
-    for (name, value) in &builder.env {
+    for (name, value) in &builder.process.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return bad(format!("environment variable {name:?} cannot be set"));
         }
     }
-    if let Some(path) = &builder.working_dir {
+    if let Some(path) = &builder.process.working_dir {
         if !path.starts_with('/') {
             return bad(format!("working directory {path:?} is not an absolute path"));
         }
@@ -155,7 +155,7 @@ pub(crate) fn prepare(
     let grant = grant(builder, &tree)?;
     let passwd = tree.read_to_string("/etc/passwd")?.unwrap_or_default();
     let group = tree.read_to_string("/etc/group")?.unwrap_or_default();
-    let mut identity = resolve(builder.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
+    let mut identity = resolve(builder.process.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
     if let Some(maps) = &maps {
         if !maps.has(identity.user, identity.group) {
             let message = format!(
@@ -171,6 +171,7 @@ pub(crate) fn prepare(
     let env = environment(builder, &config, &identity, grant.as_ref());
     let argv = command(builder, &config)?;
     let working_dir = builder
+        .process
         .working_dir
         .clone()
         .unwrap_or_else(|| if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() });
@@ -218,7 +219,7 @@ pub(crate) fn prepare(
     Ok(Prepared { plan, id_maps: maps, layers, grant, context })
 }
 
-fn grant(builder: &SandboxBuilder, tree: &Tree) -> Result<Option<GpuGrant>> {
+fn grant(builder: &SandboxBuilder, tree: &Stack) -> Result<Option<GpuGrant>> {
     let Some(request) = builder.gpus.as_ref().filter(|request| !request.is_none()) else { return Ok(None) };
     let driver = builder.driver_root.clone().unwrap_or_else(DriverRoot::from_environment);
     let facts = ImageFacts::detect(|path| tree.exists(&path.to_string_lossy()).unwrap_or(false));
@@ -259,13 +260,13 @@ fn environment(
     }
     set("PATH", defaults::PATH, false);
     set("HOME", &identity.home, false);
-    if builder.terminal.is_some() {
+    if builder.process.terminal.is_some() {
         set("TERM", "xterm", false);
     }
     for (name, value) in grant.iter().flat_map(|grant| &grant.environment) {
         set(name, value, true);
     }
-    for (name, value) in &builder.env {
+    for (name, value) in &builder.process.env {
         set(name, value, true);
     }
     env
@@ -548,7 +549,7 @@ impl Planner<'_> {
         if let Some(adjustment) = builder.oom_score {
             self.add(Step::OomScore { adjustment });
         }
-        match builder.terminal {
+        match builder.process.terminal {
             Some((rows, columns)) => self.add(Step::Terminal { rows, columns }),
             None => self.add(Step::Stdio),
         }

@@ -194,6 +194,74 @@ impl AsFd for Handle {
     }
 }
 
+/// What can be done with every process, for what holds its `handle` and knows of a raw status what it says.
+macro_rules! process_methods {
+    () => {
+        /// The process id, as the host sees it; 0 if the process had ended before it could be asked.
+        pub fn pid(&self) -> i32 {
+            self.handle.pid()
+        }
+
+        /// Waits until the process has ended.
+        ///
+        /// # Errors
+        /// [`Error::errno`] is `EINTR` when a signal handler of the host ran meanwhile; calling again goes on.
+        pub fn wait(&self) -> Result<ExitStatus> {
+            loop {
+                if let Some(raw) = self.handle.wait(None)? {
+                    return self.status(raw);
+                }
+            }
+        }
+
+        /// Waits at most `timeout`; `None` if the process still runs then.
+        ///
+        /// # Errors
+        /// As for waiting without end.
+        pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
+            self.handle.wait(Some(timeout))?.map(|raw| self.status(raw)).transpose()
+        }
+
+        /// How the process ended, if it has.
+        ///
+        /// # Errors
+        /// As for waiting.
+        pub fn poll(&self) -> Result<Option<ExitStatus>> {
+            self.wait_timeout(Duration::ZERO)
+        }
+
+        /// Sends a signal, 1 to 64, to the process. One that has ended already is no error.
+        ///
+        /// # Errors
+        /// [`ErrorKind::InvalidArgument`] for any other number.
+        pub fn kill(&self, signal: i32) -> Result<()> {
+            self.handle.send_signal(signal)
+        }
+
+        /// The writing end of standard input, if that is piped and was not taken before.
+        pub fn take_stdin(&self) -> Option<OwnedFd> {
+            self.handle.take_stream(0)
+        }
+
+        /// The reading end of standard output, if that is piped and was not taken before.
+        pub fn take_stdout(&self) -> Option<OwnedFd> {
+            self.handle.take_stream(1)
+        }
+
+        /// The reading end of standard error, if that is piped and was not taken before.
+        pub fn take_stderr(&self) -> Option<OwnedFd> {
+            self.handle.take_stream(2)
+        }
+
+        /// The master of the terminal, if one was asked for and was not taken before.
+        pub fn take_terminal(&self) -> Option<OwnedFd> {
+            self.handle.take_terminal()
+        }
+    };
+}
+
+pub(crate) use process_methods;
+
 /// A further process in a sandbox, started by [`Sandbox::exec`](crate::sandbox::Sandbox::exec).
 ///
 /// Dropping it kills the process; it ends with the sandbox at the latest.
@@ -203,53 +271,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process id, as the host sees it.
-    pub fn pid(&self) -> i32 {
-        self.handle.pid()
-    }
+    process_methods!();
 
-    /// Waits until it has ended.
-    ///
-    /// # Errors
-    /// [`Error::errno`] is `EINTR` when a signal handler of the host ran meanwhile; calling again goes on.
-    pub fn wait(&self) -> Result<ExitStatus> {
-        self.wait_timeout(Duration::MAX)?.ok_or_else(|| Error::new(ErrorKind::TimedOut, "waited for ever"))
-    }
-
-    /// Waits at most `timeout`; `None` if it still runs then.
-    ///
-    /// # Errors
-    /// As [`Process::wait`].
-    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
-        Ok(self.handle.wait(Some(timeout))?.map(|raw| ExitStatus::new(raw, false)))
-    }
-
-    /// Sends a signal, 1 to 64. A process that has ended already is no error.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidArgument`] for any other number.
-    pub fn kill(&self, signal: i32) -> Result<()> {
-        self.handle.send_signal(signal)
-    }
-
-    /// The writing end of its standard input, if that is piped and was not taken before.
-    pub fn take_stdin(&self) -> Option<OwnedFd> {
-        self.handle.take_stream(0)
-    }
-
-    /// The reading end of its standard output, if that is piped and was not taken before.
-    pub fn take_stdout(&self) -> Option<OwnedFd> {
-        self.handle.take_stream(1)
-    }
-
-    /// The reading end of its standard error, if that is piped and was not taken before.
-    pub fn take_stderr(&self) -> Option<OwnedFd> {
-        self.handle.take_stream(2)
-    }
-
-    /// The master of its terminal, if one was asked for and was not taken before.
-    pub fn take_terminal(&self) -> Option<OwnedFd> {
-        self.handle.take_terminal()
+    fn status(&self, raw: i32) -> Result<ExitStatus> {
+        Ok(ExitStatus::new(raw, false))
     }
 
     /// Writes `input` to its standard input and closes it, collects what it writes, and waits.

@@ -2,9 +2,9 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Image, ImageStore};
+use crate::layer::Stack;
 use crate::rootfs::{Rootfs, Writable};
 use crate::sandbox::config::{SandboxBuilder, Source, UserNamespace};
-use crate::sandbox::tree::Tree;
 use crate::store::LayerHandle;
 use crate::sys::fs;
 use std::path::PathBuf;
@@ -90,12 +90,10 @@ impl Root {
     }
 
     /// The same, to be read before it is mounted.
-    pub(crate) fn tree(&self) -> Result<Tree> {
+    pub(crate) fn tree(&self) -> Result<Stack> {
         match self {
-            Self::Image { layers, .. } => {
-                Tree::open(&layers.iter().rev().map(|layer| layer.path().to_owned()).collect::<Vec<_>>())
-            }
-            Self::Directory(path) => Tree::open(std::slice::from_ref(path)),
+            Self::Image { layers, .. } => Stack::open(layers.iter().rev().map(LayerHandle::path)),
+            Self::Directory(path) => Stack::open([path]),
         }
     }
 }

@@ -36,8 +36,12 @@ impl Root {
     /// # Errors
     /// The error of `openat2(2)`, its message naming both the root and the path.
     pub(crate) fn open_at(&self, path: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+        self.resolve(path, flags, mode, ResolveFlags::empty())
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlags, mode: Mode, how: ResolveFlags) -> Result<OwnedFd> {
+        let resolve = how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         loop {
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, resolve) {
                 Ok(fd) => return Ok(fd),
                 // A rename on the host raced with `..`; the kernel asks to try again.
@@ -68,11 +72,12 @@ impl Root {
         Ok(bytes)
     }
 
-    /// What is at `path`, whose last part is not followed.
+    /// What is at `path`; no link is followed, neither on the way nor at its end.
     pub(crate) fn look(&self, path: &Path) -> Result<Entry> {
-        let fd = match self.open_at(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
+        let fd = match self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
             Ok(fd) => fd,
-            Err(e) if matches!(e.errno(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(Entry::Missing),
+            Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(Entry::Missing),
+            Err(e) if matches!(e.errno(), Some(libc::ENOTDIR | libc::ELOOP)) => return Ok(Entry::Covered),
             Err(e) => return Err(e),
         };
         let stat = rustix::fs::fstat(&fd).map_err(|e| failed(format!("fstat({path:?})"), e).with_path(path))?;
@@ -105,6 +110,8 @@ impl Root {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Entry {
     Missing,
+    /// A link or a file is where the path wants a directory.
+    Covered,
     Directory,
     File,
     Link(PathBuf),

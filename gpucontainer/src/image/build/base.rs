@@ -1,16 +1,17 @@
 //! What the layers of a base show at a path, stacked as an overlay stacks them.
 
 use crate::error::Result;
+use crate::layer::Stack;
 use crate::store::LayerHandle;
 use crate::sys::fs::look::attributes;
-use crate::sys::root::{Entry, Root};
+use crate::sys::root::Entry;
 use std::path::{Path, PathBuf};
 
 pub(super) use crate::sys::fs::look::Attributes;
 
-/// The layers of a base, top first.
+/// The layers of a base.
 #[derive(Debug)]
-pub(super) struct Base(Vec<Root>);
+pub(super) struct Base(Stack);
 
 /// Something of the base.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -21,53 +22,18 @@ pub(super) enum Shown {
 }
 
 impl Base {
+    /// Opens the layers, the bottom one first.
     pub(super) fn open(layers: &[LayerHandle]) -> Result<Self> {
-        layers.iter().rev().map(|layer| Root::open(layer.path())).collect::<Result<_>>().map(Self)
+        Stack::open(layers.iter().rev().map(LayerHandle::path)).map(Self)
     }
 
     /// What is at `path`, which is absolute and goes through no link.
     pub(super) fn lookup(&self, path: &Path) -> Result<Option<Shown>> {
-        let mut layers: Vec<&Root> = self.0.iter().collect();
-        let mut shown = None;
-        let mut prefix = PathBuf::from("/");
-        // The root itself too: its mode is that of the topmost layer.
-        let components = path.components().filter(|c| matches!(c, std::path::Component::Normal(_)));
-        for component in std::iter::once(None).chain(components.map(Some)) {
-            if let Some(component) = component {
-                prefix.push(component);
-            }
-            shown = None;
-            let mut below = Vec::new();
-            for layer in layers {
-                match layer.look(&prefix)? {
-                    Entry::Missing => {}
-                    // Whatever is further down is covered.
-                    Entry::Whiteout => break,
-                    Entry::Directory => {
-                        if shown.is_none() {
-                            shown = Some(Shown::Directory(attributes(layer, &prefix)?));
-                        }
-                        below.push(layer);
-                        if layer.is_opaque(&prefix) {
-                            break;
-                        }
-                    }
-                    // Below a directory it is covered; on top it is what is shown.
-                    Entry::Link(target) => {
-                        shown.get_or_insert(Shown::Link(target));
-                        break;
-                    }
-                    Entry::File | Entry::Other => {
-                        shown.get_or_insert(Shown::Other);
-                        break;
-                    }
-                }
-            }
-            layers = below;
-            if shown.is_none() {
-                return Ok(None);
-            }
-        }
-        Ok(shown)
+        let Some((layer, entry)) = self.0.look(path)? else { return Ok(None) };
+        Ok(Some(match entry {
+            Entry::Directory => Shown::Directory(attributes(layer, path)?),
+            Entry::Link(target) => Shown::Link(target),
+            _ => Shown::Other,
+        }))
     }
 }

@@ -5,7 +5,7 @@ mod layout;
 
 use super::ingest::{Ingest, Source};
 use super::manifest::Manifest;
-use super::options::{Reporter, Transfer};
+use super::options::{Reporter, Transfer, transfer_setters};
 use super::{Image, ImageStore, Platform, Reference};
 use crate::digest::Digest;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -42,40 +42,7 @@ impl<'a> ImportOptions<'a> {
         self
     }
 
-    /// Which platform. Default: [`Platform::host`].
-    #[must_use]
-    pub fn platform(mut self, platform: Platform) -> Self {
-        self.transfer.platform = platform;
-        self
-    }
-
-    /// Calls `callback` with what is being done, from the threads that do it, one call at a time.
-    #[must_use]
-    pub fn progress(mut self, callback: impl FnMut(Progress) + Send + 'a) -> Self {
-        self.transfer.progress = Some(Box::new(callback));
-        self
-    }
-
-    /// Ends the import early when switched.
-    #[must_use]
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.transfer.cancel = cancel;
-        self
-    }
-
-    /// How many layers at a time, at least 1. Default: 3. Each has a thread for as long as it takes.
-    #[must_use]
-    pub fn concurrency(mut self, layers: usize) -> Self {
-        self.transfer.concurrency = layers;
-        self
-    }
-
-    /// Refuses a layer that unpacks to more than `bytes`. Default: 64 GiB.
-    #[must_use]
-    pub fn max_layer_bytes(mut self, bytes: u64) -> Self {
-        self.transfer.max_layer_bytes = bytes;
-        self
-    }
+    transfer_setters!();
 }
 
 /// An image found in an archive: all that the store needs to take it in.

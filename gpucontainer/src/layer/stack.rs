@@ -1,4 +1,4 @@
-//! Reading an image's tree before it is mounted: layers seen as one, as overlayfs would show them.
+//! Layers seen as one before they are mounted, as overlayfs would show them.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::root::{Entry, Root};
@@ -9,14 +9,14 @@ const LINKS: usize = 40;
 
 /// Layers, the top one first; a plain directory is a tree of one.
 #[derive(Debug)]
-pub(crate) struct Tree {
+pub(crate) struct Stack {
     layers: Vec<Root>,
 }
 
-impl Tree {
+impl Stack {
     /// Opens the directories of the layers, the top one first.
-    pub(crate) fn open(layers: &[PathBuf]) -> Result<Self> {
-        let layers = layers.iter().map(|path| Root::open(path)).collect::<Result<_>>()?;
+    pub(crate) fn open(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
+        let layers = layers.into_iter().map(|path| Root::open(path.as_ref())).collect::<Result<_>>()?;
         Ok(Self { layers })
     }
 
@@ -76,21 +76,17 @@ impl Tree {
         }
     }
 
-    /// What the top layer that has a say shows at a path without links.
-    fn look(&self, path: &Path) -> Result<Option<(&Root, Entry)>> {
+    /// What is at a path that is absolute and goes through no link, and the layer that shows it.
+    pub(crate) fn look(&self, path: &Path) -> Result<Option<(&Root, Entry)>> {
         for layer in &self.layers {
             match layer.look(path)? {
                 Entry::Missing => {}
-                Entry::Whiteout => return Ok(None),
+                Entry::Whiteout | Entry::Covered => return Ok(None),
                 entry => return Ok(Some((layer, entry))),
             }
-            // The path is not in this layer; it may nevertheless hide those below.
-            for above in path.ancestors().skip(1) {
-                match layer.look(above)? {
-                    Entry::Missing => {}
-                    Entry::Directory if !layer.is_opaque(above) => break,
-                    _ => return Ok(None),
-                }
+            // The path is not in this layer, but one of the directories that lead there may hide those below.
+            if path.ancestors().skip(1).any(|above| layer.is_opaque(above)) {
+                return Ok(None);
             }
         }
         Ok(None)
@@ -100,6 +96,8 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fs::tree;
+    use std::os::fd::AsFd;
 
     #[test]
     fn the_top_layer_wins_and_links_cross_layers() {
@@ -116,15 +114,38 @@ mod tests {
         std::os::unix::fs::symlink("/etc/loop", layer("top/etc/loop")).unwrap();
         std::fs::write(layer("top/gone"), "a file hides the directory").unwrap();
         std::fs::write(layer("bottom/gone/inside"), "").unwrap();
-        let tree = Tree::open(&[layer("top"), layer("bottom")]).unwrap();
-        let read = |path| tree.read_to_string(path).unwrap();
+        let stack = Stack::open([layer("top"), layer("bottom")]).unwrap();
+        let read = |path| stack.read_to_string(path).unwrap();
         assert_eq!(read("/etc/passwd").as_deref(), Some("top"));
         assert_eq!(read("/etc/group").as_deref(), Some("group"));
         assert_eq!(read("/etc/os-release").as_deref(), Some("os"));
         assert_eq!(read("/etc/shadow"), None);
         assert_eq!(read("/gone/inside"), None);
         assert_eq!(read("/etc/../../etc/passwd").as_deref(), Some("top"));
-        assert!(tree.exists("/usr/lib/..").unwrap());
-        assert_eq!(tree.read_to_string("/etc/loop").unwrap_err().kind(), ErrorKind::InvalidImage);
+        assert!(stack.exists("/usr/lib/..").unwrap());
+        assert_eq!(stack.read_to_string("/etc/loop").unwrap_err().kind(), ErrorKind::InvalidImage);
+    }
+
+    #[test]
+    fn what_an_overlay_does_not_merge_is_not_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let layer = |name: &str| directory.path().join(name);
+        for name in ["top/lib", "top/opaque/inside", "bottom/usr/lib", "bottom/opaque/inside"] {
+            std::fs::create_dir_all(layer(name)).unwrap();
+        }
+        std::fs::write(layer("bottom/usr/lib/library"), "").unwrap();
+        std::fs::write(layer("bottom/opaque/inside/file"), "").unwrap();
+        std::os::unix::fs::symlink("usr/lib", layer("bottom/lib")).unwrap();
+        let opaque = std::fs::File::open(layer("top/opaque")).unwrap();
+        tree::set_attribute(opaque.as_fd(), std::ffi::OsStr::new("user.overlay.opaque"), b"y").unwrap();
+        let stack = Stack::open([layer("top"), layer("bottom")]).unwrap();
+        assert!(stack.exists("/usr/lib/library").unwrap());
+        // The directory on top replaces the link below; it does not join what the link leads to.
+        assert!(!stack.exists("/lib/library").unwrap());
+        // What is further up may be what hides.
+        assert!(!stack.exists("/opaque/inside/file").unwrap());
+        let bottom = Stack::open([layer("bottom")]).unwrap();
+        assert!(bottom.exists("/lib/library").unwrap());
+        assert!(bottom.look(Path::new("/lib/library")).unwrap().is_none());
     }
 }
