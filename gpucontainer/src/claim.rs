@@ -60,6 +60,21 @@ impl Claim {
             .map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
     }
 
+    /// Adds to the end of the note, of which nothing is lost if the writer dies.
+    pub(crate) fn append(&self, more: &[u8]) -> Result<()> {
+        let path = self.lock.path();
+        let mut file = self.lock.file();
+        file.seek(SeekFrom::End(0))
+            .and_then(|_| file.write_all(more))
+            .map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
+    }
+
+    /// The notes of all claims in `directory`, whoever holds them.
+    pub(crate) fn notes(directory: &Path) -> Result<Vec<Vec<u8>>> {
+        let entries = fs::read_dir(directory)?.into_iter();
+        entries.filter(|path| path.to_str().is_some_and(|p| p.ends_with(SUFFIX))).map(|path| fs::read(&path)).collect()
+    }
+
     /// The note as it stands.
     pub(crate) fn note(&self) -> Result<Vec<u8>> {
         let path = self.lock.path();

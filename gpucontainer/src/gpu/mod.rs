@@ -20,6 +20,8 @@ mod select;
 mod topology;
 
 pub use allocator::{ForeignProcesses, Placement, Sharing};
+#[cfg(feature = "nvml")]
+pub use allocator::{MigDevices, MigLease, MigModeChange};
 pub use driver::root::DriverRoot;
 pub use driver::{Driver, DriverFile, DriverLibrary};
 pub use grant::{

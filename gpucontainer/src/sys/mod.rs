@@ -9,6 +9,8 @@ pub(crate) mod errno;
 pub(crate) mod fs;
 pub(crate) mod launch;
 pub(crate) mod lock;
+#[cfg(feature = "nvml")]
+pub(crate) mod mig;
 pub(crate) mod netns;
 #[cfg(feature = "nvml")]
 pub(crate) mod nvml;

@@ -3,7 +3,7 @@
 mod health;
 mod links;
 #[cfg(feature = "nvml")]
-mod nvml;
+pub(in crate::gpu) mod nvml;
 mod sysfs;
 
 pub use health::{GpuHealth, RemappedRows};

@@ -63,7 +63,8 @@ fn candidates(root: &DriverRoot) -> Vec<PathBuf> {
     found
 }
 
-fn open(root: &DriverRoot) -> Result<Nvml, String> {
+/// Loads the library and starts it, or says why it cannot be used.
+pub(in crate::gpu) fn open(root: &DriverRoot) -> Result<Nvml, String> {
     let load = |path: &OsStr| Nvml::builder().lib_path(path).init();
     let mut failures = Vec::new();
     for path in candidates(root) {
@@ -312,6 +313,11 @@ fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'st
 fn memory(device: &Device<'_>) -> Result<Option<GpuMemory>, NvmlError> {
     let memory = device.memory_info()?;
     Ok(Some(GpuMemory { total: memory.total, free: memory.free.min(memory.total) }))
+}
+
+/// The MIG devices that exist now, as far as they can be read.
+pub(in crate::gpu) fn mig_devices(nvml: &Nvml, device: &Device<'_>) -> Vec<MigDevice> {
+    slices(nvml, device, &mut |_, _| {})
 }
 
 /// The MIG devices that exist now. A place without one is no problem: NVML counts places.
