@@ -128,7 +128,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sleeps, but hears cancel.
+    /// Lets a registry have its time before it is asked again, and hears cancel. A cancel can be switched in a signal
+    /// handler, which can wake nobody, so it is looked at.
     fn pause(&self, time: Duration) -> Result<()> {
         let end = std::time::Instant::now() + time;
         loop {
