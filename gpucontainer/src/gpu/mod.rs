@@ -19,7 +19,10 @@ mod request;
 mod select;
 mod topology;
 
-pub use allocator::{ForeignProcesses, Placement, Sharing};
+pub use allocator::{
+    ForeignProcesses, GpuAllocator, GpuLease, GpuStatus, GpuTicket, HeldGpu, LeaseStatus, Placement, Sharing,
+    TicketStatus, Wait,
+};
 #[cfg(feature = "nvml")]
 pub use allocator::{MigDevices, MigLease, MigModeChange};
 pub use driver::root::DriverRoot;

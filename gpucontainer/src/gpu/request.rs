@@ -372,6 +372,12 @@ impl GpuRequest {
         self
     }
 
+    /// The same parts of the driver with other GPUs: those that a lease or a specification has found.
+    pub(in crate::gpu) fn granted(&self, which: Which) -> Self {
+        let (capabilities, multi_process_service) = (self.capabilities.clone(), self.multi_process_service);
+        Self { vendor: self.vendor, capabilities, multi_process_service, ..Self::new(which) }
+    }
+
     /// Whether nothing at all is asked for.
     pub fn is_none(&self) -> bool {
         self.which == Which::None

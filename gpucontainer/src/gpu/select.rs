@@ -1,7 +1,7 @@
 //! Which GPUs a request gets.
 //!
 //! The choice is deterministic and keeps no account: two containers started at the same time may be
-//! given the same GPU. Whoever must not share takes a lease first, and requests what was leased by name.
+//! given the same GPU. Whoever must not share takes a lease from the allocator first.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
@@ -30,14 +30,14 @@ impl<'a> Choice<'a> {
         }
     }
 
-    fn memory(self) -> Option<GpuMemory> {
+    pub(crate) fn memory(self) -> Option<GpuMemory> {
         match self {
             Self::Whole(gpu) => gpu.memory,
             Self::Slice(_, slice) => slice.memory,
         }
     }
 
-    fn processes(self) -> &'a [u32] {
+    pub(crate) fn processes(self) -> &'a [u32] {
         match self {
             Self::Whole(gpu) => &gpu.processes,
             Self::Slice(_, slice) => &slice.processes,
@@ -76,13 +76,13 @@ impl fmt::Display for Choice<'_> {
     }
 }
 
-fn gibibytes(bytes: u64) -> String {
+pub(crate) fn gibibytes(bytes: u64) -> String {
     // Tenths are exact enough to read.
     let tenths = u128::from(bytes) * 10 / (1 << 30);
     format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
-fn unavailable(why: impl Into<String>) -> Error {
+pub(crate) fn unavailable(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::GpuUnavailable, why)
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn select<'a>(request: &GpuRequest, inventory: &'a Inventory) -> Resu
 }
 
 /// The request in words.
-fn wish(request: &GpuRequest) -> String {
+pub(crate) fn wish(request: &GpuRequest) -> String {
     let which = match request.which() {
         Which::None | Which::DriverOnly => "no GPU".to_owned(),
         Which::All => "every GPU".to_owned(),
@@ -124,7 +124,7 @@ fn wish(request: &GpuRequest) -> String {
 }
 
 /// Whole GPUs first; a GPU that is split can be used only by its slices.
-fn candidates<'a>(gpus: &[&'a Gpu]) -> Vec<Choice<'a>> {
+pub(crate) fn candidates<'a>(gpus: &[&'a Gpu]) -> Vec<Choice<'a>> {
     let whole = gpus.iter().filter(|gpu| !gpu.mig_enabled).map(|gpu| Choice::Whole(gpu));
     let slices = gpus.iter().flat_map(|gpu| gpu.mig_devices.iter().map(|slice| Choice::Slice(gpu, slice)));
     whole.chain(slices).collect()
@@ -188,7 +188,7 @@ fn named<'a>(names: &[GpuName], request: &GpuRequest, gpus: &[&'a Gpu]) -> Resul
     Ok(chosen)
 }
 
-fn find<'a>(name: &GpuName, gpus: &[&'a Gpu]) -> Result<Choice<'a>> {
+pub(crate) fn find<'a>(name: &GpuName, gpus: &[&'a Gpu]) -> Result<Choice<'a>> {
     let by_index = |index: u32| {
         gpus.iter().copied().find(|gpu| gpu.index == index).ok_or_else(|| {
             let known: Vec<String> = gpus.iter().map(|gpu| gpu.index.to_string()).collect();

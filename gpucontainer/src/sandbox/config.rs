@@ -2,7 +2,7 @@
 
 use crate::cgroup::Limits;
 use crate::error::Result;
-use crate::gpu::{DriverRoot, GpuRequest};
+use crate::gpu::{DriverRoot, GpuLease, GpuRequest};
 use crate::image::{Image, ImageStore};
 use crate::net::PortMapping;
 use crate::rootfs::Writable;
@@ -84,6 +84,7 @@ pub struct SandboxBuilder {
     pub(crate) shm_bytes: u64,
     pub(crate) ports: Vec<PortMapping>,
     pub(crate) gpus: Option<GpuRequest>,
+    pub(crate) gpu_lease: Option<GpuLease>,
     pub(crate) driver_root: Option<DriverRoot>,
     pub(crate) capabilities: u64,
     pub(crate) seccomp: Option<Profile>,
@@ -250,6 +251,7 @@ impl SandboxBuilder {
             shm_bytes: 64 << 20,
             ports: Vec::new(),
             gpus: None,
+            gpu_lease: None,
             driver_root: None,
             capabilities: DEFAULT_CAPABILITIES.iter().map(|capability| capability.bit()).sum(),
             seccomp: None,
@@ -405,8 +407,22 @@ impl SandboxBuilder {
     }
 
     /// Asks for GPUs. None by default, whatever the image asks for.
+    ///
+    /// They are chosen among all of the host, and another sandbox may be given the same: see
+    /// [`gpu_lease`](Self::gpu_lease).
     pub fn gpus(mut self, request: GpuRequest) -> Self {
         self.gpus = Some(request);
+        self.gpu_lease = None;
+        self
+    }
+
+    /// Gives the container the GPUs of a lease, which follows it: if this process is killed, the lease ends when the
+    /// container is dead, and that of a detached sandbox ends with the sandbox.
+    ///
+    /// This description and every sandbox made of it hold a clone of the lease. Replaces [`gpus`](Self::gpus).
+    pub fn gpu_lease(mut self, lease: &GpuLease) -> Self {
+        self.gpus = Some(lease.request());
+        self.gpu_lease = Some(lease.clone());
         self
     }
 

@@ -30,7 +30,7 @@ pub use stdio::Stdio;
 
 use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{GpuGrant, HookMoment, VendorHook};
+use crate::gpu::{GpuGrant, GpuLease, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
 use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
@@ -79,6 +79,7 @@ pub struct Sandbox {
     /// Keeps the layers from being collected.
     _layers: Vec<LayerHandle>,
     grant: Option<GpuGrant>,
+    lease: Option<GpuLease>,
     context: ExecContext,
     plan: Plan,
     timeline: Vec<Phase>,
@@ -143,6 +144,7 @@ impl Sandbox {
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
         // The layers of an image share one lock.
         claims.extend(prepared.layers.first().map(LayerHandle::lock));
+        claims.extend(builder.gpu_lease.as_ref().map(AsFd::as_fd));
         let shifted = match &prepared.id_maps {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
@@ -168,6 +170,7 @@ impl Sandbox {
             scratch,
             _layers: prepared.layers,
             grant: prepared.grant,
+            lease: builder.gpu_lease.clone(),
             context: prepared.context,
             plan: prepared.plan,
             timeline: Vec::new(),
@@ -311,6 +314,9 @@ impl Sandbox {
         }
         if let Some(scratch) = self.scratch.take() {
             scratch.leave();
+        }
+        if let Some(lease) = self.lease.take() {
+            lease.keep();
         }
         Ok(())
     }

@@ -47,6 +47,9 @@ pub(crate) const ESRCH: i32 = libc::ESRCH;
 /// What it was a file of is gone.
 pub(crate) const ENODEV: i32 = libc::ENODEV;
 
+/// A signal came.
+pub(crate) const EINTR: i32 = libc::EINTR;
+
 /// An argument that the kernel does not take.
 pub(crate) const EINVAL: i32 = libc::EINVAL;
 

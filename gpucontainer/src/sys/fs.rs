@@ -187,6 +187,13 @@ pub(crate) fn writable(path: &Path) -> bool {
     rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
 }
 
+/// Whether the caller may read and write `path`, by its effective ids; for a device node, whether its device cgroup
+/// lets it, too.
+pub(crate) fn usable(path: &Path) -> bool {
+    let access = rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK;
+    rustix::fs::accessat(rustix::fs::CWD, path, access, AtFlags::EACCESS).is_ok()
+}
+
 /// The value of an environment variable that is a path; unset and empty are `None`.
 pub(crate) fn path_from_environment(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)

@@ -20,4 +20,6 @@ pub(crate) mod program;
 pub(crate) mod root;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
+pub(crate) mod slot;
 pub(crate) mod socket;
+pub(crate) mod watch;

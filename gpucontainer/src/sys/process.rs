@@ -22,6 +22,12 @@ pub(crate) fn own_pid() -> u32 {
     std::process::id()
 }
 
+/// The time since the system started, suspended or not: no setting of the clock changes it.
+pub(crate) fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
 /// Two connected sockets that keep message boundaries.
 pub(crate) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

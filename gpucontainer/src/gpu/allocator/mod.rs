@@ -1,15 +1,269 @@
 //! Leases on GPUs, among any number of processes and users of a host, without a daemon.
+//!
+//! ```text
+//! GpuRequest ──► candidates   what the host has that suits, or an error at once
+//!                    │
+//!                decide        leases, those who wait before us, processes, memory ──► which, or why not now
+//!                    │
+//!   GpuLease ◄───── table      one slot a lease, live as long as its owner holds locks on it
+//!                    │
+//!   GpuTicket ◄─────┘          a slot too: a place in the queue that ends with its owner
+//! ```
+//!
+//! A slot is a small file whose owner holds locks on ranges of it. The kernel frees them when the last copy of the
+//! descriptor is closed, however its holder ends; and they are the truth about what is held (`record`), so that
+//! damage to a slot's text costs nothing but the description.
 
+mod candidates;
+mod decide;
+mod directory;
 #[cfg(feature = "nvml")]
 mod fit;
 #[cfg(feature = "nvml")]
 mod journal;
+mod lease;
 #[cfg(feature = "nvml")]
 mod mig;
+mod outer;
 mod placement;
+mod queue;
+mod record;
+mod status;
+mod table;
 mod wishes;
 
+pub use lease::GpuLease;
 #[cfg(feature = "nvml")]
 pub use mig::{MigDevices, MigLease, MigModeChange};
+pub use queue::GpuTicket;
+pub use status::{GpuStatus, HeldGpu, LeaseStatus, TicketStatus};
 pub(crate) use wishes::Wishes;
 pub use wishes::{ForeignProcesses, Placement, Sharing};
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::gpu::driver::root::DriverRoot;
+use crate::gpu::inventory::Inventory;
+use crate::gpu::request::GpuRequest;
+use crate::gpu::select::wish;
+use crate::progress::Cancel;
+use directory::Directory;
+use queue::Attempt;
+use table::Table;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a GPU is held back whose memory does not return after its lease.
+const MEMORY_RETURN: Duration = Duration::from_secs(10);
+
+/// How often a wait looks whether it was cancelled.
+const CANCEL_PERIOD: Duration = Duration::from_millis(50);
+
+/// Gives out GPUs of this host, so that nobody else who asks an allocator gets the same.
+///
+/// All allocators of a host that use the same directory share one account, whichever process, thread, user or PID
+/// namespace they are in. An allocator holds nothing open and needs no daemon.
+///
+/// Users trust each other as far as they must to share GPUs at all: nobody can change or end the lease of another,
+/// and anybody can hold as many GPUs, or as early a place in the queue, as it claims.
+///
+/// ```no_run
+/// use gpucontainer::GpuRequest;
+/// use gpucontainer::gpu::{GpuAllocator, Wait};
+/// use std::time::Duration;
+///
+/// let allocator = GpuAllocator::open()?;
+/// let lease = allocator.acquire(&GpuRequest::count(2), Wait::at_most(Duration::from_secs(60)))?;
+/// println!("{} on CPUs {:?}", lease.gpus().join(", "), lease.cpus());
+/// # Ok::<(), gpucontainer::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct GpuAllocator {
+    table: Table,
+    directory: Directory,
+    root: DriverRoot,
+    memory_return: Duration,
+    outer: bool,
+}
+
+/// How long to wait for GPUs.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Wait {
+    limit: Option<Duration>,
+    cancel: Option<Cancel>,
+}
+
+impl Wait {
+    /// Not at all: what cannot be had now is an error that says why.
+    pub fn none() -> Self {
+        Self::at_most(Duration::ZERO)
+    }
+
+    /// Until there are enough, or it is cancelled.
+    pub fn forever() -> Self {
+        Self { limit: None, cancel: None }
+    }
+
+    /// So long.
+    pub fn at_most(limit: Duration) -> Self {
+        Self { limit: Some(limit), cancel: None }
+    }
+
+    /// Ends the wait when `cancel` is switched, within some 50 milliseconds.
+    pub fn cancel(mut self, cancel: &Cancel) -> Self {
+        self.cancel = Some(cancel.clone());
+        self
+    }
+}
+
+impl GpuAllocator {
+    /// The allocator of this host.
+    ///
+    /// Its slots are in `/run/gpucontainer/gpu` (`/dev/shm/gpucontainer-gpu` where `/run` is on a disk), which root
+    /// makes for all users when it first opens an allocator. Until then an ordinary user has an account of its own;
+    /// [`private`](Self::private) says so.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`] if somebody made that directory who could take away the leases of others.
+    pub fn open() -> Result<Self> {
+        Ok(Self::with(Directory::of_host().context("open the GPU allocator")?))
+    }
+
+    /// An allocator with an account of its own in the directory `path`, which is made, for all users, if it is not
+    /// there. It should be on a tmpfs.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn at(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::with(Directory::at(path.as_ref()).context("open the GPU allocator")?))
+    }
+
+    fn with(directory: Directory) -> Self {
+        let table = Table::new(directory.path.clone());
+        let root = DriverRoot::from_environment();
+        Self { table, directory, root, memory_return: MEMORY_RETURN, outer: true }
+    }
+
+    /// Says where the driver's user space is. By default as [`DriverRoot::from_environment`] says.
+    #[must_use]
+    pub fn driver_root(mut self, root: DriverRoot) -> Self {
+        self.root = root;
+        self
+    }
+
+    /// How long a GPU is held back while its memory is not back from a lease whose owner died; ten seconds by
+    /// default. After that it counts as any other GPU of which memory is used.
+    #[must_use]
+    pub fn memory_return(mut self, limit: Duration) -> Self {
+        self.memory_return = limit;
+        self
+    }
+
+    /// Whether GPUs are left out that an outer scheduler keeps from this process, by `CUDA_VISIBLE_DEVICES`,
+    /// `NVIDIA_VISIBLE_DEVICES`, `SLURM_STEP_GPUS`, `SLURM_JOB_GPUS`, the device plug-in of Kubernetes or the device
+    /// cgroup. They are by default.
+    #[must_use]
+    pub fn respect_outer(mut self, respected: bool) -> Self {
+        self.outer = respected;
+        self
+    }
+
+    /// The directory of the slots.
+    pub fn path(&self) -> &Path {
+        self.table.path()
+    }
+
+    /// Why the account is of this user alone, if it is.
+    pub fn private(&self) -> Option<&str> {
+        self.directory.private.as_deref()
+    }
+
+    /// Leases GPUs, having looked what the host has and how it is used.
+    ///
+    /// Requests are served in the order in which they came, those of a higher
+    /// [`priority`](GpuRequest::priority) earlier. One that cannot be served yet keeps what is free of the GPUs that
+    /// it could use, so that smaller ones do not pass it for ever; others pass. The wait takes no processor time
+    /// unless a foreign process or memory in use stands in the way, of whose end nobody is told.
+    ///
+    /// # Errors
+    /// At once: [`ErrorKind::InvalidArgument`] for a request that contradicts itself or asks for no GPU,
+    /// [`ErrorKind::GpuUnavailable`] for more than the host has, and, without a wait, for what is not free;
+    /// [`ErrorKind::NoSpace`] if the directory of the slots is full. After a wait: [`ErrorKind::TimedOut`],
+    /// [`ErrorKind::Cancelled`]. A system call error with `EINTR` if a signal came; [`enqueue`](Self::enqueue) keeps
+    /// the place in the queue in such a case.
+    pub fn acquire(&self, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
+        self.lease(request, None, &wait)
+    }
+
+    /// As [`acquire`](Self::acquire), with an inventory that the caller has: it is believed in what it says about
+    /// memory and processes, too. Saves the start of the driver's management library.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub fn acquire_from(&self, inventory: &Inventory, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
+        self.lease(request, Some(inventory), &wait)
+    }
+
+    /// Takes a place in the queue; [`GpuTicket::wait`] then waits for the GPUs, as often and as long as wanted.
+    ///
+    /// # Errors
+    /// Those of [`acquire`](Self::acquire) that come at once, but for GPUs that are not free.
+    pub fn enqueue(&self, request: &GpuRequest) -> Result<GpuTicket> {
+        let inventory = self.discover(None);
+        GpuTicket::new(self, request, &inventory, None).with_context(|| format!("wait for {}", wish(request)))
+    }
+
+    /// Who holds what since when, and who waits.
+    ///
+    /// # Errors
+    /// Those of reading the directory of the slots.
+    pub fn status(&self) -> Result<GpuStatus> {
+        self.status_from(&Inventory::discover_with(&self.root))
+    }
+
+    /// As [`status`](Self::status), with an inventory that the caller has.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub fn status_from(&self, inventory: &Inventory) -> Result<GpuStatus> {
+        let scan = self.table.scan(inventory).context("read the GPU leases")?;
+        Ok(GpuStatus::of(&scan, inventory, &self.directory))
+    }
+
+    fn lease(&self, request: &GpuRequest, inventory: Option<&Inventory>, wait: &Wait) -> Result<GpuLease> {
+        let wanted = || format!("lease {}", wish(request));
+        // Checked before the driver is asked, which may take long.
+        candidates::check(request).with_context(wanted)?;
+        let start = Instant::now();
+        let seen = self.discover(inventory);
+        let queue = wait.limit != Some(Duration::ZERO);
+        let cancel = wait.cancel.clone().unwrap_or_default();
+        let (slot, order) = match self.attempt(request, &seen, None, queue, &cancel).with_context(wanted)? {
+            Attempt::Leased(lease) => return Ok(lease),
+            Attempt::Queued { slot, order, .. } => (slot, order),
+            Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
+        };
+        let mut ticket = GpuTicket::of_slot(self, request, slot, order, inventory.cloned());
+        loop {
+            let left = wait.limit.map(|limit| limit.saturating_sub(start.elapsed()));
+            let turn = [left, wait.cancel.as_ref().map(|_| CANCEL_PERIOD)].into_iter().flatten().min();
+            if let Some(lease) = ticket.wait(turn).with_context(wanted)? {
+                return Ok(lease);
+            }
+            cancel.check().with_context(wanted)?;
+            if left == Some(Duration::ZERO) {
+                let why = format!("waited {:?}; {}", wait.limit.unwrap_or_default(), ticket.reason());
+                return Err(Error::new(ErrorKind::TimedOut, why));
+            }
+        }
+    }
+
+    /// The inventory that the caller gave, or that of this moment.
+    fn discover<'a>(&self, given: Option<&'a Inventory>) -> std::borrow::Cow<'a, Inventory> {
+        match given {
+            Some(inventory) => std::borrow::Cow::Borrowed(inventory),
+            None => std::borrow::Cow::Owned(Inventory::discover_with(&self.root)),
+        }
+    }
+}

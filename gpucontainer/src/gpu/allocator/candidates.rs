@@ -1,0 +1,267 @@
+//! Which devices of a host could ever serve a request, whoever uses them now.
+//!
+//! What contradicts itself, and what is more than the host has, fails here: no waiting would mend it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::allocator::outer::Refused;
+use crate::gpu::allocator::wishes::{Placement, Sharing};
+use crate::gpu::inventory::{Gpu, Inventory};
+use crate::gpu::request::{GpuName, GpuRequest, Vendor, Which};
+use crate::gpu::select::{self, Choice, gibibytes, unavailable, wish};
+use crate::gpu::topology::{GpuSet, Topology};
+
+/// A host, as far as decisions about its GPUs depend on it.
+#[derive(Debug)]
+pub(crate) struct Host<'a> {
+    pub(crate) inventory: &'a Inventory,
+    pub(crate) topology: Topology,
+    /// Devices that may not be used, and why.
+    pub(crate) refused: Refused,
+}
+
+/// The devices that could serve a request, and how many of them it wants.
+#[derive(Debug)]
+pub(crate) struct Candidates<'a> {
+    pub(crate) devices: Vec<Choice<'a>>,
+    pub(crate) wanted: usize,
+}
+
+/// Refuses what no host could serve.
+pub(crate) fn check(request: &GpuRequest) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(ErrorKind::InvalidArgument, why));
+    let wishes = &request.wishes;
+    if matches!(request.which(), Which::None | Which::DriverOnly) {
+        return refuse("a lease of no GPU is asked for".to_owned());
+    }
+    if let Which::Named(names) = request.which() {
+        if let Some(name) = names.iter().find(|name| matches!(name, GpuName::Cdi(_))) {
+            return refuse(format!("{name} asked for: devices of CDI specifications are not leased"));
+        }
+    }
+    match wishes.sharing {
+        Sharing::Shared(0) => return refuse("a GPU shared by 0 is nobody's".to_owned()),
+        Sharing::Fraction(0) => return refuse("a fraction of 0 bytes is no fraction".to_owned()),
+        _ => {}
+    }
+    if let Sharing::Fraction(bytes) = wishes.sharing {
+        if request.wanted_memory() > bytes {
+            let more = gibibytes(request.wanted_memory());
+            return refuse(format!("a fraction with {} is asked for, and {more} free", gibibytes(bytes)));
+        }
+    }
+    for (text, what) in [(&wishes.model, "model"), (&wishes.mig_profile, "MIG profile")] {
+        if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+            return refuse(format!("an empty {what} is asked for"));
+        }
+    }
+    let vendor = request.wanted_vendor();
+    if vendor != Vendor::Nvidia && (wishes.mig_profile.is_some() || wishes.min_compute_capability.is_some()) {
+        return refuse(format!("a MIG profile or a compute capability is asked for, which no {vendor} GPU has"));
+    }
+    let several = match request.which() {
+        Which::Count(count) => *count > 1,
+        Which::Named(names) => names.len() > 1,
+        _ => false,
+    };
+    if several && wishes.mig_profile.is_some() && wishes.placement == Placement::NvlinkRequired {
+        return refuse("MIG devices connected by NVLink are asked for, and MIG devices have no NVLink".to_owned());
+    }
+    Ok(())
+}
+
+impl<'a> Candidates<'a> {
+    /// The devices of the host that could serve the request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the request contradicts itself, [`ErrorKind::GpuUnavailable`] if the host
+    /// does not have what is asked for.
+    pub(crate) fn of(request: &GpuRequest, host: &Host<'a>) -> Result<Self> {
+        check(request)?;
+        let vendor = request.wanted_vendor();
+        let gpus: Vec<&Gpu> = host.inventory.gpus().iter().filter(|gpu| gpu.vendor == vendor).collect();
+        if gpus.is_empty() {
+            let reason = host.inventory.unavailable().filter(|_| vendor == Vendor::Nvidia);
+            let reason = reason.map_or_else(|| format!("this host has no {vendor} GPU"), str::to_owned);
+            return Err(unavailable(format!("{} asked for: {reason}", wish(request))));
+        }
+        let found = match request.which() {
+            Which::Named(names) => Self::named(names, request, host, &gpus)?,
+            _ => Self::counted(request, host, &gpus)?,
+        };
+        found.placeable(request, host)?;
+        Ok(found)
+    }
+
+    fn named(names: &[GpuName], request: &GpuRequest, host: &Host<'a>, gpus: &[&'a Gpu]) -> Result<Self> {
+        let mut devices: Vec<Choice<'a>> = Vec::new();
+        for name in names {
+            let choice = select::find(name, gpus)?;
+            if let Some(why) = unsuitable(choice, request, host) {
+                return Err(unavailable(format!("{} asked for: {choice} {why}", wish(request))));
+            }
+            if !devices.iter().any(|before| before.uuid() == choice.uuid()) {
+                devices.push(choice);
+            }
+        }
+        let wanted = devices.len();
+        Ok(Self { devices, wanted })
+    }
+
+    fn counted(request: &GpuRequest, host: &Host<'a>, gpus: &[&'a Gpu]) -> Result<Self> {
+        let mut devices = select::candidates(gpus);
+        let whole = devices.iter().any(|choice| matches!(choice, Choice::Whole(_)));
+        let slices = request.wishes.mig_profile.is_some();
+        if slices || (whole && *request.which() != Which::All) {
+            // CUDA does not use whole GPUs and slices together.
+            devices.retain(|choice| matches!(choice, Choice::Slice(..)) == slices);
+        }
+        let known = devices.len();
+        let mut reasons = Vec::new();
+        devices.retain(|choice| match unsuitable(*choice, request, host) {
+            Some(why) => {
+                reasons.push(format!("{choice} {why}"));
+                false
+            }
+            None => true,
+        });
+        let wanted = match request.which() {
+            Which::Count(count) => usize::try_from(*count).unwrap_or(usize::MAX),
+            _ => devices.len().max(1),
+        };
+        if devices.len() >= wanted {
+            return Ok(Self { devices, wanted });
+        }
+        let kind = if slices { "MIG devices" } else { "GPUs" };
+        let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
+        let suit = devices.len();
+        Err(unavailable(format!("{} asked for: {suit} of this host's {known} {kind} suit{why}", wish(request))))
+    }
+
+    /// Whether all devices together have a set that lies as is wanted.
+    fn placeable(&self, request: &GpuRequest, host: &Host<'a>) -> Result<()> {
+        if self.wanted < 2 {
+            return Ok(());
+        }
+        let possible = match self.places(host, |_| true) {
+            Some(set) => host.topology.choose(set, self.wanted, request.wishes.placement).is_some(),
+            None => super::decide::slices(&self.devices, self.wanted, request.wishes.placement, &[]).is_some(),
+        };
+        if possible {
+            return Ok(());
+        }
+        let how = match request.wishes.placement {
+            Placement::NvlinkRequired => "are connected by NVLink",
+            Placement::SameNumaNode => "are attached to one NUMA node",
+            _ => "can be used together",
+        };
+        Err(unavailable(format!("{} asked for: no {} of this host that suit {how}", wish(request), self.wanted)))
+    }
+
+    /// The places in the inventory of those whole GPUs that pass; `None` if there are slices among the candidates.
+    pub(crate) fn places(&self, host: &Host<'_>, pass: impl Fn(Choice<'a>) -> bool) -> Option<GpuSet> {
+        let whole = self.devices.iter().all(|choice| matches!(choice, Choice::Whole(_)));
+        let place = |choice: Choice<'_>| host.inventory.gpus().iter().position(|gpu| gpu.uuid == choice.uuid());
+        whole.then(|| self.devices.iter().filter(|choice| pass(**choice)).filter_map(|choice| place(*choice)).collect())
+    }
+}
+
+/// Why the device can never serve the request, if it cannot.
+fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Option<String> {
+    let wishes = &request.wishes;
+    let gpu = choice.gpu();
+    if let Some(why) = host.refused.get(choice.uuid()) {
+        return Some(format!("is not ours: {why}"));
+    }
+    if let Some(pattern) = wishes.model.as_ref().filter(|pattern| !matches(pattern, &gpu.name)) {
+        return Some(format!("is no {pattern}"));
+    }
+    if let Some((major, minor)) = wishes.min_compute_capability {
+        match gpu.compute_capability {
+            Some(has) if has >= (major, minor) => {}
+            Some((has, less)) => return Some(format!("has compute capability {has}.{less}")),
+            None => return Some("does not say its compute capability".to_owned()),
+        }
+    }
+    if let Some(profile) = &wishes.mig_profile {
+        match choice {
+            Choice::Slice(_, slice) if slice.profile.eq_ignore_ascii_case(profile) => {}
+            Choice::Slice(_, slice) => return Some(format!("is of profile {}", slice.profile)),
+            Choice::Whole(_) => return Some("is no MIG device".to_owned()),
+        }
+    }
+    let fraction = if let Sharing::Fraction(bytes) = wishes.sharing { bytes } else { 0 };
+    let wanted = wishes.min_total_memory.max(request.wanted_memory()).max(fraction);
+    match choice.memory() {
+        _ if wanted == 0 => None,
+        Some(memory) if memory.total >= wanted => None,
+        Some(memory) => Some(format!("has {} in all", gibibytes(memory.total))),
+        None => Some("does not say how much memory it has".to_owned()),
+    }
+}
+
+/// Whether `text` has the form of `pattern`, upper and lower case alike.
+fn matches(pattern: &str, text: &str) -> bool {
+    let lower = |text: &str| text.trim().to_lowercase().chars().collect::<Vec<char>>();
+    let (pattern, text) = (lower(pattern), lower(text));
+    let (mut at, mut from) = (0, 0);
+    // Where to go on if what follows the last star turns out not to fit.
+    let mut star: Option<(usize, usize)> = None;
+    while from < text.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at + 1, from));
+                at += 1;
+            }
+            Some(sign) if *sign == '?' || *sign == text[from] => {
+                at += 1;
+                from += 1;
+            }
+            _ => match star {
+                Some((after, taken)) => {
+                    star = Some((after, taken + 1));
+                    at = after;
+                    from = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|sign| *sign == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_found_by_their_form() {
+        let name = "NVIDIA A100-SXM4-80GB";
+        for pattern in ["*a100*", "NVIDIA A100-SXM?-80GB", "*", "nvidia*80gb", "*A*0*GB*"] {
+            assert!(matches(pattern, name), "{pattern}");
+        }
+        for pattern in ["A100", "*h100*", "NVIDIA", "*40gb", "?"] {
+            assert!(!matches(pattern, name), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let one = || GpuRequest::count(1);
+        let requests = [
+            GpuRequest::none(),
+            "none".parse().unwrap(),
+            one().sharing(Sharing::Shared(0)),
+            one().sharing(Sharing::Fraction(0)),
+            one().sharing(Sharing::Fraction(1)).min_free_memory(2),
+            one().model(" "),
+            one().mig_profile(""),
+            one().vendor(Vendor::Amd).mig_profile("1g.10gb"),
+            one().vendor(Vendor::Intel).min_compute_capability(8, 0),
+            GpuRequest::count(2).mig_profile("1g.10gb").placement(Placement::NvlinkRequired),
+            "amd.com/gpu=0".parse().unwrap(),
+        ];
+        for request in requests {
+            assert_eq!(check(&request).unwrap_err().kind(), ErrorKind::InvalidArgument, "{request:?}");
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Waiting for GPUs, in the order of the queue.
+//!
+//! Who waits has a slot, as a lease has. Of those who want the same, only the first looks at the leases; each of the
+//! others sleeps until the one before it is gone, so that a free GPU wakes one process and not all. Nobody has to
+//! tell anybody anything: the kernel says when the file of a slot is closed, also by a process that was killed.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::allocator::candidates::{Candidates, Host};
+use crate::gpu::allocator::decide::{Decision, Question, decide, held};
+use crate::gpu::allocator::lease::GpuLease;
+use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
+use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
+use crate::gpu::allocator::{GpuAllocator, outer};
+use crate::gpu::inventory::Inventory;
+use crate::gpu::request::GpuRequest;
+use crate::gpu::select::Choice;
+use crate::gpu::topology::Topology;
+use crate::progress::Cancel;
+use crate::sys::process::{await_readable, own_pid, since_boot};
+use crate::sys::watch::Watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What one step of priority is worth in waiting.
+const STEP: Duration = Duration::from_secs(10);
+
+/// Less memory than this is missing after a lease without anybody noticing: what a driver keeps varies.
+const SLACK: u64 = 64 << 20;
+
+/// How soon and how seldom to look again at what nobody tells of.
+const SOON: Duration = Duration::from_millis(5);
+const SELDOM: Duration = Duration::from_millis(500);
+
+/// How seldom one looks who sleeps until another is gone.
+const FOLLOWER: Duration = Duration::from_secs(2);
+
+/// How long the kernel may take from telling of a close to freeing the locks.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Why a request was not served.
+#[derive(Debug)]
+pub(super) struct Later {
+    pub(super) why: String,
+    unannounced: bool,
+    /// The slot of the nearest one before this who wants the same.
+    behind: Option<PathBuf>,
+}
+
+/// What came of a try.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    Leased(GpuLease),
+    Queued { slot: Slot, order: i128, later: Later },
+    Later(Later),
+}
+
+/// A place in the queue for GPUs. Dropping it gives the place up.
+#[derive(Debug)]
+pub struct GpuTicket {
+    allocator: GpuAllocator,
+    request: GpuRequest,
+    inventory: Option<Inventory>,
+    slot: Option<Slot>,
+    order: i128,
+    owner: u32,
+    watch: Option<Watch>,
+    /// If one before this wants the same, only its slot is watched.
+    behind: Option<PathBuf>,
+    /// When to look again although nobody tells of anything.
+    again: Option<Instant>,
+    pause: Duration,
+    due: bool,
+    why: String,
+}
+
+impl GpuAllocator {
+    /// Tries to serve a request; `place` is the slot and the order of one that waits already. With `queue`, one that
+    /// cannot be served takes a place, before anybody else can.
+    pub(super) fn attempt(
+        &self,
+        request: &GpuRequest,
+        inventory: &Inventory,
+        place: Option<(&str, i128)>,
+        queue: bool,
+        cancel: &Cancel,
+    ) -> Result<Attempt> {
+        let refused = if self.outer { outer::refused(inventory, &self.root) } else { BTreeMap::new() };
+        let host = Host { inventory, topology: Topology::of(inventory), refused };
+        // An error that no lease can change comes before anything is locked.
+        Candidates::of(request, &host)?;
+        let owner = Owner::own();
+        let locked = self.table.lock(cancel)?;
+        let scan = self.table.scan(inventory)?;
+        let (own, order) = place.unwrap_or_else(|| ("", order(request.wishes.priority)));
+        let before =
+            |waiting: &&Waiting| waiting.id != own && (waiting.record.order, waiting.id.as_str()) <= (order, own);
+        let newer = |waiting: &&Waiting| waiting.id != own && waiting.record.order <= order;
+        let ahead: Vec<Waiting> = match place {
+            Some(_) => scan.waiting.iter().filter(before).cloned().collect(),
+            None => scan.waiting.iter().filter(newer).cloned().collect(),
+        };
+        let (returning, overdue) = self.returning(&scan, inventory);
+        locked.collect(&scan, &overdue)?;
+
+        let allowed = allowed(&host);
+        let same = |waiting: &&Waiting| alike(&waiting.record.request, request) && waiting.record.allowed == allowed;
+        let behind = ahead.iter().rev().find(same).map(|waiting| self.table.ticket_path(&waiting.id));
+        let question = Question { request, scan: &scan, ahead: &ahead, returning: &returning };
+        let later = match decide(&question, &host)? {
+            Decision::Grant(chosen) => {
+                let record = record(&chosen, request, owner);
+                let slot = locked.lease(&record)?;
+                return Ok(Attempt::Leased(GpuLease::new(slot, &record, &chosen, request, inventory)));
+            }
+            Decision::Later { why, unannounced } => Later { why, unannounced, behind },
+        };
+        if !queue {
+            return Ok(Attempt::Later(later));
+        }
+        let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order })?;
+        Ok(Attempt::Queued { slot, order, later })
+    }
+
+    /// The devices whose memory is not back from a lease whose owner died, and the identifiers of such leases.
+    fn returning(&self, scan: &Scan, inventory: &Inventory) -> (BTreeSet<String>, BTreeSet<String>) {
+        let now = since_boot();
+        let mut free: BTreeMap<&str, u64> = BTreeMap::new();
+        for gpu in inventory.gpus() {
+            free.extend(gpu.memory.map(|memory| (gpu.uuid.as_str(), memory.free)));
+            let slices = gpu.mig_devices.iter();
+            free.extend(slices.filter_map(|slice| Some((slice.uuid.as_str(), slice.memory?.free))));
+        }
+        let held: BTreeSet<&str> =
+            scan.live.iter().flat_map(|live| &live.held).map(|held| held.device.as_str()).collect();
+        let missing = |over: &Over| -> Vec<String> {
+            // A clock that another namespace set back makes the wait no longer than one of these.
+            let late = over.noticed.is_some_and(|since| now.saturating_sub(since) > self.memory_return);
+            let Some(record) = over.record.as_ref().filter(|_| !late) else { return Vec::new() };
+            let before = record.free_before.iter().filter(|(device, _)| !held.contains(device.as_str()));
+            let gone = before.filter(|(device, before)| {
+                free.get(device.as_str()).is_some_and(|free| free.saturating_add(SLACK) < **before)
+            });
+            gone.map(|(device, _)| device.clone()).collect()
+        };
+        let mut devices = BTreeSet::new();
+        let mut leases = BTreeSet::new();
+        for over in &scan.over {
+            let missing = missing(over);
+            if !missing.is_empty() {
+                leases.insert(over.id.clone());
+                devices.extend(missing);
+            }
+        }
+        (devices, leases)
+    }
+}
+
+/// The place in the queue of a request that comes now.
+///
+/// Since all grow older at the same pace, an early arrival and a high priority can be one number that never changes.
+fn order(priority: i32) -> i128 {
+    i128::from(nanoseconds(since_boot())) - i128::from(priority) * i128::from(nanoseconds(STEP))
+}
+
+/// The devices that an outer scheduler left; `None` if it left all.
+fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
+    let slices = |gpu: &crate::gpu::Gpu| gpu.mig_devices.iter().map(|slice| slice.uuid.clone()).collect::<Vec<_>>();
+    let devices = host.inventory.gpus().iter().flat_map(|gpu| [vec![gpu.uuid.clone()], slices(gpu)].concat());
+    (!host.refused.is_empty()).then(|| devices.filter(|device| !host.refused.contains_key(device)).collect())
+}
+
+/// Whether whatever serves one request serves the other.
+fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
+    let shape = |request: &GpuRequest| request.clone().priority(0).capabilities([]).multi_process_service(false);
+    shape(one) == shape(other)
+}
+
+fn record(chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner) -> LeaseRecord {
+    let free = chosen.iter().filter_map(|choice| Some((choice.uuid().to_owned(), choice.memory()?.free)));
+    LeaseRecord {
+        owner,
+        held: chosen.iter().map(|choice| held(*choice, request.wishes.sharing)).collect(),
+        free_before: free.collect(),
+    }
+}
+
+impl GpuTicket {
+    pub(super) fn new(
+        allocator: &GpuAllocator,
+        request: &GpuRequest,
+        inventory: &Inventory,
+        given: Option<Inventory>,
+    ) -> Result<Self> {
+        let refused = if allocator.outer { outer::refused(inventory, &allocator.root) } else { BTreeMap::new() };
+        let host = Host { inventory, topology: Topology::of(inventory), refused };
+        Candidates::of(request, &host)?;
+        let locked = allocator.table.lock(&Cancel::new())?;
+        let order = order(request.wishes.priority);
+        let record = TicketRecord { owner: Owner::own(), request: request.clone(), allowed: allowed(&host), order };
+        let slot = locked.ticket(&record)?;
+        drop(locked);
+        Ok(Self::of_slot(allocator, request, slot, order, given))
+    }
+
+    pub(super) fn of_slot(
+        allocator: &GpuAllocator,
+        request: &GpuRequest,
+        slot: Slot,
+        order: i128,
+        inventory: Option<Inventory>,
+    ) -> Self {
+        Self {
+            allocator: allocator.clone(),
+            request: request.clone(),
+            inventory,
+            slot: Some(slot),
+            order,
+            owner: own_pid(),
+            watch: None,
+            behind: None,
+            again: None,
+            pause: SOON,
+            due: true,
+            why: String::new(),
+        }
+    }
+
+    /// Why the GPUs were not to be had when it was last tried.
+    pub fn reason(&self) -> &str {
+        &self.why
+    }
+
+    /// Waits until the GPUs are there, at most for `timeout` (`None`: as long as it takes); `None` when that passed.
+    ///
+    /// # Errors
+    /// Those of [`GpuAllocator::acquire`]: what has become impossible, such as by a GPU that is lost, is an error.
+    /// `EINTR` is passed on, so that an interpreter can look after its signals; the place in the queue is kept.
+    /// [`ErrorKind::Closed`] once the lease was given.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<GpuLease>> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            if self.due {
+                self.due = false;
+                if let Some(lease) = self.attempt()? {
+                    return Ok(Some(lease));
+                }
+            }
+            let now = Instant::now();
+            let wake = [deadline, self.again].into_iter().flatten().min();
+            let left = wake.map(|wake| wake.saturating_duration_since(now));
+            let told = match &self.watch {
+                Some(watch) => match await_readable(watch, left) {
+                    Err(e) if is_interrupted(&e) => return Err(e),
+                    told => told?,
+                },
+                // Without a watch there always is a time to look again.
+                None => {
+                    std::thread::sleep(left.unwrap_or(SOON));
+                    false
+                }
+            };
+            if told {
+                self.due = self.settle()?;
+            }
+            let now = Instant::now();
+            if self.again.is_some_and(|again| again <= now) {
+                self.due = true;
+            }
+            if !self.due && deadline.is_some_and(|deadline| deadline <= now) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn attempt(&mut self) -> Result<Option<GpuLease>> {
+        let Some(slot) = &self.slot else {
+            return Err(Error::new(ErrorKind::Closed, "the GPUs of this place in the queue were leased already"));
+        };
+        // Watched before it is looked at, so that nothing is missed in between.
+        if self.watch.is_none() || self.behind.is_some() {
+            self.behind = None;
+            self.watch = watch(&self.allocator.table)?;
+        }
+        let inventory = self.allocator.discover(self.inventory.as_ref()).into_owned();
+        let place = Some((slot.id.as_str(), self.order));
+        let later = match self.allocator.attempt(&self.request, &inventory, place, false, &Cancel::new())? {
+            Attempt::Leased(lease) => {
+                self.leave();
+                return Ok(Some(lease));
+            }
+            Attempt::Queued { later, .. } | Attempt::Later(later) => later,
+        };
+        self.again = None;
+        if let Some(path) = later.behind {
+            match Watch::new(&path) {
+                Ok(watch) => self.watch = Some(watch),
+                Err(e) if e.kind() == ErrorKind::NotFound => self.due = true,
+                // Too many watches: the directory's serves as well, it only wakes more often.
+                Err(_) => {}
+            }
+            self.due |= !Slot::is_alive(&path)?;
+            self.behind = Some(path);
+        }
+        if self.behind.is_some() && self.watch.is_some() {
+            // The one before may have enough without knowing it, if its owner does not wait just now.
+            self.again = Instant::now().checked_add(FOLLOWER);
+        } else if later.unannounced || self.watch.is_none() {
+            self.again = Instant::now().checked_add(self.pause);
+            self.pause = (self.pause * 2).min(SELDOM);
+        } else {
+            self.pause = SOON;
+        }
+        self.why = later.why;
+        Ok(None)
+    }
+
+    /// Whether what was told of matters; waits until the kernel has done it.
+    fn settle(&mut self) -> Result<bool> {
+        let Some(watch) = &self.watch else { return Ok(true) };
+        let mut matters = false;
+        for name in watch.drain() {
+            let path = match (&self.behind, name.to_str()) {
+                (Some(path), Some("")) => path.clone(),
+                (_, Some(name)) if Table::is_slot(name) => self.allocator.path().join(name),
+                _ => continue,
+            };
+            let start = Instant::now();
+            // The locks go microseconds after the close is told. If they stay, it was another descriptor's.
+            let mut alive = Slot::is_alive(&path)?;
+            while alive && start.elapsed() < SETTLE {
+                std::thread::sleep(Duration::from_micros(100));
+                alive = Slot::is_alive(&path)?;
+            }
+            matters |= !alive;
+        }
+        Ok(matters)
+    }
+
+    /// Gives up the place.
+    fn leave(&mut self) {
+        let Some(slot) = self.slot.take().filter(|_| self.owner == own_pid()) else { return };
+        if let Err(error) = slot.free() {
+            tracing::warn!(%error, "a place in the queue for GPUs could not be given up; it ends with its descriptor");
+        }
+    }
+}
+
+impl Drop for GpuTicket {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// A watch on the slots; `None` where the user has as many watches as are allowed.
+fn watch(table: &Table) -> Result<Option<Watch>> {
+    match Watch::new(table.path()) {
+        Ok(watch) => Ok(Some(watch)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(e),
+        Err(error) => {
+            tracing::debug!(%error, "waiting for GPUs by looking again and again");
+            Ok(None)
+        }
+    }
+}

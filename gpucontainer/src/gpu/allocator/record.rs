@@ -1,0 +1,154 @@
+//! What a slot says: as ranges of locks, which cannot be damaged, and as text, which describes.
+//!
+//! ```text
+//! lease-<id>                                  a lease: live while byte 0 is locked
+//! wait-<id>                                   a place in the queue, the same
+//! gone-<id>                                   since when a lease is over whose memory is not back
+//!
+//! byte 0                                      the owner lives
+//! region of a device, 4 GiB long, its place the hash of the device's identifier:
+//!   + 0             1 byte                    held alone
+//!   + 1 GiB         n bytes                   shared by at most n
+//!   + 2 GiB         n bytes                   shared, n MiB of its memory promised
+//! ```
+//!
+//! The text is one line with a check sum, and one with JSON.
+
+use crate::gpu::allocator::wishes::Sharing;
+use crate::gpu::request::GpuRequest;
+use crate::sys::slot::Range;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub(crate) const ALIVE: Range = (0, 1);
+
+const REGION: u64 = 1 << 32;
+const PART: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+
+/// A device and how it is held. Of a whole GPU both identifiers are the same.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Held {
+    pub(crate) device: String,
+    pub(crate) gpu: String,
+    pub(crate) sharing: Sharing,
+}
+
+/// Who stands behind a slot.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Owner {
+    pub(crate) pid: u32,
+    /// The process's identifier is one of this namespace.
+    pub(crate) pid_namespace: String,
+    pub(crate) program: String,
+    /// Since the system started, in nanoseconds.
+    pub(crate) since: u64,
+}
+
+/// A lease.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct LeaseRecord {
+    pub(crate) owner: Owner,
+    pub(crate) held: Vec<Held>,
+    /// The free memory of each device before the lease, in bytes.
+    pub(crate) free_before: BTreeMap<String, u64>,
+}
+
+/// A place in the queue.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct TicketRecord {
+    pub(crate) owner: Owner,
+    pub(crate) request: GpuRequest,
+    /// What an outer scheduler lets the owner use; everything if `None`.
+    pub(crate) allowed: Option<Vec<String>>,
+    /// Smaller comes first: when it arrived, less what its priority is worth, in nanoseconds.
+    pub(crate) order: i128,
+}
+
+/// Since when a lease is over, in nanoseconds since the system started.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct GoneRecord {
+    pub(crate) since: u64,
+}
+
+/// FNV-1a: the same on every machine and in every version, which is all that is wanted of it.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+fn region(device: &str) -> u64 {
+    (1 + hash(device.as_bytes()) % PART) * REGION
+}
+
+/// All of the range in which the way a device is held is said.
+pub(crate) fn region_of(device: &str) -> Range {
+    (region(device), REGION)
+}
+
+impl Held {
+    /// The range of locks that says this.
+    pub(crate) fn range(&self) -> Range {
+        let (part, length) = match self.sharing {
+            Sharing::Exclusive => (0, 1),
+            Sharing::Shared(limit) => (PART, u64::from(limit).clamp(1, PART - 1)),
+            Sharing::Fraction(bytes) => (2 * PART, bytes.div_ceil(MIB).clamp(1, PART - 1)),
+        };
+        (region(&self.device) + part, length)
+    }
+
+    /// What a range of locks says of a device.
+    pub(crate) fn from_range(device: &str, gpu: &str, (start, length): Range) -> Self {
+        let sharing = match (start.saturating_sub(region(device)) / PART, u32::try_from(length)) {
+            (1, Ok(limit)) => Sharing::Shared(limit),
+            (2, _) => Sharing::Fraction(length.saturating_mul(MIB)),
+            _ => Sharing::Exclusive,
+        };
+        Self { device: device.to_owned(), gpu: gpu.to_owned(), sharing }
+    }
+}
+
+/// The text of a record.
+pub(crate) fn encode(record: &impl Serialize) -> Vec<u8> {
+    // Strings, numbers and lists of them always have a JSON form.
+    let body = serde_json::to_string(record).unwrap_or_default();
+    format!("{:016x}\n{body}\n", hash(body.as_bytes())).into_bytes()
+}
+
+/// The record of a text; `None` if it is damaged.
+pub(crate) fn decode<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (sum, body) = text.split_once('\n')?;
+    let body = body.strip_suffix('\n')?;
+    (u64::from_str_radix(sum, 16).ok()? == hash(body.as_bytes())).then(|| serde_json::from_str(body).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_say_the_same_as_text() {
+        for sharing in [Sharing::Exclusive, Sharing::Shared(3), Sharing::Fraction(40 << 30)] {
+            let held = Held { device: "MIG-1".into(), gpu: "GPU-1".into(), sharing };
+            assert_eq!(Held::from_range("MIG-1", "GPU-1", held.range()), held);
+            let (start, length) = region_of("MIG-1");
+            assert!(held.range().0 >= start && held.range().0 + held.range().1 < start + length);
+            assert!(i64::try_from(start + length).is_ok());
+        }
+    }
+
+    #[test]
+    fn damage_is_seen() {
+        let record = LeaseRecord { owner: Owner { pid: 7, ..Owner::default() }, ..LeaseRecord::default() };
+        let text = encode(&record);
+        assert_eq!(decode::<LeaseRecord>(&text), Some(record));
+        for at in 0..text.len() {
+            assert_eq!(decode::<LeaseRecord>(&text[..at]), None, "cut at {at}");
+            let mut other = text.clone();
+            other[at] ^= 1;
+            assert_eq!(decode::<LeaseRecord>(&other), None, "changed at {at}");
+        }
+    }
+}
