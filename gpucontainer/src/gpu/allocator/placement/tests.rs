@@ -121,7 +121,7 @@ fn by_force(topology: &Topology, free: GpuSet, count: usize, placement: Placemen
         pairs.map(|(one, other)| i64::from(topology.score(one, other))).sum()
     };
     let mut best: Option<(Worth, Vec<usize>)> = None;
-    for mask in 0_u32..1 << places.len() {
+    for mask in (0_u32..1 << places.len()).filter(|mask| mask.count_ones() as usize == count) {
         let (mut set, mut rest) = (Vec::new(), Vec::new());
         for (number, place) in places.iter().enumerate() {
             if mask >> number & 1 == 1 { set.push(*place) } else { rest.push(*place) }
@@ -139,7 +139,7 @@ fn by_force(topology: &Topology, free: GpuSet, count: usize, placement: Placemen
             Placement::SameNumaNode => set.windows(2).all(|w| topology.numa_node(w[0]) == topology.numa_node(w[1])),
             _ => true,
         };
-        if set.len() != count || !allowed {
+        if !allowed {
             continue;
         }
         let halves = set.iter().filter(|place| topology.mate(**place).is_some_and(|mate| rest.contains(&mate)));
