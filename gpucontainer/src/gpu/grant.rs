@@ -125,6 +125,18 @@ pub struct FileTree {
     pub files: Vec<TextFile>,
 }
 
+/// A small file of the container's own, shown over what its image has at that place: nothing of the image is changed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct OwnFile {
+    /// Where it goes in the container.
+    pub path: PathBuf,
+    /// What is in it.
+    pub contents: Vec<u8>,
+    /// Its permission bits, as in `0o644`.
+    pub mode: u32,
+}
+
 /// When a vendor's program is executed, by the names of the OCI runtime specification.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -170,10 +182,13 @@ pub struct GpuGrant {
     pub links: Vec<Symlink>,
     /// Directories to replace.
     pub trees: Vec<FileTree>,
+    /// Files to show over those of the image: the loader's cache with the granted libraries in it, and settings.
+    #[serde(default)]
+    pub files: Vec<OwnFile>,
     /// The directories of the container in which the granted libraries are, best first.
     ///
-    /// The dynamic loader of the image searches them by default, so nothing more is needed for
-    /// programs to find the libraries; a cache of its own may name them for speed.
+    /// The dynamic loader of the image searches them by default; its cache among [`files`](Self::files) names the
+    /// libraries as well, for those programs that ask it.
     pub library_directories: Vec<PathBuf>,
     /// Variables to set, over those of the image and under those of the caller.
     pub environment: Vec<(String, String)>,
@@ -185,6 +200,9 @@ pub struct GpuGrant {
     pub hooks: Vec<VendorHook>,
     /// The version of the driver whose files are granted.
     pub driver_version: Option<String>,
+    /// What was asked for and left out because the image cannot use it, and why: a sentence each.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 impl GpuGrant {
@@ -205,6 +223,8 @@ impl GpuGrant {
         put(&mut self.mounts, other.mounts, |mount| &mount.target);
         put(&mut self.links, other.links, |link| &link.link);
         put(&mut self.trees, other.trees, |tree| &tree.path);
+        put(&mut self.files, other.files, |file| &file.path);
+        put(&mut self.left_out, other.left_out, |why| why);
         put(&mut self.library_directories, other.library_directories, |directory| directory);
         put(&mut self.environment, other.environment, |(name, _)| name);
         put(&mut self.groups, other.groups, |group| group);

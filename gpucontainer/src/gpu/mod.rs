@@ -28,12 +28,13 @@ pub use allocator::{MigDevices, MigLease, MigModeChange};
 pub use driver::root::DriverRoot;
 pub use driver::{Driver, DriverFile, DriverLibrary};
 pub use grant::{
-    DeviceNode, FileMount, FileTree, GpuGrant, HookMoment, MountKind, NodeAccess, Symlink, TextFile, VendorHook,
+    DeviceNode, FileMount, FileTree, GpuGrant, HookMoment, MountKind, NodeAccess, OwnFile, Symlink, TextFile,
+    VendorHook,
 };
 pub use injection::image_facts::ImageFacts;
 pub use injection::{grant, grant_from};
 pub use inventory::{
     Fabric, Gpu, GpuHealth, GpuMemory, GpuPair, Inventory, MigDevice, NvLink, NvLinkEnd, PciPath, RemappedRows,
 };
-pub use request::{DriverCapability, GpuName, GpuRequest, Vendor};
+pub use request::{DriverCapability, DriverExtra, GpuName, GpuRequest, Vendor};
 pub use topology::{GpuSet, Topology};

@@ -1,5 +1,11 @@
 //! What a caller asks for: which GPUs, and which parts of the driver with them.
 
+mod environment;
+mod extras;
+
+pub use extras::DriverExtra;
+pub(in crate::gpu) use extras::{Channels, Extras};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::Wishes;
 use crate::gpu::cdi::{DeviceName, Reading};
@@ -216,6 +222,8 @@ pub(crate) enum Which {
     Count(u32),
     /// These.
     Named(Vec<GpuName>),
+    /// Those that the image's environment names.
+    AsImageSays,
 }
 
 /// Which GPUs a container is to get, and which parts of the driver.
@@ -235,8 +243,11 @@ pub struct GpuRequest {
     which: Which,
     vendor: Vendor,
     min_free_memory: u64,
-    capabilities: BTreeSet<DriverCapability>,
+    /// `None` is what the image says, or else the default.
+    capabilities: Option<BTreeSet<DriverCapability>>,
     multi_process_service: bool,
+    #[serde(default)]
+    pub(in crate::gpu) extras: Extras,
     #[serde(default)]
     pub(in crate::gpu) wishes: Wishes,
     #[serde(default)]
@@ -256,8 +267,9 @@ impl GpuRequest {
             which,
             vendor: Vendor::default(),
             min_free_memory: 0,
-            capabilities: default_capabilities(),
+            capabilities: None,
             multi_process_service: false,
+            extras: Extras::default(),
             wishes: Wishes::default(),
             reading: Reading::default(),
         }
@@ -273,6 +285,27 @@ impl GpuRequest {
     /// Of a GPU in MIG mode, its MIG devices are meant.
     pub fn all() -> Self {
         Self::new(Which::All)
+    }
+
+    /// Asks for what the image's environment names: `NVIDIA_VISIBLE_DEVICES`, as [`parse`](str::parse) reads it.
+    ///
+    /// Without that variable nothing is asked for, unless the image is of the time before it: then it has
+    /// `CUDA_VERSION`, and is meant to see every GPU. `NVIDIA_GDS`, `NVIDIA_MOFED`, `NVIDIA_GDRCOPY` and
+    /// `NVIDIA_NVSWITCH` (if `enabled`), and `NVIDIA_IMEX_CHANNELS`, ask for [`DriverExtra`]s.
+    ///
+    /// The environment is that of the image with the caller's own variables over it.
+    pub fn as_image_says() -> Self {
+        Self::new(Which::AsImageSays)
+    }
+
+    /// The same request, with what is left to the image taken from the environment `environment`: which GPUs, if
+    /// [`as_image_says`](Self::as_image_says) asked, and `NVIDIA_DRIVER_CAPABILITIES`, if
+    /// [`capabilities`](Self::capabilities) did not say.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if a variable is not understood; the text names it.
+    pub fn for_environment(&self, environment: &[(String, String)]) -> Result<Self> {
+        environment::resolve(self, environment)
     }
 
     /// Asks for any `number` of GPUs; 0 is the same as [`none`](Self::none).
@@ -348,12 +381,25 @@ impl GpuRequest {
         self
     }
 
-    /// Replaces the parts of the driver that come with the GPUs; `compute` and `utility` by default.
+    /// Replaces the parts of the driver that come with the GPUs. By default what the image says in
+    /// `NVIDIA_DRIVER_CAPABILITIES`; `compute` and `utility` if it says nothing.
     ///
     /// An empty list gives device nodes and no libraries: for an image that brings the driver's user
     /// space itself. GPUs of other vendors than NVIDIA ignore it.
     pub fn capabilities(mut self, capabilities: impl IntoIterator<Item = DriverCapability>) -> Self {
-        self.capabilities = capabilities.into_iter().collect();
+        self.capabilities = Some(capabilities.into_iter().collect());
+        self
+    }
+
+    /// Asks for further parts of NVIDIA's software that come with their own devices. None by default.
+    pub fn extras(mut self, extras: impl IntoIterator<Item = DriverExtra>) -> Self {
+        self.extras.parts = extras.into_iter().collect();
+        self
+    }
+
+    /// Asks for channels through which GPUs of several hosts share memory (IMEX), by number. None by default.
+    pub fn imex_channels(mut self, channels: impl IntoIterator<Item = u32>) -> Self {
+        self.extras.channels = Channels::Numbered(channels.into_iter().collect());
         self
     }
 
@@ -402,7 +448,9 @@ impl GpuRequest {
     }
 
     pub(crate) fn wants(&self, capability: DriverCapability) -> bool {
-        let has = |capability| self.capabilities.contains(&capability);
+        let default = default_capabilities();
+        let chosen = self.capabilities.as_ref().unwrap_or(&default);
+        let has = |capability| chosen.contains(&capability);
         match capability {
             DriverCapability::Compute => has(capability) || has(DriverCapability::Video),
             DriverCapability::Graphics => has(capability) || has(DriverCapability::Display),
@@ -411,7 +459,7 @@ impl GpuRequest {
     }
 
     pub(crate) fn wants_driver(&self) -> bool {
-        !self.capabilities.is_empty() && self.vendor == Vendor::Nvidia
+        self.capabilities.as_ref().is_none_or(|chosen| !chosen.is_empty()) && self.vendor == Vendor::Nvidia
     }
 
     pub(crate) fn wants_multi_process_service(&self) -> bool {

@@ -90,7 +90,7 @@ pub(crate) fn unavailable(why: impl Into<String>) -> Error {
 pub(crate) fn select<'a>(request: &GpuRequest, inventory: &'a Inventory) -> Result<Vec<Choice<'a>>> {
     let vendor = request.wanted_vendor();
     let gpus: Vec<&Gpu> = inventory.gpus().iter().filter(|gpu| gpu.vendor == vendor).collect();
-    if matches!(request.which(), Which::None | Which::DriverOnly) {
+    if matches!(request.which(), Which::None | Which::DriverOnly | Which::AsImageSays) {
         return Ok(Vec::new());
     }
     if gpus.is_empty() {
@@ -108,7 +108,7 @@ pub(crate) fn select<'a>(request: &GpuRequest, inventory: &'a Inventory) -> Resu
 /// The request in words.
 pub(crate) fn wish(request: &GpuRequest) -> String {
     let which = match request.which() {
-        Which::None | Which::DriverOnly => "no GPU".to_owned(),
+        Which::None | Which::DriverOnly | Which::AsImageSays => "no GPU".to_owned(),
         Which::All => "every GPU".to_owned(),
         Which::Count(1) => "1 GPU".to_owned(),
         Which::Count(count) => format!("{count} GPUs"),

@@ -1,7 +1,9 @@
 //! Layers seen as one before they are mounted, as overlayfs would show them.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::fs::File;
 use crate::sys::root::{Entry, Root};
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 /// As many links as the kernel follows.
@@ -32,8 +34,41 @@ impl Stack {
     }
 
     /// Whether there is something at `path`.
-    pub(crate) fn exists(&self, path: &str) -> Result<bool> {
-        Ok(self.find(Path::new(path))?.is_some())
+    pub(crate) fn exists(&self, path: impl AsRef<Path>) -> Result<bool> {
+        Ok(self.find(path.as_ref())?.is_some())
+    }
+
+    /// Opens the regular file at `path`; `None` if there is none.
+    pub(crate) fn open_file(&self, path: &Path) -> Result<Option<File>> {
+        match self.find(path)? {
+            Some((layer, path, Entry::File)) => layer.open_file(&path).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The names in the directory at `path`, sorted; none if there is no such directory.
+    pub(crate) fn names(&self, path: &Path) -> Result<Vec<String>> {
+        let Some((_, path, Entry::Directory)) = self.find(path)? else { return Ok(Vec::new()) };
+        let (mut names, mut hidden) = (BTreeSet::new(), BTreeSet::new());
+        for layer in &self.layers {
+            match layer.look(&path)? {
+                Entry::Directory => {
+                    for (name, device) in layer.names_at(&path)? {
+                        if device && layer.look(&path.join(&name))? == Entry::Whiteout {
+                            hidden.insert(name);
+                        } else if !hidden.contains(&name) {
+                            names.insert(name);
+                        }
+                    }
+                }
+                Entry::Missing => {}
+                _ => break,
+            }
+            if path.ancestors().any(|above| layer.is_opaque(above)) {
+                break;
+            }
+        }
+        Ok(names.into_iter().collect())
     }
 
     /// Follows `path` through links; the layer, the path without links in it, and what is there.
@@ -123,6 +158,8 @@ mod tests {
         assert_eq!(read("/gone/inside"), None);
         assert_eq!(read("/etc/../../etc/passwd").as_deref(), Some("top"));
         assert!(stack.exists("/usr/lib/..").unwrap());
+        assert_eq!(stack.names(Path::new("/etc/.")).unwrap(), ["group", "loop", "os-release", "passwd"]);
+        assert!(stack.names(Path::new("/gone")).unwrap().is_empty(), "a file hides the directory");
         assert_eq!(stack.read_to_string("/etc/loop").unwrap_err().kind(), ErrorKind::InvalidImage);
     }
 

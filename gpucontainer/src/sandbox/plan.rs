@@ -99,7 +99,12 @@ pub(crate) enum Step {
     /// Writes a small file to a file system in memory that was mounted before.
     File { path: String, text: String },
     /// Shows a small file of the container's own over what the image has there.
-    OwnFile { path: String, text: String },
+    OwnFile {
+        path: String,
+        #[serde(skip)]
+        contents: Vec<u8>,
+        mode: u32,
+    },
     /// Waits while programs of vendors prepare the container from outside.
     AwaitHooks { hooks: Vec<VendorHook> },
     /// Sets the host name.

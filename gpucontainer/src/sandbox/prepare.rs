@@ -15,7 +15,6 @@ use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
 use crate::sys::{fs, process};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What a start uses, after all checks and before any namespace is made.
 #[derive(Debug)]
@@ -153,7 +152,7 @@ pub(crate) fn prepare(
         Root::Image { image, .. } => image.config().clone(),
         Root::Directory(_) => ImageConfig::default(),
     };
-    let grant = grant(builder, &tree)?;
+    let grant = grant(builder, &config, &tree)?;
     let passwd = tree.read_to_string("/etc/passwd")?.unwrap_or_default();
     let group = tree.read_to_string("/etc/group")?.unwrap_or_default();
     let mut identity = resolve(builder.process.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
@@ -206,7 +205,7 @@ pub(crate) fn prepare(
         planner.add(Step::AwaitHooks { hooks });
     }
     planner.own_files(&root)?;
-    planner.process(&context, argv)?;
+    planner.process(&context, argv);
     let plan = Plan {
         name: name.to_owned(),
         namespaces: context.namespaces.clone(),
@@ -220,10 +219,18 @@ pub(crate) fn prepare(
     Ok(Prepared { plan, id_maps: maps, layers, grant, context })
 }
 
-fn grant(builder: &SandboxBuilder, tree: &Stack) -> Result<Option<GpuGrant>> {
+fn grant(builder: &SandboxBuilder, config: &ImageConfig, tree: &Stack) -> Result<Option<GpuGrant>> {
     let Some(request) = builder.gpus.as_ref().filter(|request| !request.is_none()) else { return Ok(None) };
     let driver = builder.driver_root.clone().unwrap_or_else(DriverRoot::from_environment);
-    let facts = ImageFacts::detect(|path| tree.exists(&path.to_string_lossy()).unwrap_or(false));
+    let of_image = config.env.iter().filter_map(|line| line.split_once('='));
+    let of_image = of_image.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    // The caller's come last, and the last of a name counts.
+    let variables = of_image.filter(|(name, _)| builder.process.env.iter().all(|(own, _)| own != name));
+    let environment: Vec<_> = variables.chain(builder.process.env.iter().cloned()).collect();
+    if request.for_environment(&environment)?.is_none() {
+        return Ok(None);
+    }
+    let facts = ImageFacts::read(tree, environment);
     crate::gpu::grant(request, &driver, &facts).map(Some).context("grant GPUs")
 }
 
@@ -303,10 +310,8 @@ pub(crate) fn candidates(argv: &[String], env: &[(String, String)]) -> Vec<Strin
 }
 
 fn filter(builder: &SandboxBuilder) -> Result<Vec<u64>> {
-    let filter = match &builder.seccomp {
-        Some(profile) => Arc::new(profile.compile()?),
-        None => crate::seccomp::default_filter(builder.capabilities)?,
-    };
+    let default = || crate::seccomp::Profile::default_for(builder.capabilities);
+    let filter = builder.seccomp.clone().unwrap_or_else(default).compile()?;
     if filter.needs_listener() {
         return Err(Error::new(ErrorKind::InvalidArgument, "a sandbox's filter cannot ask a listener"));
     }
@@ -510,6 +515,10 @@ impl Planner<'_> {
             let travel = Travel::Private;
             later.push(Step::Bind { source, target, directory, attributes, recursive, travel });
         }
+        for file in &grant.files {
+            let path = text(&file.path)?;
+            later.push(Step::OwnFile { path, contents: file.contents.clone(), mode: file.mode & 0o777 });
+        }
         for link in &grant.links {
             later.push(Step::Link { target: text(&link.target)?, path: text(&link.link)? });
         }
@@ -530,7 +539,7 @@ impl Planner<'_> {
             for (path, text) in
                 [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolver)]
             {
-                self.add(Step::OwnFile { path: path.to_owned(), text });
+                self.add(Step::OwnFile { path: path.to_owned(), contents: text.into_bytes(), mode: 0o644 });
             }
         }
         self.add(Step::Hostname { name: hostname });
@@ -543,7 +552,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn process(&mut self, context: &ExecContext, argv: Vec<String>) -> Result<()> {
+    fn process(&mut self, context: &ExecContext, argv: Vec<String>) {
         let builder = self.builder;
         for (resource, soft, hard) in &builder.resource_limits {
             let (name, resource) = resource.kernel();
@@ -557,11 +566,10 @@ impl Planner<'_> {
             None => self.add(Step::Stdio),
         }
         let set_groups = context.set_groups;
-        self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask)?);
+        self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask));
         let candidates = candidates(&argv, &context.env);
         let envp = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         self.add(Step::Execute { candidates, argv, envp });
-        Ok(())
     }
 }
 
@@ -572,9 +580,9 @@ pub(crate) fn application(
     working_dir: &str,
     set_groups: bool,
     umask: u32,
-) -> Result<Vec<Step>> {
+) -> Vec<Step> {
     let mut steps = vec![Step::Umask { mask: umask }];
-    let last = crate::sys::launch::last_capability()?;
+    let last = defaults::last_capability();
     steps.push(Step::BoundingSet { mask: context.capabilities, last });
     let groups = set_groups.then(|| identity.groups.clone());
     steps.push(Step::User { user: identity.user, group: identity.group, groups });
@@ -587,7 +595,7 @@ pub(crate) fn application(
     if !context.filter.is_empty() {
         steps.push(Step::Seccomp { instructions: context.filter.clone(), length: context.filter.len() });
     }
-    Ok(steps)
+    steps
 }
 
 /// The node to make, which is the application's own unless the grant says whose.

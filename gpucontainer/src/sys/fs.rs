@@ -166,6 +166,11 @@ pub(crate) fn host_path(root: &super::root::Root, path: &Path) -> Result<PathBuf
     read_link(Path::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())))
 }
 
+/// Opens for reading what `place`, opened as a path alone, stands for.
+pub(crate) fn reopen(place: &OwnedFd) -> Result<File> {
+    open(Path::new(&format!("/proc/self/fd/{}", place.as_raw_fd())))
+}
+
 /// Opens a directory as a place to start paths from.
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

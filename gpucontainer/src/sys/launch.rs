@@ -14,7 +14,6 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
 static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
 
@@ -67,7 +66,7 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         envp: envp.as_ptr(),
         inherited: inherited.as_ptr(),
         inherited_count: inherited.len(),
-        capabilities: if options.namespaces & new_user == 0 { 0 } else { u64::from(last_capability()?) + 1 },
+        capabilities: if options.namespaces & new_user == 0 { 0 } else { last_capability()? + 1 },
         errno: 0,
     };
 
@@ -192,16 +191,10 @@ fn stub_file_on_disk() -> Result<OwnedFd> {
     Err(last)
 }
 
-/// The highest capability that the running kernel knows; read once.
-pub(crate) fn last_capability() -> Result<u32> {
-    static LAST: OnceLock<u32> = OnceLock::new();
-    if let Some(last) = LAST.get() {
-        return Ok(*last);
-    }
+fn last_capability() -> Result<u64> {
     let path = std::path::Path::new("/proc/sys/kernel/cap_last_cap");
     let text = super::fs::read_to_string(path)?;
-    let last = text.trim().parse().map_err(|_| Error::from_errno(format!("read {path:?}: {text:?}"), libc::EINVAL))?;
-    Ok(*LAST.get_or_init(|| last))
+    text.trim().parse().map_err(|_| Error::from_errno(format!("read {path:?}: {text:?}"), libc::EINVAL))
 }
 
 /// All 64: those that libc keeps for itself too, which its own functions would leave open.

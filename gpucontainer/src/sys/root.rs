@@ -53,13 +53,37 @@ impl Root {
 
     /// Opens a regular file inside for reading; anything else (a fifo, a device) is an error, never opened.
     pub(crate) fn open_file(&self, path: &Path) -> Result<File> {
-        let file = File::from(self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?);
-        let metadata = file.metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e).with_path(path))?;
-        if metadata.is_file() {
-            Ok(file)
-        } else {
-            Err(Error::from_errno(format!("open({path:?}) as a regular file"), libc::EINVAL).with_path(path))
+        // Merely opening a device can do something, so it is looked at first.
+        let place = self.open_at(path, OFlags::PATH, Mode::empty())?;
+        let stat = rustix::fs::fstat(&place).map_err(|e| failed(format!("fstat({path:?})"), e).with_path(path))?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+            return Err(Error::from_errno(format!("open({path:?}) as a regular file"), libc::EINVAL).with_path(path));
         }
+        super::fs::reopen(&place).map_err(|e| e.with_path(path))
+    }
+
+    /// Whether there is something at `path`, which is followed through links.
+    pub(crate) fn exists_at(&self, path: &Path) -> bool {
+        self.open_at(path, OFlags::PATH, Mode::empty()).is_ok()
+    }
+
+    /// The names in the directory `path`, sorted, and whether each may be a device; names that are not UTF-8 are left
+    /// out.
+    pub(crate) fn names_at(&self, path: &Path) -> Result<Vec<(String, bool)>> {
+        let directory = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        let wrap = |e| failed(format!("getdents({path:?})"), e).with_path(path);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&directory).map_err(wrap)? {
+            let entry = entry.map_err(wrap)?;
+            let device =
+                matches!(entry.file_type(), rustix::fs::FileType::CharacterDevice | rustix::fs::FileType::Unknown);
+            match entry.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) => names.push((name.to_owned(), device)),
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// Reads a small file inside, at most `limit` bytes of it.

@@ -7,6 +7,7 @@ use crate::gpu::cdi::names::DeviceName;
 use crate::gpu::cdi::spec::{self, ContainerEdits};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{DeviceNode, FileMount, GpuGrant, MountKind, NodeAccess};
+use crate::gpu::injection::profile::add_profile;
 use crate::sys::{device, fs};
 
 use std::os::unix::fs::FileTypeExt;
@@ -45,6 +46,7 @@ impl Catalogue {
         // A mount over a directory must come before those below it.
         grant.mounts.sort_by_key(|mount| mount.target.components().count());
         hooks::apply(&hooks, vendor_hooks, driver_root, &mut grant)?;
+        add_profile(&mut grant);
         Ok(grant)
     }
 }

@@ -3,7 +3,7 @@
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{DeviceNode, FileTree, GpuGrant, TextFile};
 use crate::gpu::injection::devices::parse_capabilities;
-use crate::gpu::injection::{PROC, without_node_making};
+use crate::gpu::injection::procfs::{PROC, without_node_making};
 
 use std::path::Path;
 

@@ -6,7 +6,7 @@
 
 use crate::gpu::request::DriverCapability;
 
-use DriverCapability::{Compute, Graphics, Ngx, Utility, Video};
+use DriverCapability::{Compute, Display, Graphics, Ngx, Utility, Video};
 
 /// Libraries whose file is named `<name>.so.<driver version>`, without the prefix `lib`.
 const VERSIONED: &[(&str, DriverCapability)] = &[
@@ -66,40 +66,44 @@ pub(crate) const PROGRAMS: &[(&str, DriverCapability)] = &[
     ("nvidia-debugdump", Utility),
     ("nvidia-persistenced", Utility),
     ("nv-fabricmanager", Utility),
+    ("nvidia-imex", Utility),
+    ("nvidia-imex-ctl", Utility),
+    ("nvidia-xconfig", Display),
     ("nvidia-cuda-mps-control", Compute),
     ("nvidia-cuda-mps-server", Compute),
 ];
 
-/// Configuration: where a driver may have put a file, best first, and what it is for. The first
-/// place is where it goes in a container.
-pub(crate) const CONFIGURATION: &[(&[&str], DriverCapability)] = &[
-    (&["/etc/OpenCL/vendors/nvidia.icd"], Compute),
-    (&["/usr/share/glvnd/egl_vendor.d/10_nvidia.json", "/etc/glvnd/egl_vendor.d/10_nvidia.json"], Graphics),
-    (
-        &[
-            "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
-            "/etc/egl/egl_external_platform.d/15_nvidia_gbm.json",
-        ],
-        Graphics,
-    ),
-    (
-        &[
-            "/usr/share/egl/egl_external_platform.d/10_nvidia_wayland.json",
-            "/etc/egl/egl_external_platform.d/10_nvidia_wayland.json",
-        ],
-        Graphics,
-    ),
-    (&["/etc/vulkan/icd.d/nvidia_icd.json", "/usr/share/vulkan/icd.d/nvidia_icd.json"], Graphics),
-    (
-        &["/etc/vulkan/implicit_layer.d/nvidia_layers.json", "/usr/share/vulkan/implicit_layer.d/nvidia_layers.json"],
-        Graphics,
-    ),
-    (&["/usr/share/nvidia/nvoptix.bin"], Graphics),
+/// Configuration: the directory in which a container has it, its path below that or another such directory of the
+/// host, and what it is for.
+pub(crate) const CONFIGURATION: &[(&str, &str, DriverCapability)] = &[
+    ("/etc", "OpenCL/vendors/nvidia.icd", Compute),
+    ("/usr/share", "glvnd/egl_vendor.d/10_nvidia.json", Graphics),
+    ("/usr/share", "egl/egl_external_platform.d/15_nvidia_gbm.json", Graphics),
+    ("/usr/share", "egl/egl_external_platform.d/10_nvidia_wayland.json", Graphics),
+    ("/usr/share", "egl/egl_external_platform.d/09_nvidia_wayland2.json", Graphics),
+    ("/usr/share", "egl/egl_external_platform.d/20_nvidia_xcb.json", Graphics),
+    ("/usr/share", "egl/egl_external_platform.d/20_nvidia_xlib.json", Graphics),
+    ("/etc", "vulkan/icd.d/nvidia_icd.json", Graphics),
+    #[cfg(target_arch = "aarch64")]
+    ("/etc", "vulkan/icd.d/nvidia_icd.aarch64.json", Graphics),
+    #[cfg(not(target_arch = "aarch64"))]
+    ("/etc", "vulkan/icd.d/nvidia_icd.x86_64.json", Graphics),
+    ("/etc", "vulkan/icd.d/nvidia_layers.json", Graphics),
+    ("/etc", "vulkan/implicit_layer.d/nvidia_layers.json", Graphics),
+    ("/usr/share", "nvidia/nvoptix.bin", Graphics),
+    ("/usr/share", "X11/xorg.conf.d/10-nvidia.conf", Display),
+    ("/usr/share", "X11/xorg.conf.d/nvidia-drm-outputclass.conf", Display),
 ];
 
+/// Where a host has configuration. The last is that of Google's nodes, whose driver root is a directory of the driver.
+pub(crate) const CONFIGURATION_DIRECTORIES: &[&str] = &["/etc", "/usr/local/share", "/usr/share", "/"];
+
 /// Links that programs expect and that no library asks for by its own name: the link, and what it says.
-pub(crate) const LINKS: &[(&str, &str)] =
-    &[("libcuda.so", "libcuda.so.1"), ("libnvidia-opticalflow.so", "libnvidia-opticalflow.so.1")];
+pub(crate) const LINKS: &[(&str, &str)] = &[
+    ("libcuda.so", "libcuda.so.1"),
+    ("libnvidia-opticalflow.so", "libnvidia-opticalflow.so.1"),
+    ("gbm/nvidia-drm_gbm.so", "../libnvidia-allocator.so.1"),
+];
 
 /// The part of the driver that the library `file` of the driver `version` belongs to.
 ///

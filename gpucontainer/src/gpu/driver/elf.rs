@@ -1,8 +1,15 @@
-//! Just enough of ELF to know a shared object's machine and the name it wants to be found by.
+//! Just enough of ELF to know a shared object's machine, the name it wants to be found by, and which
+//! versions of the C library it needs or is.
 //!
 //! The bytes are not trusted: every offset and size is checked against the file, every table is
 //! bounded, and nothing is read that is not needed; driver libraries are up to hundreds of megabytes.
 
+pub(crate) mod section;
+mod versions;
+
+pub(crate) use versions::CLibrary;
+
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -77,6 +84,52 @@ pub(crate) struct SharedObject {
     pub(crate) machine: Machine,
     /// `DT_SONAME`, if it has one that can be a file name.
     pub(crate) soname: Option<String>,
+    /// The newest version of glibc of which it uses something.
+    pub(crate) needs: Option<CLibrary>,
+    /// The newest version of glibc of which it has something, if it is a part of glibc.
+    pub(crate) defines: Option<CLibrary>,
+}
+
+/// Remembers the last page that was read: what is wanted of an object lies together.
+struct Paged<'a, R: ?Sized> {
+    source: &'a R,
+    length: u64,
+    page: RefCell<(u64, Vec<u8>)>,
+}
+
+const PAGE: u64 = 4096;
+
+impl<'a, R: ReadAt + ?Sized> Paged<'a, R> {
+    fn new(source: &'a R) -> Self {
+        Self { source, length: source.length(), page: RefCell::new((u64::MAX, Vec::new())) }
+    }
+}
+
+impl<R: ReadAt + ?Sized> ReadAt for Paged<'_, R> {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Option<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let offset = offset.checked_add(done as u64)?;
+            let start = offset - offset % PAGE;
+            let mut page = self.page.borrow_mut();
+            if page.0 != start {
+                let there = self.length.checked_sub(start)?.min(PAGE);
+                page.1.resize(usize::try_from(there).ok()?, 0);
+                page.0 = u64::MAX;
+                self.source.read_at(start, &mut page.1)?;
+                page.0 = start;
+            }
+            let rest = page.1.get(usize::try_from(offset - start).ok()?..).filter(|rest| !rest.is_empty())?;
+            let count = rest.len().min(buffer.len() - done);
+            buffer[done..done + count].copy_from_slice(&rest[..count]);
+            done += count;
+        }
+        Some(())
+    }
+
+    fn length(&self) -> u64 {
+        self.length
+    }
 }
 
 /// Offsets within the structures, which differ between the classes.
@@ -149,7 +202,23 @@ fn at(base: u64, index: u64, size: u64) -> Result<u64, &'static str> {
 
 /// Reads what is needed of a shared object, or says why it is none, or not all of one.
 pub(crate) fn read<R: ReadAt + ?Sized>(source: &R) -> Result<SharedObject, &'static str> {
-    let reader = Reader { source };
+    let source = Paged::new(source);
+    let reader = Reader { source: &source };
+    let (layout, machine) = header(&reader)?;
+    let dynamic = Dynamic::read(&reader, &layout)?;
+    let soname = match dynamic.value(DT_SONAME) {
+        Some(soname) => {
+            let (place, room) = dynamic.string(soname)?;
+            reader.name(place, room)
+        }
+        None => None,
+    };
+    let needs = versions::needed(&reader, &dynamic);
+    Ok(SharedObject { machine, soname, needs, defines: versions::defined(&reader, &dynamic) })
+}
+
+/// The class and the machine of a shared object.
+fn header<R: ReadAt + ?Sized>(reader: &Reader<'_, R>) -> Result<(Layout, Machine), &'static str> {
     let identity: [u8; 16] = reader.bytes(0).map_err(|_| "it is too short for an ELF file")?;
     if identity[..4] != *b"\x7fELF" {
         return Err("it is no ELF file");
@@ -170,57 +239,75 @@ pub(crate) fn read<R: ReadAt + ?Sized>(source: &R) -> Result<SharedObject, &'sta
         (EM_386, false) if cfg!(target_arch = "x86_64") => Machine::X86,
         _ => Machine::Foreign,
     };
-    let soname = soname(&reader, &layout)?;
-    Ok(SharedObject { machine, soname })
+    Ok((layout, machine))
 }
 
-fn soname<R: ReadAt + ?Sized>(reader: &Reader<'_, R>, layout: &Layout) -> Result<Option<String>, &'static str> {
-    let table = reader.address(layout.header_offset, layout)?;
-    let size = u64::from(reader.half(layout.header_size)?);
-    let count = u64::from(reader.half(layout.header_count)?).min(MAX_HEADERS);
-    let (least, offset_field, address_field, size_field) = layout.program;
-    if count > 0 && size < least {
-        return Err("its program headers are too small");
-    }
-    let mut dynamic = None;
-    let mut segments = Vec::new();
-    for index in 0..count {
-        let header = at(table, index, size)?;
-        let kind = reader.word(header)?;
-        let field = |offset| reader.address(at(header, offset, 1)?, layout);
-        if kind == PT_DYNAMIC {
-            dynamic = Some((field(offset_field)?, field(size_field)?));
-        } else if kind == PT_LOAD {
-            let (address, size, offset) = (field(address_field)?, field(size_field)?, field(offset_field)?);
-            // The loader maps what the header says; touching what the file lacks would kill the process.
-            if offset.checked_add(size).is_none_or(|end| end > reader.source.length()) {
-                return Err("it is truncated");
+/// The dynamic section, and where in the file the addresses in it are.
+struct Dynamic {
+    /// Address, size, offset in the file.
+    segments: Vec<(u64, u64, u64)>,
+    entries: Vec<(u64, u64)>,
+}
+
+impl Dynamic {
+    fn read<R: ReadAt + ?Sized>(reader: &Reader<'_, R>, layout: &Layout) -> Result<Self, &'static str> {
+        let table = reader.address(layout.header_offset, layout)?;
+        let size = u64::from(reader.half(layout.header_size)?);
+        let count = u64::from(reader.half(layout.header_count)?).min(MAX_HEADERS);
+        let (least, offset_field, address_field, size_field) = layout.program;
+        if count > 0 && size < least {
+            return Err("its program headers are too small");
+        }
+        let mut section = None;
+        let mut segments = Vec::new();
+        for index in 0..count {
+            let header = at(table, index, size)?;
+            let kind = reader.word(header)?;
+            let field = |offset| reader.address(at(header, offset, 1)?, layout);
+            if kind == PT_DYNAMIC {
+                section = Some((field(offset_field)?, field(size_field)?));
+            } else if kind == PT_LOAD {
+                let (address, size, offset) = (field(address_field)?, field(size_field)?, field(offset_field)?);
+                // The loader maps what the header says; touching what the file lacks would kill the process.
+                if offset.checked_add(size).is_none_or(|end| end > reader.source.length()) {
+                    return Err("it is truncated");
+                }
+                segments.push((address, size, offset));
             }
-            segments.push((address, size, offset));
         }
-    }
-    let Some((dynamic, dynamic_size)) = dynamic else { return Ok(None) };
-    let entry = if layout.wide { 16 } else { 8 };
-    let (mut strings, mut strings_size, mut soname) = (None, None, None);
-    for index in 0..(dynamic_size / entry).min(MAX_DYNAMIC) {
-        let place = at(dynamic, index, entry)?;
-        let value = reader.address(at(place, entry / 2, 1)?, layout)?;
-        match reader.address(place, layout)? {
-            DT_NULL => break,
-            DT_STRTAB => strings = Some(value),
-            DT_STRSZ => strings_size = Some(value),
-            DT_SONAME => soname = Some(value),
-            _ => {}
+        let mut entries = Vec::new();
+        let (section, section_size) = section.unwrap_or_default();
+        let entry = if layout.wide { 16 } else { 8 };
+        for index in 0..(section_size / entry).min(MAX_DYNAMIC) {
+            let place = at(section, index, entry)?;
+            let value = reader.address(at(place, entry / 2, 1)?, layout)?;
+            match reader.address(place, layout)? {
+                DT_NULL => break,
+                tag => entries.push((tag, value)),
+            }
         }
+        Ok(Self { segments, entries })
     }
-    let (Some(soname), Some(strings), Some(strings_size)) = (soname, strings, strings_size) else { return Ok(None) };
-    // The table is given by its address in memory; the segments say where in the file that is.
-    let in_file = segments.iter().find_map(|(address, size, offset)| {
-        let inside = strings.checked_sub(*address).filter(|inside| inside < size)?;
-        offset.checked_add(inside)
-    });
-    let place = in_file.and_then(|table| table.checked_add(soname)).ok_or("its string table is out of range")?;
-    Ok(strings_size.checked_sub(soname).and_then(|room| reader.name(place, room)))
+
+    fn value(&self, wanted: u64) -> Option<u64> {
+        self.entries.iter().rev().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value)
+    }
+
+    /// Where in the file an address is.
+    fn place(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|(first, size, offset)| {
+            let inside = address.checked_sub(*first).filter(|inside| inside < size)?;
+            offset.checked_add(inside)
+        })
+    }
+
+    /// Where in the file a string of the string table is, and how long it can be at most.
+    fn string(&self, offset: u64) -> Result<(u64, u64), &'static str> {
+        // The table is given by its address in memory; the segments say where in the file that is.
+        let (table, size) = self.value(DT_STRTAB).zip(self.value(DT_STRSZ)).ok_or("it has no string table")?;
+        let place = self.place(table).and_then(|table| table.checked_add(offset));
+        Ok((place.ok_or("its string table is out of range")?, size.saturating_sub(offset)))
+    }
 }
 
 #[cfg(test)]
@@ -265,7 +352,8 @@ mod tests {
     #[test]
     fn the_name_of_a_library_is_read() {
         let read = read(&object(b"libcuda.so.1")[..]).unwrap();
-        assert_eq!(read, SharedObject { machine: Machine::Native, soname: Some("libcuda.so.1".to_owned()) });
+        let soname = Some("libcuda.so.1".to_owned());
+        assert_eq!(read, SharedObject { machine: Machine::Native, soname, needs: None, defines: None });
     }
 
     /// The same as [`object`], of 32 bits.

@@ -1,15 +1,21 @@
-//! The dynamic loader's cache, `/etc/ld.so.cache`: where the host's libraries are.
+//! The dynamic loader's cache, `/etc/ld.so.cache`: where libraries are, read and written.
 //!
 //! ```text
 //! "glibc-ld.so.cache1.1"  20 bytes
 //! entries u32, size of the strings u32, endianness u8, padding, offset of extensions u32, 3 × u32
 //! entry × n: flags i32, name u32, path u32, kernel version u32, hardware capabilities u64
 //! strings, each ended by a null byte; names and paths are offsets from the first byte of all this
+//! extensions: magic u32, number of sections u32; section × n: tag u32, flags u32, offset u32, size u32
+//! section 1: u32 × n, offsets of the names of hardware, as in "x86-64-v3", sorted
 //! ```
 //!
-//! An older format may stand before it; the newer one then starts at the next multiple of 8.
+//! An older format may stand before it; the newer one then starts at the next multiple of 8. What is
+//! written is the newer format alone, which every glibc since 2.2 reads.
 
-use std::collections::BTreeSet;
+use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
@@ -18,6 +24,109 @@ const HEADER: usize = 48;
 const ENTRY: usize = 24;
 const OLD_HEADER: usize = 16;
 const OLD_ENTRY: usize = 12;
+/// Where the offset of the extensions is.
+const EXTENSIONS_AT: usize = 32;
+const EXTENSIONS_MAGIC: u32 = 0xeaa4_2174;
+/// The section of the names of hardware.
+const HARDWARE_SECTION: u32 = 1;
+/// Little-endian.
+const ENDIANNESS: u8 = 2;
+/// Set in the hardware capabilities of an entry that names its hardware; the ten bits from 32 on are a
+/// level, the low 32 an index into the section.
+const NAMED: u64 = 1 << 62;
+
+/// More entries than any system has; the rest of a larger cache is ignored.
+const MAX_ENTRIES: usize = 65_536;
+
+/// The flags of a library of this machine: one of glibc, for the machine.
+#[cfg(target_arch = "aarch64")]
+const NATIVE: i32 = 0x0a03;
+/// The flags of a library of this machine: one of glibc, for the machine.
+#[cfg(not(target_arch = "aarch64"))]
+const NATIVE: i32 = 0x0303;
+/// The flags of a library of 32-bit x86.
+const X86: i32 = 0x0003;
+
+/// Where one library is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Entry {
+    flags: i32,
+    /// What programs ask for.
+    pub(crate) name: String,
+    /// The file.
+    pub(crate) path: String,
+    /// The oldest kernel that it works on; 0 in all caches of today.
+    kernel: u32,
+    hardware: Hardware,
+}
+
+/// The hardware that a library is for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+enum Hardware {
+    /// By bits of the time before glibc 2.33; 0 is any.
+    Bits(u64),
+    /// By the name of its directory below `glibc-hwcaps`, and the bits beside it.
+    Named(u64, String),
+}
+
+impl Entry {
+    /// A library for any hardware that this system runs on.
+    pub(crate) fn new(name: impl Into<String>, path: impl Into<String>, thirty_two_bit: bool) -> Self {
+        let flags = if thirty_two_bit { X86 } else { NATIVE };
+        Self { flags, name: name.into(), path: path.into(), kernel: 0, hardware: Hardware::Bits(0) }
+    }
+
+    /// As `ldconfig` sorts, and as the loader's binary search wants it: names descending, those of this machine
+    /// first, those for special hardware before those for any.
+    fn order(&self, other: &Self) -> Ordering {
+        let hardware = || match (&self.hardware, &other.hardware) {
+            (Hardware::Named(_, own), Hardware::Named(_, other)) => own.cmp(other),
+            (Hardware::Named(..), Hardware::Bits(_)) => Ordering::Less,
+            (Hardware::Bits(_), Hardware::Named(..)) => Ordering::Greater,
+            (Hardware::Bits(own), Hardware::Bits(there)) => there.cmp(own),
+        };
+        compare_names(other.name.as_bytes(), self.name.as_bytes())
+            .then_with(|| other.flags.cmp(&self.flags))
+            .then_with(hardware)
+            .then_with(|| other.kernel.cmp(&self.kernel))
+    }
+}
+
+/// Compares as the loader does: digits as numbers, which come after everything else.
+fn compare_names(mut one: &[u8], mut other: &[u8]) -> Ordering {
+    loop {
+        let (first, second) = (one.first().copied().unwrap_or(0), other.first().copied().unwrap_or(0));
+        if first == 0 || !first.is_ascii_digit() && first == second {
+            if first == 0 {
+                // The loader subtracts characters, whose sign is the machine's.
+                return character(first).cmp(&character(second));
+            }
+            (one, other) = (&one[1..], &other[1..]);
+            continue;
+        }
+        match (first.is_ascii_digit(), second.is_ascii_digit()) {
+            (true, true) => match number_at(&mut one).cmp(&number_at(&mut other)) {
+                Ordering::Equal => {}
+                different => return different,
+            },
+            (true, false) => return Ordering::Greater,
+            (false, true) => return Ordering::Less,
+            (false, false) => return character(first).cmp(&character(second)),
+        }
+    }
+}
+
+fn character(byte: u8) -> c_char {
+    c_char::from_ne_bytes([byte])
+}
+
+/// The number that `bytes` start with, which is taken off; it overflows as the loader's does.
+fn number_at(bytes: &mut &[u8]) -> i32 {
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, rest) = bytes.split_at(digits);
+    *bytes = rest;
+    number.iter().fold(0, |value: i32, digit| value.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
+}
 
 /// The directories of the libraries in the cache for which `wanted` holds, in the order of their names.
 ///
@@ -25,23 +134,125 @@ const OLD_ENTRY: usize = 12;
 /// searched remain.
 pub(crate) fn directories(cache: &[u8], wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let mut found = BTreeSet::new();
-    for (name, path) in entries(cache) {
-        if wanted(name) {
-            found.extend(Path::new(path).parent().filter(|parent| parent.is_absolute()).map(Path::to_owned));
+    for entry in read(cache) {
+        if wanted(&entry.name) {
+            found.extend(Path::new(&entry.path).parent().filter(|parent| parent.is_absolute()).map(Path::to_owned));
         }
     }
     found.into_iter().collect()
 }
 
-/// Names and paths.
-fn entries(cache: &[u8]) -> Vec<(&str, &str)> {
-    let Some(cache) = newer_format(cache) else { return Vec::new() };
-    let count = number(cache, MAGIC.len()).unwrap_or(0);
+/// The entries of a cache, in its order; of a damaged one, what can be read.
+pub(crate) fn read(file: &[u8]) -> Vec<Entry> {
+    let Some(cache) = newer_format(file) else { return Vec::new() };
+    let hardware = hardware_names(file, cache).unwrap_or_default();
+    let count = number(cache, MAGIC.len()).unwrap_or(0).min(MAX_ENTRIES);
     let entries = (0..count).map_while(|index| {
         let place = HEADER.checked_add(index.checked_mul(ENTRY)?)?;
-        Some((text(cache, number(cache, place.checked_add(4)?)?), text(cache, number(cache, place.checked_add(8)?)?)))
+        cache.get(place..place.checked_add(ENTRY)?).map(|bytes| entry(cache, bytes, &hardware))
     });
-    entries.filter_map(|(name, path)| name.zip(path)).collect()
+    entries.flatten().collect()
+}
+
+fn entry(cache: &[u8], bytes: &[u8], hardware: &[Option<&str>]) -> Option<Entry> {
+    let word = |place: usize| number(bytes, place);
+    let bits = u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?);
+    let hardware = if bits & NAMED == 0 {
+        Hardware::Bits(bits)
+    } else {
+        let index = usize::try_from(bits & u64::from(u32::MAX)).ok()?;
+        Hardware::Named(bits & !u64::from(u32::MAX), (*hardware.get(index)?)?.to_owned())
+    };
+    Some(Entry {
+        flags: i32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?),
+        name: text(cache, word(4)?)?.to_owned(),
+        path: text(cache, word(8)?)?.to_owned(),
+        kernel: u32::from_ne_bytes(bytes.get(12..16)?.try_into().ok()?),
+        hardware,
+    })
+}
+
+/// The names of hardware that entries refer to.
+fn hardware_names<'a>(file: &[u8], cache: &'a [u8]) -> Option<Vec<Option<&'a str>>> {
+    // The offsets of extensions are those of the file, the offsets of strings those of the newer format.
+    let extensions = number(cache, EXTENSIONS_AT).filter(|place| *place != 0)?;
+    if number(file, extensions)? != usize::try_from(EXTENSIONS_MAGIC).ok()? {
+        return None;
+    }
+    let sections = number(file, extensions.checked_add(4)?)?.min(64);
+    let mut headers = (0..sections).filter_map(|index| extensions.checked_add(8 + index * 16));
+    let header = headers.find(|header| number(file, *header) == usize::try_from(HARDWARE_SECTION).ok())?;
+    let (offset, size) = (number(file, header.checked_add(8)?)?, number(file, header.checked_add(12)?)?);
+    let names = (0..(size / 4).min(MAX_ENTRIES)).map_while(|index| number(file, offset.checked_add(index * 4)?));
+    Some(names.map(|place| text(cache, place)).collect())
+}
+
+/// Writes a cache. Of entries that are equal but for their paths the first wins.
+pub(crate) fn write(mut entries: Vec<Entry>) -> Vec<u8> {
+    entries.truncate(MAX_ENTRIES);
+    entries.sort_by(Entry::order);
+    let hardware: BTreeMap<&str, u64> = {
+        let names: BTreeSet<&str> = entries
+            .iter()
+            .filter_map(|entry| match &entry.hardware {
+                Hardware::Named(_, name) => Some(name.as_str()),
+                Hardware::Bits(_) => None,
+            })
+            .collect();
+        names.into_iter().zip(0..).collect()
+    };
+    let mut strings = Strings { base: HEADER + entries.len() * ENTRY, bytes: Vec::new(), places: HashMap::new() };
+    let mut table = Vec::with_capacity(entries.len() * ENTRY);
+    for entry in &entries {
+        let bits = match &entry.hardware {
+            Hardware::Bits(bits) => *bits,
+            Hardware::Named(bits, name) => bits | hardware.get(name.as_str()).copied().unwrap_or_default(),
+        };
+        table.extend(entry.flags.to_ne_bytes());
+        table.extend(strings.place(&entry.name).to_ne_bytes());
+        table.extend(strings.place(&entry.path).to_ne_bytes());
+        table.extend(entry.kernel.to_ne_bytes());
+        table.extend(bits.to_ne_bytes());
+    }
+    let names: Vec<u32> = hardware.keys().map(|name| strings.place(name)).collect();
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(small(entries.len()).to_ne_bytes());
+    bytes.extend(small(strings.bytes.len()).to_ne_bytes());
+    bytes.push(ENDIANNESS);
+    bytes.resize(HEADER, 0);
+    bytes.extend(table);
+    bytes.extend(strings.bytes);
+    if !names.is_empty() {
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let extensions = bytes.len();
+        bytes[EXTENSIONS_AT..EXTENSIONS_AT + 4].copy_from_slice(&small(extensions).to_ne_bytes());
+        let words = [EXTENSIONS_MAGIC, 1, HARDWARE_SECTION, 0, small(extensions + 24), small(names.len() * 4)];
+        bytes.extend(words.into_iter().chain(names).flat_map(u32::to_ne_bytes));
+    }
+    bytes
+}
+
+/// Every string once.
+struct Strings<'a> {
+    base: usize,
+    bytes: Vec<u8>,
+    places: HashMap<&'a str, u32>,
+}
+
+impl<'a> Strings<'a> {
+    fn place(&mut self, text: &'a str) -> u32 {
+        let (base, bytes) = (self.base, &mut self.bytes);
+        *self.places.entry(text).or_insert_with(|| {
+            let place = small(base + bytes.len());
+            bytes.extend(text.bytes().chain([0]));
+            place
+        })
+    }
+}
+
+/// A size within a cache: entries and strings are bounded, so it is far from the end of the numbers.
+fn small(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
 }
 
 fn newer_format(cache: &[u8]) -> Option<&[u8]> {
@@ -70,22 +281,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn cache(libraries: &[(&str, &str)]) -> Vec<u8> {
-        let mut strings = Vec::new();
-        let mut table = Vec::new();
-        let base = HEADER + libraries.len() * ENTRY;
-        for (name, path) in libraries {
-            table.extend(3_i32.to_ne_bytes());
-            for text in [name, path] {
-                table.extend(u32::try_from(base + strings.len()).unwrap().to_ne_bytes());
-                strings.extend(text.bytes().chain([0]));
-            }
-            table.extend([0; 12]);
-        }
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(u32::try_from(libraries.len()).unwrap().to_ne_bytes());
-        bytes.extend(u32::try_from(strings.len()).unwrap().to_ne_bytes());
-        bytes.resize(HEADER, 0);
-        [bytes, table, strings].concat()
+        write(libraries.iter().map(|(name, path)| Entry::new(*name, *path, false)).collect())
     }
 
     fn is_cuda(name: &str) -> bool {
@@ -110,20 +306,81 @@ mod tests {
     }
 
     #[test]
-    fn this_host_s_cache_is_read() {
+    fn this_host_s_cache_is_read_and_written_alike() {
         let Ok(bytes) = std::fs::read("/etc/ld.so.cache") else {
-            eprintln!("SKIP this_host_s_cache_is_read: no /etc/ld.so.cache, the host's C library is not glibc");
+            eprintln!("SKIP this_host_s_cache_is_read_and_written_alike: the host's C library is not glibc");
             return;
         };
         assert!(!directories(&bytes, |name| name == "libc.so.6").is_empty());
+        let entries = read(&bytes);
+        let mixed: Vec<Entry> = entries.iter().rev().cloned().collect();
+        let again = read(&write(mixed));
+        assert_eq!(again.len(), entries.len());
+        // Turned round, equal entries are too; everything else is as ldconfig sorts it.
+        for (own, theirs) in again.iter().zip(&entries) {
+            assert_eq!((&own.name, own.flags, &own.hardware), (&theirs.name, theirs.flags, &theirs.hardware));
+        }
+        assert_eq!(read(&write(entries.clone())), entries);
+    }
+
+    #[test]
+    fn names_are_sorted_as_the_loader_searches() {
+        use Ordering::{Equal, Greater, Less};
+        let table = [
+            ("libx.so.10", "libx.so.9", Greater),
+            ("libx.so.1", "libx.so.1", Equal),
+            ("libx.so.1", "libx.so", Greater),
+            ("libx1.so", "libx.so", Greater),
+            ("liba.so.1", "libb.so.1", Less),
+            ("libx-2.so", "libx.so", Less),
+            ("lib01.so", "lib1.so", Equal),
+        ];
+        for (one, other, expected) in table {
+            assert_eq!(compare_names(one.as_bytes(), other.as_bytes()), expected, "{one} {other}");
+            assert_eq!(compare_names(other.as_bytes(), one.as_bytes()), expected.reverse(), "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn libraries_for_special_hardware_keep_their_place() {
+        let named = |name: &str, path: &str| Entry {
+            hardware: Hardware::Named(NAMED | 3 << 32, name.to_owned()),
+            ..Entry::new("libx.so.1", path, false)
+        };
+        let entries = vec![
+            Entry::new("libx.so.1", "/first", false),
+            Entry::new("libx.so.1", "/second", false),
+            Entry::new("libx.so.1", "/narrow", true),
+            named("x86-64-v4", "/v4"),
+            named("x86-64-v3", "/v3"),
+            Entry { hardware: Hardware::Bits(1 << 4), ..Entry::new("libx.so.1", "/old", false) },
+        ];
+        let read = read(&write(entries));
+        let paths: Vec<&str> = read.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(paths, ["/v3", "/v4", "/old", "/first", "/second", "/narrow"]);
+        assert_eq!(read[0].hardware, Hardware::Named(NAMED | 3 << 32, "x86-64-v3".to_owned()));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            let _ = directories(&bytes, |_| true);
-            let _ = directories(&[MAGIC, &bytes].concat(), |_| true);
-            let _ = directories(&[OLD_MAGIC, &bytes].concat(), |_| true);
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..256), place in any::<u32>()) {
+            let _ = read(&bytes);
+            let _ = read(&[MAGIC, &bytes].concat());
+            let _ = read(&[OLD_MAGIC, &bytes].concat());
+            let mut damaged = cache(&[("liba.so.1", "/a"), ("libb.so.2", "/b")]);
+            damaged[EXTENSIONS_AT..EXTENSIONS_AT + 4].copy_from_slice(&(place % 200).to_ne_bytes());
+            damaged.extend(bytes);
+            let _ = read(&damaged);
+        }
+
+        #[test]
+        fn what_is_written_is_read(names in prop::collection::vec("lib[a-z0-9.]{1,12}", 0..40)) {
+            let entries: Vec<Entry> = names.iter().map(|name| Entry::new(name, format!("/lib/{name}"), false)).collect();
+            let again = read(&write(entries.clone()));
+            prop_assert_eq!(again.len(), entries.len());
+            for pair in again.windows(2) {
+                prop_assert!(compare_names(pair[0].name.as_bytes(), pair[1].name.as_bytes()) != Ordering::Less);
+            }
         }
     }
 }

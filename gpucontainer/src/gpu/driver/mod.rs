@@ -6,7 +6,7 @@ pub(crate) mod loader_cache;
 pub(crate) mod root;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::driver::elf::Machine;
+use crate::gpu::driver::elf::{CLibrary, Machine};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::request::DriverCapability;
 
@@ -69,6 +69,8 @@ pub struct DriverLibrary {
     pub soname: Option<String>,
     /// Whether it is for 32-bit programs.
     pub thirty_two_bit: bool,
+    /// The oldest glibc that it works with, if it uses any.
+    pub(crate) needs: Option<CLibrary>,
 }
 
 /// The user space of an installed NVIDIA driver.
@@ -215,6 +217,9 @@ fn add_libraries(
         if libraries.iter().any(|known| known.file.place == place && known.thirty_two_bit == thirty_two_bit) {
             continue;
         }
+        if !is_file(&host_path) {
+            continue;
+        }
         let object = match crate::sys::fs::open(&host_path).map(|file| elf::read(&file)) {
             Ok(Ok(object)) if object.machine == machine => object,
             Ok(Ok(_)) => continue,
@@ -228,7 +233,8 @@ fn add_libraries(
             }
         };
         let soname = object.soname.filter(|soname| soname != own);
-        libraries.push(DriverLibrary { file: DriverFile { host_path, place, capability }, soname, thirty_two_bit });
+        let file = DriverFile { host_path, place, capability };
+        libraries.push(DriverLibrary { file, soname, thirty_two_bit, needs: object.needs });
     }
 }
 
@@ -251,10 +257,15 @@ fn is_file(path: &Path) -> bool {
 }
 
 fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
-    let find = |(places, capability): &(&[&str], DriverCapability)| {
-        let host_path =
-            places.iter().filter_map(|place| root.resolve(Path::new(place)).ok()).find(|path| is_file(path))?;
-        Some(DriverFile { host_path, place: places.first()?.into(), capability: *capability })
+    let directory = |place: &str| root.resolve(Path::new(place)).ok();
+    let there: Vec<PathBuf> = catalog::CONFIGURATION_DIRECTORIES.iter().filter_map(|place| directory(place)).collect();
+    let find = |(place, below, capability): &(&str, &str, DriverCapability)| {
+        // Most are not there at all, which is seen at once.
+        let probable = there.iter().any(|directory| crate::sys::fs::symlink_metadata(&directory.join(below)).is_ok());
+        let places = catalog::CONFIGURATION_DIRECTORIES.iter().map(|place| Path::new(place).join(below));
+        let mut found = places.take(if probable { usize::MAX } else { 0 }).filter_map(|path| root.resolve(&path).ok());
+        let host_path = found.find(|path| is_file(path))?;
+        Some(DriverFile { host_path, place: Path::new(place).join(below), capability: *capability })
     };
     catalog::CONFIGURATION.iter().filter_map(find).collect()
 }
@@ -263,7 +274,13 @@ fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
 fn firmware(root: &DriverRoot, version: &str) -> Vec<DriverFile> {
     let configured = root.text("/sys/module/firmware_class/parameters/path").map(|path| path.trim().to_owned());
     let configured = configured.filter(|path| path.starts_with('/'));
-    let bases = configured.into_iter().chain(["/lib/firmware/updates".to_owned(), "/lib/firmware".to_owned()]);
+    let release = root.text("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let plain = |release: &&str| !release.is_empty() && !release.contains('/');
+    let release = Some(release.trim()).filter(plain);
+    let with_release =
+        |base: &str| release.map(|release| format!("{base}/{release}")).into_iter().chain([base.to_owned()]);
+    let usual = ["/lib/firmware/updates", "/lib/firmware"].into_iter().flat_map(with_release);
+    let bases = configured.into_iter().chain(usual);
     for base in bases {
         let directory = Path::new(&base).join("nvidia").join(version);
         let names = root.names(&directory).into_iter().filter(|name| name.starts_with("gsp") && name.ends_with(".bin"));

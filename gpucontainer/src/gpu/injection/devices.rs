@@ -11,6 +11,8 @@ use std::path::Path;
 const NVIDIA_MAJOR: u32 = 195;
 /// The minor number of `/dev/nvidiactl`.
 const CONTROL_MINOR: u32 = 255;
+/// The directory of the channels of IMEX.
+pub(crate) const CHANNELS: &str = "/dev/nvidia-caps-imex-channels";
 /// The minor number of `/dev/nvidia-modeset`.
 const MODESET_MINOR: u32 = 254;
 
@@ -46,8 +48,16 @@ impl<'a> Devices<'a> {
         self.node(Path::new(&format!("/dev/nvidia{minor}")), self.nvidia_major(), minor)
     }
 
-    /// The nodes of unified memory, without which there is no CUDA. Empty on a host whose kernel lacks them.
+    /// The nodes of unified memory, without which there is no CUDA.
+    ///
+    /// After the boot of a host they are missing until somebody uses CUDA; the nodes then can be made, but not
+    /// without the module of the kernel.
     pub(crate) fn unified_memory(&self) -> Result<Vec<DeviceNode>> {
+        if self.major(&["nvidia", "nvidia-frontend"]).is_some() && self.major(&["nvidia-uvm"]).is_none() {
+            let why = "CUDA needs the kernel module nvidia-uvm, which is not loaded (it is not in /proc/devices): \
+                       `nvidia-modprobe -u -c 0` as root loads it";
+            return Err(Error::new(ErrorKind::GpuUnavailable, why));
+        }
         self.optional("nvidia-uvm", &[("/dev/nvidia-uvm", 0), ("/dev/nvidia-uvm-tools", 1)])
     }
 
@@ -65,6 +75,16 @@ impl<'a> Devices<'a> {
             Error::new(ErrorKind::GpuUnavailable, format!("{path}: {why}"))
         })?;
         self.node(Path::new(&path), major, minor)
+    }
+
+    /// A channel of IMEX.
+    pub(crate) fn channel(&self, number: u32) -> Result<DeviceNode> {
+        let path = format!("{CHANNELS}/channel{number}");
+        let major = self.major(&["nvidia-caps-imex-channels"]).ok_or_else(|| {
+            let why = "the kernel module offers no IMEX channels (nvidia-caps-imex-channels is not in /proc/devices)";
+            Error::new(ErrorKind::GpuUnavailable, format!("{path}: {why}"))
+        })?;
+        self.node(Path::new(&path), major, number)
     }
 
     /// A node of another driver, which must be there: its number is whatever the kernel says.

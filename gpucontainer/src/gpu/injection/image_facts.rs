@@ -1,10 +1,16 @@
 //! What must be known of an image to put a driver's files where its programs look for them.
 
+use crate::error::Result;
+use crate::gpu::driver::elf::CLibrary;
+use crate::gpu::driver::loader_cache::Entry;
+use crate::gpu::injection::compatibility::Compatibility;
+use crate::gpu::injection::image_files::{self, ImageFiles};
+
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The facts of an image on which the places of the driver's files depend.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ImageFacts {
     /// Libraries are in `/usr/lib/<triplet>`, as on Debian and Ubuntu.
@@ -15,10 +21,48 @@ pub struct ImageFacts {
     pub has_usr_lib32: bool,
     /// The C library is musl, whose loader searches `/lib`, `/usr/local/lib` and `/usr/lib` alone.
     pub musl: bool,
+    /// The variables that the container will have but for those of the grant: the image's, and the caller's over them.
+    ///
+    /// They say what the image asks for and what it requires; see [`GpuRequest::for_environment`] and
+    /// `NVIDIA_REQUIRE_*`. Empty if nobody said, and then nothing is required.
+    ///
+    /// [`GpuRequest::for_environment`]: crate::gpu::GpuRequest::for_environment
+    pub environment: Vec<(String, String)>,
+    /// The version of the image's glibc, if that is its C library and was read.
+    pub(crate) glibc: Option<CLibrary>,
+    /// What the loader's cache of the image says, or ought to: `None` if the image was not read or its loader has none.
+    pub(crate) loader_cache: Option<Vec<Entry>>,
+    /// Where the loader of musl searches, if the image says.
+    pub(crate) musl_path: Option<String>,
+    /// The libraries that let a newer CUDA run on an older driver.
+    pub(crate) compatibility: Option<Compatibility>,
 }
 
 impl ImageFacts {
-    /// Finds the facts by asking whether paths exist in the image.
+    /// Finds all facts of the tree in the directory `root`, whose programs will run with `environment`.
+    ///
+    /// Nothing of the tree is executed, no link of it is followed out of it, and nothing but regular files is opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such directory.
+    pub fn of_directory(root: &Path, environment: Vec<(String, String)>) -> Result<Self> {
+        Ok(Self::read(&crate::sys::root::Root::open(root)?, environment))
+    }
+
+    /// Finds all facts of an image.
+    pub(crate) fn read(files: &dyn ImageFiles, environment: Vec<(String, String)>) -> Self {
+        let mut facts = Self::detect(|path| files.exists(path));
+        facts.environment = environment;
+        if facts.musl {
+            facts.musl_path = image_files::text(files, &musl_path_file());
+        } else {
+            image_files::loader(files, &mut facts);
+        }
+        facts.compatibility = Compatibility::find(files);
+        facts
+    }
+
+    /// Finds what can be known by asking whether paths exist in the image: where libraries go, and no more.
     ///
     /// `exists` is called with absolute paths of the container, and must resolve links inside its tree.
     pub fn detect(exists: impl Fn(&Path) -> bool) -> Self {
@@ -30,6 +74,7 @@ impl ImageFacts {
             has_usr_lib64: there("/usr/lib64"),
             has_usr_lib32: there("/usr/lib32"),
             musl: there("/etc/alpine-release") || there(&loader),
+            ..Self::default()
         }
     }
 
@@ -56,6 +101,11 @@ impl ImageFacts {
             "/usr/lib".into()
         }
     }
+}
+
+/// The file in which an image with musl says where its loader searches.
+pub(crate) fn musl_path_file() -> PathBuf {
+    format!("/etc/ld-musl-{}.path", std::env::consts::ARCH).into()
 }
 
 /// The name that Debian gives to this architecture's libraries.

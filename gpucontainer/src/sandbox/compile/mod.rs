@@ -227,7 +227,7 @@ impl Compiler<'_, '_> {
                 self.program.close(file);
                 Ok(())
             }
-            Step::OwnFile { path, text } => self.own_file(path, text),
+            Step::OwnFile { path, contents, mode } => self.own_file(path, contents, *mode),
             Step::AwaitHooks { .. } => {
                 let Some(gate) = self.descriptors.gate else {
                     return Err(Error::new(ErrorKind::InvalidArgument, "nobody is there to run programs of vendors"));
@@ -499,12 +499,12 @@ impl Compiler<'_, '_> {
     }
 
     /// Mounts a file of memory over `path`, so that nothing of it is ever among what the container wrote.
-    fn own_file(&mut self, path: &str, text: &str) -> Result<()> {
+    fn own_file(&mut self, path: &str, contents: &[u8], mode: u32) -> Result<()> {
         let program = &mut self.program;
         // It lives in the tmpfs of /dev, under a name that is gone before the application comes.
         let name = "/dev/.own";
-        let file = program.create_file_in(At::Cwd, name, 0o644)?;
-        program.write(file, text.as_bytes());
+        let file = program.create_file_in(At::Cwd, name, mode)?;
+        program.write(file, contents);
         program.close(file);
         program.release(file);
         let tree = program.clone_tree(At::Cwd, name, false)?;

@@ -1,0 +1,121 @@
+//! The driver's libraries, programs, settings and sockets, at the places where the image's programs look.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::driver::catalog;
+use crate::gpu::driver::{Driver, DriverFile, DriverLibrary};
+use crate::gpu::grant::{FileMount, GpuGrant, MountKind, Symlink};
+use crate::gpu::injection::image_facts::ImageFacts;
+use crate::gpu::request::{DriverCapability, GpuRequest};
+
+use std::path::{Path, PathBuf};
+
+/// Libraries without which the capability that they belong to is worth nothing.
+const ESSENTIAL: &[&str] = &["libcuda.so.", "libnvidia-ml.so."];
+
+/// Adds what `request` wants of `driver` to the grant.
+pub(crate) fn user_space(
+    request: &GpuRequest,
+    driver: &Driver,
+    image: &ImageFacts,
+    grant: &mut GpuGrant,
+) -> Result<()> {
+    let native = image.library_directory();
+    let narrow = image.library_directory_32();
+    let wanted: Vec<&DriverLibrary> = driver
+        .libraries
+        .iter()
+        .filter(|library| request.wants(library.file.capability))
+        .filter(|library| !library.thirty_two_bit || request.wants(DriverCapability::Compat32))
+        // One directory cannot hold both.
+        .filter(|library| !library.thirty_two_bit || native != narrow)
+        .filter(|library| fits(library, image, grant))
+        .collect();
+    let compute = request.wants(DriverCapability::Compute);
+    let has = |name: &str| wanted.iter().any(|library| library.file.place.to_string_lossy().starts_with(name));
+    if let Some(why) = grant.left_out.iter().find(|why| ESSENTIAL.iter().any(|name| why.starts_with(name))) {
+        return Err(Error::new(ErrorKind::GpuUnavailable, format!("driver {}: {why}", driver.version)));
+    }
+    if compute && !has("libcuda.so.") {
+        let why = format!("driver {}: libcuda.so.{} is missing or cannot be used", driver.version, driver.version);
+        return Err(Error::new(ErrorKind::GpuUnavailable, why));
+    }
+    for library in &wanted {
+        let directory = if library.thirty_two_bit { &narrow } else { &native };
+        add_library(library, directory, grant);
+    }
+    for directory in grant.library_directories.clone() {
+        let there = |name: &Path, grant: &GpuGrant| {
+            let mounted = grant.mounts.iter().any(|mount| mount.target == name);
+            mounted || grant.links.iter().any(|known| known.link == name)
+        };
+        for (link, target) in catalog::LINKS {
+            let link = directory.join(link);
+            // Wherever the link itself is, it leads to a library of this directory.
+            let leads_to = directory.join(Path::new(target).file_name().unwrap_or_default());
+            if there(&leads_to, grant) {
+                grant.links.push(Symlink { link, target: target.into() });
+            }
+        }
+        let producer = format!("libnvidia-vulkan-producer.so.{}", driver.version);
+        if there(&directory.join(&producer), grant) {
+            let link = directory.join("libnvidia-vulkan-producer.so");
+            grant.links.push(Symlink { link, target: producer.into() });
+        }
+    }
+    let files = driver.programs.iter().map(|file| (file, true)).chain(driver.data.iter().map(|file| (file, false)));
+    for (file, executable) in files.filter(|(file, _)| request.wants(file.capability)) {
+        grant.mounts.push(mount(file, file.place.clone(), MountKind::File, true, executable));
+    }
+    for file in driver.sockets.iter().filter(|file| request.wants(file.capability)) {
+        grant.mounts.push(mount(file, file.place.clone(), MountKind::Socket, false, false));
+    }
+    if let (true, true, Some(directory)) =
+        (compute, request.wants_multi_process_service(), &driver.multi_process_service)
+    {
+        grant.mounts.push(FileMount {
+            source: directory.clone(),
+            target: "/tmp/nvidia-mps".into(),
+            kind: MountKind::Directory,
+            read_only: false,
+            executable: false,
+            recursive: false,
+        });
+    }
+    grant.links.sort();
+    grant.links.dedup();
+    Ok(())
+}
+
+fn add_library(library: &DriverLibrary, directory: &Path, grant: &mut GpuGrant) {
+    let target = directory.join(&library.file.place);
+    let parent = target.parent().unwrap_or(directory).to_owned();
+    let own = library.file.place.file_name().map(PathBuf::from).unwrap_or_default();
+    if parent == directory && !grant.library_directories.contains(&parent) {
+        grant.library_directories.push(parent.clone());
+    }
+    let mut link = |name: &str| grant.links.push(Symlink { link: parent.join(name), target: own.clone() });
+    if let Some(soname) = &library.soname {
+        link(soname);
+    }
+    // GLVND asks for the vendor's library under this name where there is no display.
+    if library.soname.as_deref() == Some("libGLX_nvidia.so.0") {
+        link("libGLX_indirect.so.0");
+    }
+    grant.mounts.push(mount(&library.file, target, MountKind::File, true, true));
+}
+
+/// A mount of a file of the driver.
+fn mount(file: &DriverFile, target: PathBuf, kind: MountKind, read_only: bool, executable: bool) -> FileMount {
+    FileMount { source: file.host_path.clone(), target, kind, read_only, executable, recursive: false }
+}
+
+/// Whether the image's C library is new enough for the library; if not, the grant says so.
+fn fits(library: &DriverLibrary, image: &ImageFacts, grant: &mut GpuGrant) -> bool {
+    let (Some(needed), Some(has)) = (library.needs, image.glibc) else { return true };
+    if library.thirty_two_bit || needed <= has {
+        return true;
+    }
+    let name = library.file.place.display();
+    grant.left_out.push(format!("{name} needs glibc {needed} or newer, and the image has glibc {has}"));
+    false
+}

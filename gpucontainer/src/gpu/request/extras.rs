@@ -1,0 +1,56 @@
+//! Parts of NVIDIA's software beside the driver that containers may be given.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// A part of NVIDIA's software that has devices of its own.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DriverExtra {
+    /// GPUDirect Storage: `/dev/nvidia-fs*`, with `/run/udev` and `/etc/cufile.json`.
+    Gds,
+    /// The network cards of GPUDirect RDMA: `/dev/infiniband/uverbs*` and `rdma_cm`.
+    Mofed,
+    /// Copies by the processor into a GPU's memory: `/dev/gdrdrv`.
+    GdrCopy,
+    /// The switches between GPUs: `/dev/nvidia-nvswitch*`.
+    NvSwitch,
+}
+
+impl DriverExtra {
+    /// Every one, in the order of their declaration.
+    pub const ALL: [Self; 4] = [Self::Gds, Self::Mofed, Self::GdrCopy, Self::NvSwitch];
+
+    /// The variable that asks for it by the value `enabled`.
+    pub fn variable(self) -> &'static str {
+        match self {
+            Self::Gds => "NVIDIA_GDS",
+            Self::Mofed => "NVIDIA_MOFED",
+            Self::GdrCopy => "NVIDIA_GDRCOPY",
+            Self::NvSwitch => "NVIDIA_NVSWITCH",
+        }
+    }
+}
+
+/// All that is asked for beside the driver.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub(in crate::gpu) struct Extras {
+    pub(in crate::gpu) parts: BTreeSet<DriverExtra>,
+    pub(in crate::gpu) channels: Channels,
+}
+
+/// Channels of IMEX.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::gpu) enum Channels {
+    Numbered(BTreeSet<u32>),
+    /// Every one that the host has a node of.
+    All,
+}
+
+impl Default for Channels {
+    fn default() -> Self {
+        Self::Numbered(BTreeSet::new())
+    }
+}
