@@ -1,5 +1,7 @@
 //! Which GPUs this host has, and how they are used at this moment.
 
+mod amd;
+mod bus;
 mod health;
 mod links;
 #[cfg(feature = "nvml")]
@@ -129,6 +131,7 @@ impl Inventory {
             sysfs::complete(root, gpu);
         }
         inventory.gpus.extend(sysfs::other_vendors(root));
+        bus::complete(root, &inventory.gpus, &mut inventory.pairs);
         tracing::debug!(
             gpus = inventory.gpus.len(),
             unavailable = inventory.unavailable.as_deref(),

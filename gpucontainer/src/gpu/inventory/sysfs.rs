@@ -1,7 +1,7 @@
 //! What the kernel says of GPUs: the place of NVIDIA's, and those of AMD and Intel.
 
 use crate::gpu::driver::root::DriverRoot;
-use crate::gpu::inventory::{Gpu, GpuMemory};
+use crate::gpu::inventory::{Gpu, GpuMemory, amd};
 use crate::gpu::request::Vendor;
 
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub(crate) fn other_vendors(root: &DriverRoot) -> Vec<Gpu> {
         let unique = unique.filter(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let prefix = if vendor == Vendor::Amd { "AMD" } else { "INTEL" };
         let model = root.text(device.join("device")).map(|text| text.trim().to_owned()).unwrap_or_default();
-        let gpu = Gpu {
+        let mut gpu = Gpu {
             vendor,
             uuid: format!("{prefix}-{}", unique.as_deref().unwrap_or(&pci_bus_id)),
             index: 0,
@@ -44,6 +44,7 @@ pub(crate) fn other_vendors(root: &DriverRoot) -> Vec<Gpu> {
                 .text(device.join("product_name"))
                 .map(|text| text.trim().to_owned())
                 .filter(|n| !n.is_empty())
+                .or_else(|| amd::product(root, &device).filter(|_| vendor == Vendor::Amd))
                 .unwrap_or_else(|| format!("{vendor} GPU {model}")),
             memory,
             compute_capability: None,
@@ -52,10 +53,14 @@ pub(crate) fn other_vendors(root: &DriverRoot) -> Vec<Gpu> {
             mig_enabled: false,
             mig_devices: Vec::new(),
             processes: Vec::new(),
+            memory_nodes: numa_node(root, &device).into_iter().collect(),
             render_nodes: vec![Path::new("/dev/dri").join(&name)],
             pci_bus_id: pci_bus_id.clone(),
             ..Gpu::default()
         };
+        if vendor == Vendor::Amd {
+            amd::complete(root, &device, &mut gpu);
+        }
         found.push((pci_bus_id, gpu));
     }
     found.sort_by(|a, b| (a.1.vendor, &a.0).cmp(&(b.1.vendor, &b.0)));
@@ -138,8 +143,12 @@ mod tests {
                 std::fs::write(device.join("mem_info_vram_total"), "1000\n").unwrap();
                 std::fs::write(device.join("mem_info_vram_used"), "400\n").unwrap();
                 std::fs::write(device.join("unique_id"), "a1b2c3\n").unwrap();
+                std::fs::write(device.join("revision"), "0x00\n").unwrap();
             }
         }
+        std::fs::create_dir_all(directory.path().join("usr/share/libdrm")).unwrap();
+        let names = directory.path().join("usr/share/libdrm/amdgpu.ids");
+        std::fs::write(names, "74A1,\t00,\tAMD Instinct MI300X\n").unwrap();
         let gpus = other_vendors(&DriverRoot::new(directory.path()));
         let seen: Vec<_> = gpus.iter().map(|gpu| (gpu.vendor, gpu.uuid.as_str(), gpu.index, gpu.minor)).collect();
         assert_eq!(
@@ -147,6 +156,7 @@ mod tests {
             [(Vendor::Amd, "AMD-a1b2c3", 0, 129), (Vendor::Intel, "INTEL-0000:00:02.0", 0, 128)],
             "NVIDIA's own cards come from its driver"
         );
+        assert_eq!((gpus[0].name.as_str(), gpus[1].name.as_str()), ("AMD Instinct MI300X", "Intel GPU 0x74a1"));
         assert_eq!(gpus[0].memory, Some(GpuMemory { total: 1000, free: 600 }));
         assert_eq!(gpus[0].numa_node, None);
     }
