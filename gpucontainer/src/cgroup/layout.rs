@@ -1,9 +1,22 @@
 //! Where the control groups of this host are: mounts, versions, controllers, and our own place in them.
 
 use crate::error::Result;
+use crate::sys::fs::mount;
 use crate::sys::{cgroup as files, fs};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// What was found last. The list of all mounts is long on a busy host, and changes for these few hardly ever.
+static SEEN: Mutex<Option<Seen>> = Mutex::new(None);
+
+/// A layout, and what it was read from: as long as all of it is the same, so is the layout.
+struct Seen {
+    groups: String,
+    /// The number that the kernel gave the mount of each hierarchy.
+    mounts: Vec<u64>,
+    layout: Layout,
+}
 
 /// The version of a hierarchy of control groups.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -34,15 +47,36 @@ pub(crate) struct Hierarchy {
 impl Layout {
     /// Looks at the calling process's own view of the host.
     pub(crate) fn detect() -> Result<Self> {
-        let mounts = files::read_at_once(Path::new("/proc/self/mountinfo"))?;
         let groups = files::read_at_once(Path::new("/proc/self/cgroup"))?;
-        let mut layout = Self::parse(&mounts, &groups);
+        let mut layout = match Self::seen(&groups) {
+            Some(layout) => layout,
+            None => Self::look(groups)?,
+        };
         for hierarchy in &mut layout.hierarchies {
             if hierarchy.version == Version::V2 {
                 hierarchy.controllers = words(&fs::read_to_string(&hierarchy.mount.join("cgroup.controllers"))?);
             }
         }
         Ok(layout)
+    }
+
+    fn seen(groups: &str) -> Option<Self> {
+        // Whoever finds it locked, as a forked child may for ever, looks anew.
+        let seen = SEEN.try_lock().ok()?;
+        let seen = seen.as_ref().filter(|seen| seen.groups == groups)?;
+        (seen.layout.mount_ids()? == seen.mounts).then(|| seen.layout.clone())
+    }
+
+    fn look(groups: String) -> Result<Self> {
+        let layout = Self::parse(&files::read_at_once(Path::new("/proc/self/mountinfo"))?, &groups);
+        if let (Some(mounts), Ok(mut seen)) = (layout.mount_ids(), SEEN.try_lock()) {
+            *seen = Some(Seen { groups, mounts, layout: layout.clone() });
+        }
+        Ok(layout)
+    }
+
+    fn mount_ids(&self) -> Option<Vec<u64>> {
+        self.hierarchies.iter().map(|hierarchy| mount::mount_id(&hierarchy.mount).ok()).collect()
     }
 
     /// Reads the texts of `mountinfo` and `cgroup` of a process; controllers of version 2 are not in them.

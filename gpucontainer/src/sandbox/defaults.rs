@@ -63,12 +63,6 @@ pub(crate) fn masked(file_system: &str, paths: &[&str]) -> Vec<Masked> {
     paths.iter().filter_map(find).collect()
 }
 
-/// The highest capability that the kernel knows.
-pub(crate) fn last_capability() -> u32 {
-    let text = fs::read_to_string(Path::new("/proc/sys/kernel/cap_last_cap"));
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(40)
-}
-
 /// Whether the parameter belongs to a namespace of the sandbox; all others are the host's.
 pub(crate) fn check_sysctl(name: &str, host_network: bool) -> Result<()> {
     let clean = name

@@ -67,7 +67,7 @@ impl<'a> ExecBuilder<'a> {
             None => steps.push(Step::Stdio),
         }
         let working_dir = self.process.working_dir.as_deref().unwrap_or(&context.working_dir);
-        steps.extend(application(context, &identity, working_dir, context.set_groups, 0o022));
+        steps.extend(application(context, &identity, working_dir, context.set_groups, 0o022)?);
         let candidates = candidates(&self.command, &env);
         let envp = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         steps.push(Step::Execute { candidates, argv: self.command.clone(), envp });

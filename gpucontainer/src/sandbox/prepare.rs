@@ -15,6 +15,7 @@ use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
 use crate::sys::{fs, process};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a start uses, after all checks and before any namespace is made.
 #[derive(Debug)]
@@ -205,7 +206,7 @@ pub(crate) fn prepare(
         planner.add(Step::AwaitHooks { hooks });
     }
     planner.own_files(&root)?;
-    planner.process(&context, argv);
+    planner.process(&context, argv)?;
     let plan = Plan {
         name: name.to_owned(),
         namespaces: context.namespaces.clone(),
@@ -310,8 +311,10 @@ pub(crate) fn candidates(argv: &[String], env: &[(String, String)]) -> Vec<Strin
 }
 
 fn filter(builder: &SandboxBuilder) -> Result<Vec<u64>> {
-    let default = || crate::seccomp::Profile::default_for(builder.capabilities);
-    let filter = builder.seccomp.clone().unwrap_or_else(default).compile()?;
+    let filter = match &builder.seccomp {
+        Some(profile) => Arc::new(profile.compile()?),
+        None => crate::seccomp::default_filter(builder.capabilities)?,
+    };
     if filter.needs_listener() {
         return Err(Error::new(ErrorKind::InvalidArgument, "a sandbox's filter cannot ask a listener"));
     }
@@ -552,7 +555,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn process(&mut self, context: &ExecContext, argv: Vec<String>) {
+    fn process(&mut self, context: &ExecContext, argv: Vec<String>) -> Result<()> {
         let builder = self.builder;
         for (resource, soft, hard) in &builder.resource_limits {
             let (name, resource) = resource.kernel();
@@ -566,10 +569,11 @@ impl Planner<'_> {
             None => self.add(Step::Stdio),
         }
         let set_groups = context.set_groups;
-        self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask));
+        self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask)?);
         let candidates = candidates(&argv, &context.env);
         let envp = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         self.add(Step::Execute { candidates, argv, envp });
+        Ok(())
     }
 }
 
@@ -580,9 +584,9 @@ pub(crate) fn application(
     working_dir: &str,
     set_groups: bool,
     umask: u32,
-) -> Vec<Step> {
+) -> Result<Vec<Step>> {
     let mut steps = vec![Step::Umask { mask: umask }];
-    let last = defaults::last_capability();
+    let last = crate::sys::launch::last_capability()?;
     steps.push(Step::BoundingSet { mask: context.capabilities, last });
     let groups = set_groups.then(|| identity.groups.clone());
     steps.push(Step::User { user: identity.user, group: identity.group, groups });
@@ -595,7 +599,7 @@ pub(crate) fn application(
     if !context.filter.is_empty() {
         steps.push(Step::Seccomp { instructions: context.filter.clone(), length: context.filter.len() });
     }
-    steps
+    Ok(steps)
 }
 
 /// The node to make, which is the application's own unless the grant says whose.

@@ -49,3 +49,26 @@ mod tests;
 pub use crate::sys::seccomp::Instruction;
 pub use filter::{Filter, FilterFlags};
 pub use profile::{Action, Architecture, Condition, Operator, Profile, Rule};
+
+use crate::error::Result;
+use std::sync::{Arc, Mutex};
+
+/// The default filter that was compiled last, with the capabilities that it is for: what it comes to depends on
+/// nothing else, and compiling it costs as much as a dozen system calls.
+static COMPILED: Mutex<Option<(u64, Arc<Filter>)>> = Mutex::new(None);
+
+/// [`Profile::default_for`] these capabilities, compiled.
+pub(crate) fn default_filter(capabilities: u64) -> Result<Arc<Filter>> {
+    // Whoever finds it locked, as a forked child may for ever, compiles for itself.
+    if let Ok(compiled) = COMPILED.try_lock()
+        && let Some((known, filter)) = &*compiled
+        && *known == capabilities
+    {
+        return Ok(filter.clone());
+    }
+    let filter = Arc::new(Profile::default_for(capabilities).compile()?);
+    if let Ok(mut compiled) = COMPILED.try_lock() {
+        *compiled = Some((capabilities, filter.clone()));
+    }
+    Ok(filter)
+}

@@ -14,6 +14,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
 
@@ -66,7 +67,7 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         envp: envp.as_ptr(),
         inherited: inherited.as_ptr(),
         inherited_count: inherited.len(),
-        capabilities: if options.namespaces & new_user == 0 { 0 } else { last_capability()? + 1 },
+        capabilities: if options.namespaces & new_user == 0 { 0 } else { u64::from(last_capability()?) + 1 },
         errno: 0,
     };
 
@@ -191,10 +192,16 @@ fn stub_file_on_disk() -> Result<OwnedFd> {
     Err(last)
 }
 
-fn last_capability() -> Result<u64> {
+/// The highest capability that the running kernel knows; read once.
+pub(crate) fn last_capability() -> Result<u32> {
+    static LAST: OnceLock<u32> = OnceLock::new();
+    if let Some(last) = LAST.get() {
+        return Ok(*last);
+    }
     let path = std::path::Path::new("/proc/sys/kernel/cap_last_cap");
     let text = super::fs::read_to_string(path)?;
-    text.trim().parse().map_err(|_| Error::from_errno(format!("read {path:?}: {text:?}"), libc::EINVAL))
+    let last = text.trim().parse().map_err(|_| Error::from_errno(format!("read {path:?}: {text:?}"), libc::EINVAL))?;
+    Ok(*LAST.get_or_init(|| last))
 }
 
 /// All 64: those that libc keeps for itself too, which its own functions would leave open.

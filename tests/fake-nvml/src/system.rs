@@ -48,3 +48,9 @@ extern "C" fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: c_uint) -> 
 extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) -> Return {
     abi::machine("nvmlSystemGetCudaDriverVersion_v2", |machine| put(version, machine.cuda_version))
 }
+
+/// The first form, which counts what this process could load; NVIDIA's own Python package still asks it.
+#[unsafe(no_mangle)]
+extern "C" fn nvmlSystemGetCudaDriverVersion(version: *mut c_int) -> Return {
+    nvmlSystemGetCudaDriverVersion_v2(version)
+}
