@@ -23,8 +23,9 @@ pub use allocator::{
     ForeignProcesses, GpuAllocator, GpuLease, GpuStatus, GpuTicket, HeldGpu, LeaseStatus, Placement, Sharing,
     TicketStatus, Wait,
 };
+pub use allocator::{GpuFault, Quarantine, QuarantinedGpu, XidAction};
 #[cfg(feature = "nvml")]
-pub use allocator::{MigDevices, MigLease, MigModeChange};
+pub use allocator::{MigDevices, MigLease, MigModeChange, XidEvent, XidWatch};
 pub use driver::root::DriverRoot;
 pub use driver::{Driver, DriverFile, DriverLibrary};
 pub use grant::{

@@ -182,6 +182,26 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     rustix::fs::fsync(open_dir(path)?).map_err(|e| failed(format!("fsync({path:?})"), e).with_path(path))
 }
 
+/// The records that a kernel's log such as `/dev/kmsg` holds now, oldest first; an ordinary file's lines.
+pub(crate) fn read_kernel_log(path: &Path) -> Result<Vec<String>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| failed(format!("open({path:?}, O_NONBLOCK)"), e).with_path(path))?;
+    let mut text = String::new();
+    // No record is longer than this, and each read gives one.
+    let mut buffer = [0_u8; 8192];
+    loop {
+        match rustix::io::read(&file, &mut buffer[..]) {
+            Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
+            Ok(length) => text.push_str(&String::from_utf8_lossy(&buffer[..length])),
+            // A record was overwritten before it was read: the next one comes.
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(failed(format!("read({path:?})"), e).with_path(path)),
+        }
+    }
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
 /// Makes everything written to the file system of `path` durable.
 pub(crate) fn sync_filesystem(path: &Path) -> Result<()> {
     rustix::fs::syncfs(open_dir(path)?).map_err(|e| failed(format!("syncfs({path:?})"), e).with_path(path))

@@ -6,6 +6,8 @@ pub(crate) mod cgroup;
 pub(crate) mod device;
 pub(crate) mod epoll;
 pub(crate) mod errno;
+#[cfg(feature = "nvml")]
+pub(crate) mod events;
 pub(crate) mod fs;
 pub(crate) mod launch;
 pub(crate) mod lock;

@@ -19,6 +19,7 @@ mod decide;
 mod directory;
 #[cfg(feature = "nvml")]
 mod fit;
+mod health;
 #[cfg(feature = "nvml")]
 mod journal;
 mod lease;
@@ -30,15 +31,22 @@ mod queue;
 mod record;
 mod status;
 mod table;
+#[cfg(feature = "nvml")]
+mod watch;
 mod wishes;
+mod xid;
 
+pub use health::{GpuFault, Quarantine, QuarantinedGpu};
 pub use lease::GpuLease;
 #[cfg(feature = "nvml")]
 pub use mig::{MigDevices, MigLease, MigModeChange};
 pub use queue::GpuTicket;
 pub use status::{GpuStatus, HeldGpu, LeaseStatus, TicketStatus};
+#[cfg(feature = "nvml")]
+pub use watch::{XidEvent, XidWatch};
 pub(crate) use wishes::Wishes;
 pub use wishes::{ForeignProcesses, Placement, Sharing};
+pub use xid::XidAction;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::driver::root::DriverRoot;
