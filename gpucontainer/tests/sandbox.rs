@@ -164,6 +164,17 @@ fn a_shifted_user_namespace_shows_the_same_owners() {
     }
     let (_, out, _) = run(fixture.shell("id -u; id -G; stat -c %u /etc/passwd").user("web").user_namespace(shifted));
     assert_eq!(out, "33\n34 44\n0\n");
+    // Who enters the namespaces finds what the application has, and no mount of the host.
+    for writable in [Writable::Disk, Writable::Memory, Writable::ReadOnly] {
+        let sandbox = fixture.shell("sleep 1000").user_namespace(shifted).writable(writable).spawn().unwrap();
+        let process = sandbox.exec(["sh", "-c", "ps; cat /proc/self/mountinfo"]).stdin(Stdio::Null);
+        let output = process.stdout(Stdio::Piped).spawn().unwrap().communicate(b"", None).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("sleep 1000"), "{writable:?}: {text}");
+        let roots: Vec<&str> = text.lines().filter(|line| line.split(' ').nth(4) == Some("/")).collect();
+        assert!(roots.len() == 1 && roots[0].contains(" overlay "), "{writable:?}: {roots:?}");
+        sandbox.close().unwrap();
+    }
     drop(fixture);
     leaks.check();
 }

@@ -64,6 +64,9 @@ impl Compiler<'_, '_> {
                 }
             }
             let root = self.program.fsmount(context, attributes)?;
+            if overlay.shifted {
+                self.program.uncover_root()?;
+            }
             self.program.move_mount(root, At::Cwd, "/")?;
             root
         } else {
@@ -76,6 +79,9 @@ impl Compiler<'_, '_> {
             })?;
             let target = overlay.mount_at.to_string_lossy();
             self.program.mount("overlay", &target, attributes, options.as_bytes())?;
+            if overlay.shifted {
+                self.program.uncover_root()?;
+            }
             self.program.open_path(&overlay.mount_at)?
         };
         for number in numbers {
