@@ -160,7 +160,7 @@ impl SandboxHandle {
     }
 
     fn gpus(&self, py: Python<'_>) -> PyResult<Vec<String>> {
-        self.with(py, |sandbox| Ok(sandbox.gpus().to_vec()))
+        self.with(py, |sandbox| Ok(sandbox.gpus()))
     }
 
     fn timeline(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, f64)>> {

@@ -140,6 +140,26 @@ impl Cgroup {
         .with_context(wanted)
     }
 
+    /// Allows `rules` in place of `before`, which an earlier call allowed.
+    ///
+    /// On version 1 only what differs is written: whoever runs keeps the use of what stays.
+    pub(crate) fn change_devices(&self, before: &[DeviceRule], rules: &[DeviceRule]) -> Result<()> {
+        if self.layout.find("devices").is_none_or(|place| place.version == Version::V2) {
+            return self.allow_devices(rules);
+        }
+        let wanted = || format!("change device rules of control group {:?}", self.name());
+        rules.iter().try_for_each(DeviceRule::check)?;
+        let leaf = self.make_late("devices").with_context(wanted)?;
+        let (before, rules) = (merged(before), merged(rules));
+        for rule in before.iter().filter(|rule| !rules.contains(rule)) {
+            leaf.write("devices.deny", &rule.to_string()).with_context(wanted)?;
+        }
+        for rule in rules.iter().filter(|rule| !before.contains(rule)) {
+            leaf.write("devices.allow", &rule.to_string()).with_context(wanted)?;
+        }
+        Ok(())
+    }
+
     fn allow_by_program(&self, leaf: &Leaf, rules: &[DeviceRule]) -> Result<()> {
         let program = bpf::load_device_program(&program(rules))?;
         let mut attached = self.devices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -37,11 +37,16 @@ impl<'a> ExecBuilder<'a> {
             return Err(Error::new(ErrorKind::Closed, format!("sandbox {} has ended", sandbox.name())));
         }
         let context = &sandbox.context;
-        let identity = match &self.process.user {
+        let (attached, groups) = sandbox.attachments().for_processes();
+        let mut identity = match &self.process.user {
             Some(user) => resolve(user, &context.passwd, &context.group)?,
             None => context.identity.clone(),
         };
+        identity.groups.extend(groups);
         let mut env = context.env.clone();
+        for (name, value) in &attached {
+            set(&mut env, name, value);
+        }
         if self.process.user.is_some() {
             set(&mut env, "HOME", &identity.home);
         }

@@ -1,7 +1,7 @@
 //! From a plan to a running application: the channels, the clone, the id maps, the answer.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::sandbox::compile::{Descriptors, clone_flags, compile};
+use crate::sandbox::compile::{Descriptors, END, clone_flags, compile};
 use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Plan, Step};
@@ -133,6 +133,52 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     Ok(Running { supervisor: child.pidfd, application, control, terminal, report, moments })
 }
 
+/// Why a plan without an application was not carried out to its end.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    /// The step that failed; those before it were done. `None` if it is not known how far it came.
+    pub(crate) step: Option<usize>,
+    pub(crate) error: Error,
+}
+
+impl From<Error> for Broken {
+    /// Of an error before the first step.
+    fn from(error: Error) -> Self {
+        Self { step: Some(0), error }
+    }
+}
+
+/// Carries out a plan that executes nothing, for the sandbox of the process `target`, and waits for its end.
+pub(crate) fn perform(plan: &Plan, target: BorrowedFd<'_>) -> Result<(), Broken> {
+    let (_control, stub_control) = process::socket_pair()?;
+    let (_started, stub_started) = process::pipe()?;
+    let owner = process::own_pidfd()?;
+    let descriptors = Descriptors {
+        cgroup_tasks: Vec::new(),
+        stdio: None,
+        control: stub_control.as_fd(),
+        started: stub_started.as_fd(),
+        owner: owner.as_fd(),
+        claims: Vec::new(),
+        layers: Vec::new(),
+        writes: None,
+        sources: Vec::new(),
+        gate: None,
+        target: Some(target),
+    };
+    let program = compile(plan, &descriptors)?.finish()?;
+    let child = start(&program, &CloneOptions::default())?;
+    let report = program.into_report();
+    wait(&child.pidfd)?;
+    if let Some(failure) = report.failure()? {
+        return Err(Broken { step: Some(failure.step), error: step_error(plan, &failure) });
+    }
+    if report.stamps()?.iter().any(|(name, _)| *name == END) {
+        return Ok(());
+    }
+    Err(Broken { step: None, error: Error::new(ErrorKind::SystemCall, "the process that does it was killed") })
+}
+
 /// Ends and collects the stub when a start fails half-way.
 struct Collect<'a>(&'a OwnedFd);
 
@@ -152,13 +198,18 @@ fn died(plan: &Plan, report: &Report) -> Error {
     }
 }
 
-/// The error of a failed step, in the plan's words.
+/// The error of a start that failed.
 fn explain(plan: &Plan, failure: &Failure) -> Error {
+    step_error(plan, failure).context(format!("start {}", plan.name))
+}
+
+/// The error of a failed step, in the plan's words.
+fn step_error(plan: &Plan, failure: &Failure) -> Error {
     let words = plan.step_words(failure.step);
     let words = if failure.log.is_empty() { words } else { format!("{words} ({})", failure.log) };
     let error = Error::from_errno(words, failure.errno);
     let step = plan.steps.get(failure.step);
-    let error = match step {
+    match step {
         Some(Step::Execute { argv, .. }) => {
             let command = argv.first().cloned().unwrap_or_default();
             error.with_kind(ErrorKind::CommandNotFound).with_path(command)
@@ -177,8 +228,7 @@ fn explain(plan: &Plan, failure: &Failure) -> Error {
                 .context("a file system belongs where the image has a link or a file")
         }
         _ => error,
-    };
-    error.context(format!("start {}", plan.name))
+    }
 }
 
 impl IdMaps {

@@ -5,10 +5,13 @@
 //! (said)    (checked)  (data)  (program)  (clone)   (handle)
 //! ```
 
+mod attach;
 mod compile;
 mod config;
 mod defaults;
 mod exec;
+mod granted;
+mod holders;
 mod hooks;
 mod identity;
 mod launch;
@@ -30,10 +33,11 @@ pub use stdio::Stdio;
 
 use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{GpuGrant, GpuLease, HookMoment, VendorHook};
+use crate::gpu::{DriverRoot, GpuGrant, GpuLease, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
 use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
+use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
@@ -47,7 +51,7 @@ use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A running application in namespaces, a root file system and limits of its own.
@@ -78,8 +82,9 @@ pub struct Sandbox {
     scratch: Option<Scratch>,
     /// Keeps the layers from being collected.
     _layers: Vec<LayerHandle>,
-    grant: Option<GpuGrant>,
     lease: Option<GpuLease>,
+    attachments: Mutex<Attachments>,
+    driver_root: Option<DriverRoot>,
     context: ExecContext,
     plan: Plan,
     timeline: Vec<Phase>,
@@ -133,7 +138,8 @@ impl Sandbox {
         moments.push(("cgroup", now()));
 
         let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts).with_context(wanted)?;
-        restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
+        let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
+        let attachments = Attachments::of_start(prepared.grant.as_ref(), rules, prepared.id_maps.is_some())?;
         // Device rules may have added a hierarchy.
         let entry = cgroup.as_ref().map(Cgroup::entry);
         let cgroup_tasks: Vec<_> = entry.iter().flat_map(crate::cgroup::Entry::tasks).collect();
@@ -169,8 +175,9 @@ impl Sandbox {
             cgroup,
             scratch,
             _layers: prepared.layers,
-            grant: prepared.grant,
             lease: builder.gpu_lease.clone(),
+            attachments: Mutex::new(attachments),
+            driver_root: builder.driver_root.clone(),
             context: prepared.context,
             plan: prepared.plan,
             timeline: Vec::new(),
@@ -182,7 +189,7 @@ impl Sandbox {
             moments.push(("ports", now()));
         }
         let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
-        for hook in sandbox.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
+        for hook in prepared.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
             // As the OCI runtime specification has it: the application runs, whatever such a program says.
             if let Err(error) = hooks::run(hook, &sandbox.name, sandbox.pid(), "running") {
                 tracing::warn!(%error, sandbox = sandbox.name, "a vendor's program failed");
@@ -219,9 +226,21 @@ impl Sandbox {
         self.published.as_ref().map(Published::status).unwrap_or_default()
     }
 
-    /// The GPUs that are visible inside, by UUID.
-    pub fn gpus(&self) -> &[String] {
-        self.grant.as_ref().map_or(&[], |grant| &grant.gpus)
+    /// The GPUs that are visible inside, by UUID: those of the start, then those that were attached.
+    pub fn gpus(&self) -> Vec<String> {
+        self.attachments().gpus()
+    }
+
+    /// What it has of GPUs, as [`Sandbox::detach_gpus`] takes it: the grant of the start, if there was one, and then
+    /// those that were attached.
+    pub fn granted(&self) -> Vec<GpuGrant> {
+        self.attachments().grants().cloned().collect()
+    }
+
+    /// What it has of GPUs; only one thread at a time changes it.
+    fn attachments(&self) -> MutexGuard<'_, Attachments> {
+        // Whole after every single change.
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects to a TCP port inside, published or not.
@@ -444,22 +463,31 @@ fn cgroup_facts(cgroup: Option<&Cgroup>) -> CgroupFacts {
 ///
 /// Without the capability to make nodes, and with roots and mounts on which nodes of images do not work, none can
 /// appear; the rules are made where that is not so, and with GPUs, whose neighbours are next to them.
-fn restrict_devices(builder: &SandboxBuilder, cgroup: Option<&Cgroup>, prepared: &Prepared) -> Result<()> {
+fn restrict_devices(
+    builder: &SandboxBuilder,
+    cgroup: Option<&Cgroup>,
+    prepared: &Prepared,
+) -> Result<Option<Vec<DeviceRule>>> {
     let makes_nodes = builder.capabilities & (Capability::Mknod.bit() | Capability::SysAdmin.bit()) != 0;
     if prepared.id_maps.is_some() || (prepared.grant.is_none() && !makes_nodes) {
-        return Ok(());
+        return Ok(None);
     }
     let Some(cgroup) = cgroup else {
         if !makes_nodes {
-            return Ok(());
+            return Ok(None);
         }
         let message = "CAP_MKNOD and CAP_SYS_ADMIN need a control group, which keeps the host's devices away";
         return Err(Error::new(ErrorKind::Unsupported, message));
     };
-    let granted = prepared.grant.iter().flat_map(|grant| &grant.device_nodes);
-    let granted = granted.filter_map(device_rule);
-    let rules: Vec<_> = DeviceRule::defaults().into_iter().chain(granted).collect();
-    cgroup.allow_devices(&rules)
+    let rules = device_rules(prepared.grant.iter());
+    cgroup.allow_devices(&rules)?;
+    Ok(Some(rules))
+}
+
+/// The rules of a sandbox with these grants.
+fn device_rules<'a>(grants: impl Iterator<Item = &'a GpuGrant>) -> Vec<DeviceRule> {
+    let granted = grants.flat_map(|grant| &grant.device_nodes).filter_map(device_rule);
+    DeviceRule::defaults().into_iter().chain(granted).collect()
 }
 
 /// What the device filter must let through for a granted node; nothing if no access to it is granted.

@@ -59,6 +59,8 @@ pub(crate) enum Step {
     BecomeNamespaceRoot,
     /// Enters the namespaces of a running sandbox.
     EnterNamespaces { namespaces: Vec<Namespace> },
+    /// Makes a mount namespace for the process that attaches, which an ordinary user needs to take files of the host.
+    NewMountNamespace,
     /// Makes a namespace whose root is where the process is now.
     NewCgroupNamespace,
     /// Makes a time namespace, with offsets in nanoseconds.
@@ -94,6 +96,12 @@ pub(crate) enum Step {
     Bind { source: usize, target: String, directory: bool, attributes: Attributes, recursive: bool, travel: Travel },
     /// Mounts a new file system in memory.
     Tmpfs { target: String, attributes: Attributes, options: String },
+    /// Makes a device node in a container that runs.
+    Node { device: Device },
+    /// Takes away what is mounted there, if anything is.
+    Unmount { path: String },
+    /// Removes a node, a link or an empty file, if it can be.
+    Discard { path: String },
     /// Makes a link.
     Link { target: String, path: String },
     /// Writes a small file to a file system in memory that was mounted before.
@@ -226,6 +234,10 @@ impl fmt::Display for Step {
                 let names: Vec<_> = namespaces.iter().map(ToString::to_string).collect();
                 write!(f, "enter namespaces {}", names.join(", "))
             }
+            Self::NewMountNamespace => write!(f, "make a mount namespace"),
+            Self::Node { device } => write!(f, "make device {:?}", device.path),
+            Self::Unmount { path } => write!(f, "unmount {path:?}"),
+            Self::Discard { path } => write!(f, "remove {path:?}"),
             Self::NewCgroupNamespace => write!(f, "make a cgroup namespace"),
             Self::NewTimeNamespace { monotonic, boottime } => {
                 write!(f, "make a time namespace, monotonic {monotonic:+} ns, boot {boottime:+} ns")

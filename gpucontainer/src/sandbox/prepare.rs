@@ -7,6 +7,7 @@ use crate::layer::Stack;
 use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
+use crate::sandbox::granted::{granted_device, granted_file, granted_mount, host_path, tree_steps};
 use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::mount::Kind;
 use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step};
@@ -14,7 +15,7 @@ use crate::sandbox::root::Root;
 use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
 use crate::sys::{fs, process};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a start uses, after all checks and before any namespace is made.
@@ -491,36 +492,14 @@ impl Planner<'_> {
     fn granted(&mut self, grant: &GpuGrant) -> Result<Vec<Step>> {
         let mut later = Vec::new();
         for tree in &grant.trees {
-            // The container's kernel is the host's: what its procfs does not have cannot be covered.
-            if tree.path.starts_with("/proc") && fs::metadata(&tree.path).is_err() {
-                continue;
-            }
-            let target = text(&tree.path)?;
-            let attributes = Attributes { no_suid: true, no_devices: true, no_execute: true, read_only: false };
-            later.push(Step::Tmpfs { target: target.clone(), attributes, options: "mode=0555,size=1m".to_owned() });
-            for file in &tree.files {
-                let path = tree.path.join(file.path.strip_prefix("/").unwrap_or(&file.path));
-                later.push(Step::File { path: text(&path)?, text: file.contents.clone() });
-            }
-            later.push(Step::ReadOnly { path: target });
+            later.extend(tree_steps(tree)?);
         }
         for mount in &grant.mounts {
-            let recursive = mount.recursive;
-            let source = self.take(&mount.source, recursive);
-            let directory = fs::metadata(&mount.source)?.is_dir();
-            let attributes = Attributes {
-                read_only: mount.read_only,
-                no_suid: true,
-                no_devices: true,
-                no_execute: !mount.executable,
-            };
-            let target = text(&mount.target)?;
-            let travel = Travel::Private;
-            later.push(Step::Bind { source, target, directory, attributes, recursive, travel });
+            let source = self.take(&mount.source, mount.recursive);
+            later.push(granted_mount(mount, source)?);
         }
         for file in &grant.files {
-            let path = text(&file.path)?;
-            later.push(Step::OwnFile { path, contents: file.contents.clone(), mode: file.mode & 0o777 });
+            later.push(granted_file(file)?);
         }
         for link in &grant.links {
             later.push(Step::Link { target: text(&link.target)?, path: text(&link.link)? });
@@ -602,35 +581,7 @@ pub(crate) fn application(
     Ok(steps)
 }
 
-/// The node to make, which is the application's own unless the grant says whose.
-fn granted_device(node: &crate::gpu::DeviceNode, application: (u32, u32)) -> Result<Device> {
-    let mode = node.mode & 0o777;
-    let owner = node.owner.or(Some(application)).filter(|owner| *owner != (0, 0));
-    Ok(Device {
-        path: text(&node.path)?,
-        major: node.major,
-        minor: node.minor,
-        mode,
-        block: node.block,
-        owner,
-        bound: None,
-    })
-}
-
-/// Where the host has the node that the container sees at `path`.
-fn host_path(grant: Option<&GpuGrant>, path: &str) -> Result<PathBuf> {
-    let granted = grant.and_then(|grant| grant.device_nodes.iter().find(|node| node.path == Path::new(path)));
-    match granted {
-        None => Ok(PathBuf::from(path)),
-        Some(node) => node.host_path.clone().ok_or_else(|| {
-            let message =
-                format!("the host has no {path}; nvidia-modprobe, or anything that uses CUDA as root, makes it");
-            Error::new(ErrorKind::GpuUnavailable, message).with_path(path)
-        }),
-    }
-}
-
-fn text(path: &Path) -> Result<String> {
+pub(crate) fn text(path: &Path) -> Result<String> {
     let invalid = || Error::new(ErrorKind::InvalidArgument, format!("path {path:?} is not UTF-8")).with_path(path);
     path.to_str().map(str::to_owned).ok_or_else(invalid)
 }

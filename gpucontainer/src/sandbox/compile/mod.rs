@@ -4,7 +4,7 @@ mod overlay;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sandbox::plan::{Device, Masked, Namespace, Plan, Step};
-use crate::sys::calls::{At, Attributes, Message, namespace};
+use crate::sys::calls::{At, Attributes, Message, Travel, namespace};
 use crate::sys::program::{Argument, Jump, Program, Register};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -59,6 +59,9 @@ const KILL: u64 = 1 << 5; // CAP_KILL
 const SIGCHLD: u64 = 17;
 const CLONE_PIDFD: u64 = 0x1000;
 const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
+
+/// The stamp of a program that has come to its end, which only one without an application does.
+pub(crate) const END: &str = "end";
 
 struct Compiler<'fd, 'plan> {
     program: Program<'fd>,
@@ -129,6 +132,13 @@ impl Compiler<'_, '_> {
                 program.setns(target, namespaces.iter().map(|kind| flag(*kind)).sum());
                 Ok(())
             }
+            Step::NewMountNamespace => {
+                program.unshare(namespace::MOUNT);
+                Ok(())
+            }
+            Step::Node { device } => self.node(device),
+            Step::Unmount { path } => program.unmount(path),
+            Step::Discard { path } => program.unlink_if_possible(path),
             Step::NewCgroupNamespace => {
                 program.unshare(namespace::CGROUP);
                 Ok(())
@@ -320,7 +330,10 @@ impl Compiler<'_, '_> {
 
     /// The other branch of the fork.
     fn supervise(&mut self) -> Result<()> {
-        let Some((jump, child, message)) = self.supervisor.take() else { return Ok(()) };
+        let Some((jump, child, message)) = self.supervisor.take() else {
+            self.program.stamp(END);
+            return Ok(());
+        };
         let program = &mut self.program;
         program.land(jump);
         let control = program.descriptor(self.descriptors.control)?;
@@ -431,7 +444,7 @@ impl Compiler<'_, '_> {
             // It is the host's own node: a read-only mount keeps its mode and owner as they are, and does not keep
             // anybody from writing to the device.
             let attributes = Attributes { read_only: true, no_suid: true, no_execute: true, no_devices: false };
-            self.program.set_attributes(tree, attributes, None, false)?;
+            self.program.set_attributes(tree, attributes, Some(Travel::Private), false)?;
             return self.cover(tree, &device.path, false);
         }
         self.program.mknod(At::Cwd, &device.path, device.block, device.mode, (device.major, device.minor))?;

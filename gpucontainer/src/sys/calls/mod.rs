@@ -171,6 +171,13 @@ impl Program<'_> {
         Ok(())
     }
 
+    /// `unlinkat(2)`, whether it succeeds or not.
+    pub(crate) fn unlink_if_possible(&mut self, path: &str) -> Result<()> {
+        let path = self.text(path)?;
+        self.call(libc::SYS_unlinkat, GoOn, &[At::Cwd.into(), path.into(), 0_u64.into()]);
+        Ok(())
+    }
+
     /// `chdir(2)`.
     pub(crate) fn chdir(&mut self, path: &str) -> Result<()> {
         let path = self.text(path)?;

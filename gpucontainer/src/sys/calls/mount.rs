@@ -148,6 +148,21 @@ impl Program<'_> {
         Ok(())
     }
 
+    /// `umount2(2)` of what was mounted over the process's root last: what stays there when another root is entered
+    /// is what is unmounted then, and the old root would stay in its place.
+    pub(crate) fn uncover_root(&mut self) -> Result<()> {
+        let path = self.text("/")?;
+        self.call(libc::SYS_umount2, Fail, &[path.into(), flags(libc::MNT_DETACH).into()]);
+        Ok(())
+    }
+
+    /// `umount2(2)` of what is on top at `path`, in use or not. That there is nothing, or a link, is fine.
+    pub(crate) fn unmount(&mut self, path: &str) -> Result<()> {
+        let path = self.text(path)?;
+        self.call(libc::SYS_umount2, GoOn, &[path.into(), flags(libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW).into()]);
+        Ok(())
+    }
+
     /// `open_tree(2)`: a copy of the mount at `path`, attached to nothing.
     pub(crate) fn clone_tree(&mut self, at: At, path: impl AsRef<[u8]>, recursive: bool) -> Result<Register> {
         self.clone_tree_with(at, path, recursive, Fail)
