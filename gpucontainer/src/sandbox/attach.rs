@@ -432,8 +432,8 @@ fn is_granted(grants: &[GpuGrant], place: &Path) -> bool {
     })
 }
 
-/// The error with what failed after it.
+/// The error with what failed while its consequences were undone.
 fn with_others<const N: usize>(error: Error, others: [Result<()>; N]) -> Error {
     let others: String = others.into_iter().filter_map(Result::err).map(|other| format!("; also: {other}")).collect();
-    if others.is_empty() { error } else { error.context(format!("nothing is as it was{others}")) }
+    if others.is_empty() { error } else { error.context(format!("not all could be set back{others}")) }
 }
