@@ -8,7 +8,9 @@ mod driver;
 use common::Leaks;
 use driver::{FakeDriver, profile};
 use gpucontainer::ErrorKind;
-use gpucontainer::gpu::{DriverRoot, GpuFault, Inventory, Quarantine, QuarantinedGpu, XidAction, XidWatch};
+use gpucontainer::gpu::{
+    DriverRoot, GpuAllocator, GpuFault, GpuRequest, Inventory, Quarantine, QuarantinedGpu, Wait, XidAction, XidWatch,
+};
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 
@@ -201,4 +203,27 @@ fn a_watch_tells_of_xids_as_they_come() {
     assert!(XidWatch::open(&root, [FIRST]).unwrap_err().to_string().contains("nvmlEventSetCreate"));
     drop((machine, directory, quarantine));
     leaks.check();
+}
+
+#[test]
+fn an_allocator_gives_out_no_gpu_in_quarantine() {
+    if !driver::available() {
+        return;
+    }
+    let machine = FakeDriver::new("dgx-a100");
+    let directory = tempfile::tempdir().unwrap();
+    let allocator = GpuAllocator::at(directory.path().join("gpu")).unwrap();
+    let allocator = allocator.driver_root(DriverRoot::new(machine.path())).respect_outer(false);
+    let quarantine = allocator.quarantine();
+    quarantine.report(FIRST, GpuFault::Xid(119)).unwrap();
+    let lease = allocator.acquire(&GpuRequest::count(7), Wait::none()).unwrap();
+    assert!(!lease.gpus().iter().any(|gpu| gpu == FIRST), "{:?}", lease.gpus());
+    lease.release().unwrap();
+    let error = allocator.acquire(&GpuRequest::count(8), Wait::forever()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "at once: it does not come back by waiting");
+    assert!(error.to_string().contains("is in quarantine: XID 119: the GPU has to be reset"), "{error}");
+    let status = allocator.status().unwrap();
+    assert_eq!(faults(&status.quarantined), [(FIRST, &[GpuFault::Xid(119)][..])]);
+    quarantine.release(FIRST).unwrap();
+    assert_eq!(allocator.acquire(&GpuRequest::count(8), Wait::none()).unwrap().gpus().len(), 8);
 }

@@ -10,12 +10,14 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::allocator::xid::{XidAction, logged};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::{Gpu, Inventory};
+use crate::sys::cgroup::effective_user;
 use crate::sys::fs;
 use crate::sys::lock::{Lock, Mode};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -99,8 +101,14 @@ pub struct QuarantinedGpu {
 impl fmt::Display for QuarantinedGpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let faults: Vec<String> = self.faults.iter().map(ToString::to_string).collect();
-        write!(f, "{} in quarantine since second {seconds} of Unix time: {}", self.gpu, faults.join("; "))
+        write!(f, "{} in quarantine since second {seconds} of Unix time: {}", self.gpu, self.reason())
+    }
+}
+
+impl QuarantinedGpu {
+    /// What is wrong, in words.
+    pub fn reason(&self) -> String {
+        self.faults.iter().map(ToString::to_string).collect::<Vec<String>>().join("; ")
     }
 }
 
@@ -130,15 +138,20 @@ impl Quarantine {
         Self { directory: directory.into() }
     }
 
-    /// The GPUs in quarantine, by UUID.
+    /// The GPUs in quarantine, by UUID. Only that of root and of the calling user counts.
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`]. A damaged file is none: its GPU is kept back.
     pub fn list(&self) -> Result<Vec<QuarantinedGpu>> {
-        let paths = match fs::read_dir(&self.directory) {
+        let owner = match fs::symlink_metadata(&self.directory) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            paths => paths?,
+            metadata => metadata?.uid(),
         };
+        if owner != 0 && owner != effective_user() {
+            tracing::warn!(directory = ?self.directory, owner, "the quarantine of another user does not count");
+            return Ok(Vec::new());
+        }
+        let paths = fs::read_dir(&self.directory)?;
         let mut found = BTreeMap::new();
         for gpu in paths.iter().filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".json")) {
             let record = self.read(gpu)?;
@@ -255,7 +268,14 @@ impl Quarantine {
         if gpu.is_empty() || gpu.len() > 128 || gpu.starts_with('.') || !gpu.bytes().all(plain) {
             return Err(Error::new(ErrorKind::InvalidArgument, format!("{gpu:?} is no UUID of a GPU")));
         }
-        fs::create_dir_all(&self.directory)?;
+        if fs::symlink_metadata(&self.directory).is_err() {
+            fs::create_dir_all(&self.directory)?;
+            fs::set_mode(&self.directory, 0o755)?;
+        }
+        if fs::symlink_metadata(&self.directory)?.uid() != effective_user() {
+            let why = format!("the quarantine {:?} belongs to another user", self.directory);
+            return Err(Error::new(ErrorKind::PermissionDenied, why).with_path(&self.directory));
+        }
         let _lock = Lock::wait(&self.directory.join("lock"), Mode::Exclusive)?;
         let mut record = self.read(gpu)?;
         let changed = change(&mut record);

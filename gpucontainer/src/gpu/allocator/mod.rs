@@ -187,6 +187,27 @@ impl GpuAllocator {
         self.directory.private.as_deref()
     }
 
+    /// The GPUs that this allocator keeps from new leases because something is wrong with them, and why. It is beside
+    /// the directory of the slots, and root's where that is for all users.
+    pub fn quarantine(&self) -> Quarantine {
+        let mut name = self.path().file_name().unwrap_or_default().to_owned();
+        name.push(".quarantine");
+        Quarantine::at(self.path().with_file_name(name))
+    }
+
+    /// Devices that may not be used, and why.
+    fn refused(&self, inventory: &Inventory) -> Result<outer::Refused> {
+        let mut refused = if self.outer { outer::refused(inventory, &self.root) } else { outer::Refused::new() };
+        for one in self.quarantine().list()? {
+            let why = format!("in quarantine: {}", one.reason());
+            let gpu = inventory.gpus().iter().find(|gpu| gpu.uuid == one.gpu);
+            let slices = gpu.map(|gpu| gpu.mig_devices.as_slice()).unwrap_or_default();
+            refused.extend(slices.iter().map(|slice| (slice.uuid.clone(), why.clone())));
+            refused.insert(one.gpu, why);
+        }
+        Ok(refused)
+    }
+
     /// Leases GPUs, having looked what the host has and how it is used.
     ///
     /// Requests are served in the order in which they came, those of a higher
@@ -236,7 +257,8 @@ impl GpuAllocator {
     /// As [`status`](Self::status).
     pub fn status_from(&self, inventory: &Inventory) -> Result<GpuStatus> {
         let scan = self.table.scan(inventory).context("read the GPU leases")?;
-        Ok(GpuStatus::of(&scan, inventory, &self.directory))
+        let quarantined = self.quarantine().list().context("read the quarantine of GPUs")?;
+        Ok(GpuStatus { quarantined, ..GpuStatus::of(&scan, inventory, &self.directory) })
     }
 
     fn lease(&self, request: &GpuRequest, inventory: Option<&Inventory>, wait: &Wait) -> Result<GpuLease> {

@@ -5,12 +5,12 @@
 //! tell anybody anything: the kernel says when the file of a slot is closed, also by a process that was killed.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::allocator::GpuAllocator;
 use crate::gpu::allocator::candidates::{Candidates, Host};
 use crate::gpu::allocator::decide::{Decision, Question, decide, held};
 use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
-use crate::gpu::allocator::{GpuAllocator, outer};
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::Choice;
@@ -86,7 +86,7 @@ impl GpuAllocator {
         queue: bool,
         cancel: &Cancel,
     ) -> Result<Attempt> {
-        let refused = if self.outer { outer::refused(inventory, &self.root) } else { BTreeMap::new() };
+        let refused = self.refused(inventory)?;
         let host = Host { inventory, topology: Topology::of(inventory), refused };
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
@@ -193,7 +193,7 @@ impl GpuTicket {
         inventory: &Inventory,
         given: Option<Inventory>,
     ) -> Result<Self> {
-        let refused = if allocator.outer { outer::refused(inventory, &allocator.root) } else { BTreeMap::new() };
+        let refused = allocator.refused(inventory)?;
         let host = Host { inventory, topology: Topology::of(inventory), refused };
         Candidates::of(request, &host)?;
         let locked = allocator.table.lock(&Cancel::new())?;

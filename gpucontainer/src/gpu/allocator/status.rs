@@ -1,6 +1,7 @@
 //! Who holds what since when, for people and programs.
 
 use crate::gpu::allocator::directory::Directory;
+use crate::gpu::allocator::health::QuarantinedGpu;
 use crate::gpu::allocator::record::Owner;
 use crate::gpu::allocator::table::Scan;
 use crate::gpu::allocator::wishes::Sharing;
@@ -79,6 +80,9 @@ pub struct GpuStatus {
     pub leases: Vec<LeaseStatus>,
     /// Those who wait, in the order in which they are served.
     pub waiting: Vec<TicketStatus>,
+    /// GPUs that get no new leases because something is wrong with them.
+    #[serde(default)]
+    pub quarantined: Vec<QuarantinedGpu>,
 }
 
 fn age(owner: &Owner) -> Duration {
@@ -119,6 +123,7 @@ impl GpuStatus {
             gpus: inventory.gpus().to_vec(),
             leases,
             waiting: waiting.collect(),
+            quarantined: Vec::new(),
         }
     }
 
