@@ -4,7 +4,7 @@
 use crate::boundary::{Fault, bad, catch, given, path, strings, text};
 use crate::config::Config;
 use gpucontainer::Result;
-use gpucontainer::gpu::{DriverCapability, DriverRoot};
+use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, Placement, Sharing, Vendor};
 use std::ffi::c_char;
 
 /// Which GPUs, and which parts of the driver with them. A setter that is given something unusable makes the call
@@ -85,6 +85,106 @@ pub unsafe extern "C" fn gpuc_gpu_request_set_capabilities(
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_gpu_request_set_multi_process_service(request: Option<&mut GpuRequest>, shared: bool) {
     GpuRequest::update(request, |request| Ok(request.multi_process_service(shared)));
+}
+
+/// Asks for GPUs of a vendor: "nvidia", which is the default, "amd" or "intel".
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_vendor(request: Option<&mut GpuRequest>, vendor: *const c_char) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        Ok(request.vendor(match unsafe { text(vendor, "vendor") }? {
+            "nvidia" => Vendor::Nvidia,
+            "amd" => Vendor::Amd,
+            "intel" => Vendor::Intel,
+            other => return Err(bad(format!("no vendor is called {other:?}"))),
+        }))
+    });
+}
+
+/// Wants GPUs with at least so many bytes of memory in all, used or not.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_min_total_memory(request: Option<&mut GpuRequest>, bytes: u64) {
+    GpuRequest::update(request, |request| Ok(request.min_total_memory(bytes)));
+}
+
+/// Wants at least this CUDA compute capability, as in 8 and 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_min_compute_capability(
+    request: Option<&mut GpuRequest>,
+    major: u32,
+    minor: u32,
+) {
+    GpuRequest::update(request, |request| Ok(request.min_compute_capability(major, minor)));
+}
+
+/// Wants GPUs whose product name has this form, as in "*A100*": * stands for anything, ? for one character.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_model(request: Option<&mut GpuRequest>, pattern: *const c_char) {
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    GpuRequest::update(request, |request| Ok(request.model(unsafe { text(pattern, "pattern") }?)));
+}
+
+/// Wants MIG devices of this profile, as in "1g.10gb", instead of whole GPUs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_mig_profile(request: Option<&mut GpuRequest>, profile: *const c_char) {
+    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+    GpuRequest::update(request, |request| Ok(request.mig_profile(unsafe { text(profile, "profile") }?)));
+}
+
+/// Lets at most so many leases in all have the same GPUs; 1, as by default, is nobody else.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_shared(request: Option<&mut GpuRequest>, leases: u32) {
+    let sharing = if leases == 1 { Sharing::Exclusive } else { Sharing::Shared(leases) };
+    GpuRequest::update(request, |request| Ok(request.sharing(sharing)));
+}
+
+/// Lets others have the same GPUs who also say how much memory they take, as long as all of it fits.
+///
+/// @param bytes  of each GPU
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_fraction(request: Option<&mut GpuRequest>, bytes: u64) {
+    GpuRequest::update(request, |request| Ok(request.sharing(Sharing::Fraction(bytes))));
+}
+
+/// How the GPUs lie together: "best", which is the default, "nvlink-required", "same-numa-node", "keep-pairs" or
+/// "spread".
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_placement(request: Option<&mut GpuRequest>, placement: *const c_char) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        Ok(request.placement(match unsafe { text(placement, "placement") }? {
+            "best" => Placement::Best,
+            "nvlink-required" => Placement::NvlinkRequired,
+            "same-numa-node" => Placement::SameNumaNode,
+            "keep-pairs" => Placement::KeepPairs,
+            "spread" => Placement::Spread,
+            other => return Err(bad(format!("no placement is called {other:?}"))),
+        }))
+    });
+}
+
+/// What to do about processes that belong to no lease: "avoid" their GPUs, which is the default, "ignore" them, or
+/// "fail" at once if one is in the way.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_foreign_processes(
+    request: Option<&mut GpuRequest>,
+    policy: *const c_char,
+) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        Ok(request.foreign_processes(match unsafe { text(policy, "policy") }? {
+            "avoid" => ForeignProcesses::Avoid,
+            "ignore" => ForeignProcesses::Ignore,
+            "fail" => ForeignProcesses::Fail,
+            other => return Err(bad(format!("no policy for foreign processes is called {other:?}"))),
+        }))
+    });
+}
+
+/// How early the request comes in the queue: 0 by default, more is earlier, each step worth ten seconds of waiting.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_priority(request: Option<&mut GpuRequest>, priority: i32) {
+    GpuRequest::update(request, |request| Ok(request.priority(priority)));
 }
 
 /// Frees a request.

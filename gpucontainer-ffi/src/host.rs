@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 /// What this host can do for the user who asked; a snapshot. Any number of threads may use it at once.
 #[derive(Debug)]
 pub struct Host {
-    host: gpucontainer::Host,
+    pub(crate) host: gpucontainer::Host,
     text: CString,
     json: CString,
 }

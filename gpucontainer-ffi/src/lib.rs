@@ -35,6 +35,8 @@ pub mod mount;
 
 pub mod gpu;
 
+pub mod allocator;
+
 pub mod output;
 
 pub mod sandbox;

@@ -48,6 +48,8 @@ fn generate() -> String {
         ("Config", "gpuc_config_t"),
         ("Error", "gpuc_error_t"),
         ("Exec", "gpuc_exec_t"),
+        ("GpuAllocator", "gpuc_gpu_allocator_t"),
+        ("GpuLease", "gpuc_gpu_lease_t"),
         ("GpuRequest", "gpuc_gpu_request_t"),
         ("Host", "gpuc_host_t"),
         ("Image", "gpuc_image_t"),

@@ -1,7 +1,7 @@
 //! What the arguments of Python say of a sandbox, as a configuration.
 
 use crate::error::raise;
-use crate::gpu::request;
+use crate::gpu::{LeaseHandle, request};
 use crate::image::{Image, ImageStore};
 use gpucontainer::cgroup::{IoLimit, Limits};
 use gpucontainer::gpu::DriverRoot;
@@ -219,6 +219,7 @@ pub(crate) fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) ->
                 }
                 builder
             }
+            "gpu_lease" => builder.gpu_lease(&value.cast::<LeaseHandle>()?.get().lease()?),
             "gpus" => builder.gpus(request(value.cast()?)?),
             "drop_all_capabilities" => builder.drop_all_capabilities(),
             "add_capabilities" => {

@@ -1,9 +1,19 @@
-//! Requests for GPUs, as Python sees them. The class is written in Python, in `gpucontainer.gpu`.
+//! Requests for GPUs and leases on them, as Python sees them. The classes that people use are written in Python, in
+//! `gpucontainer.gpu`.
 
 use crate::describe::{ours, refuse};
-use gpucontainer::gpu::{DriverCapability, GpuRequest};
+use crate::image::seconds;
+use crate::slot::Slot;
+use crate::work::{Callback, Cancel};
+use gpucontainer::gpu::{
+    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuLease, GpuRequest, Placement, Sharing, Topology,
+    Vendor, Wait,
+};
+use gpucontainer::{Error, ErrorKind, Host};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::os::fd::IntoRawFd;
+use std::path::PathBuf;
 
 /// Which GPUs: how many, words, or a list of names.
 fn which(value: &Bound<'_, PyAny>) -> PyResult<GpuRequest> {
@@ -35,9 +45,141 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
                     request.capabilities(ours(DriverCapability::parse_list(&names.join(",")))?)
                 }
             }
+            "vendor" => request.vendor(match value.extract::<String>()?.as_str() {
+                "nvidia" => Vendor::Nvidia,
+                "amd" => Vendor::Amd,
+                "intel" => Vendor::Intel,
+                other => return refuse(format!("no vendor is called {other:?}")),
+            }),
+            "min_total_memory" => request.min_total_memory(value.extract()?),
+            "min_compute_capability" => {
+                let (major, minor) = value.extract()?;
+                request.min_compute_capability(major, minor)
+            }
+            "model" => request.model(value.extract::<String>()?),
+            "mig_profile" => request.mig_profile(value.extract::<String>()?),
+            "shared" => request.sharing(Sharing::Shared(value.extract()?)),
+            "fraction" => request.sharing(Sharing::Fraction(value.extract()?)),
+            "placement" => request.placement(match value.extract::<String>()?.as_str() {
+                "best" => Placement::Best,
+                "nvlink-required" => Placement::NvlinkRequired,
+                "same-numa-node" => Placement::SameNumaNode,
+                "keep-pairs" => Placement::KeepPairs,
+                "spread" => Placement::Spread,
+                other => return refuse(format!("no placement is called {other:?}")),
+            }),
+            "foreign_processes" => request.foreign_processes(match value.extract::<String>()?.as_str() {
+                "avoid" => ForeignProcesses::Avoid,
+                "ignore" => ForeignProcesses::Ignore,
+                "fail" => ForeignProcesses::Fail,
+                other => return refuse(format!("no policy for foreign processes is called {other:?}")),
+            }),
+            "priority" => request.priority(value.extract()?),
             "multi_process_service" => request.multi_process_service(value.extract()?),
             other => return refuse(format!("a request for GPUs has no {other:?}")),
         };
     }
     Ok(request)
+}
+
+/// The handle of an allocator, which holds nothing open.
+#[pyclass(frozen, name = "_GpuAllocator", module = "gpucontainer._native")]
+pub(crate) struct AllocatorHandle(GpuAllocator);
+
+#[pymethods]
+impl AllocatorHandle {
+    #[new]
+    fn new(
+        path: Option<PathBuf>,
+        driver_root: Option<PathBuf>,
+        memory_return: Option<f64>,
+        respect_outer: bool,
+    ) -> PyResult<Self> {
+        let mut allocator = ours(path.map_or_else(GpuAllocator::open, GpuAllocator::at))?.respect_outer(respect_outer);
+        if let Some(root) = driver_root {
+            allocator = allocator.driver_root(DriverRoot::new(root));
+        }
+        if let Some(limit) = memory_return {
+            allocator = allocator.memory_return(seconds("memory_return", limit)?);
+        }
+        Ok(Self(allocator))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().to_owned()
+    }
+
+    /// Waits on a thread of its own, so that signals are seen.
+    fn acquire(
+        &self,
+        py: Python<'_>,
+        fields: &Bound<'_, PyDict>,
+        timeout: Option<f64>,
+        cancel: Option<&Cancel>,
+    ) -> PyResult<LeaseHandle> {
+        let request = request(fields)?;
+        let wait = match timeout {
+            None => Wait::forever(),
+            Some(timeout) => Wait::at_most(seconds("timeout", timeout)?),
+        };
+        let callback = Callback::new(None, cancel);
+        let wait = wait.cancel(&callback.cancel());
+        let lease = callback.run(py, || self.0.acquire(&request, wait))?;
+        Ok(LeaseHandle(Slot::new(lease, "GPU lease")))
+    }
+
+    /// As JSON, and as a table for people.
+    fn status(&self, py: Python<'_>) -> PyResult<(String, String)> {
+        ours(py.detach(|| {
+            let status = self.0.status()?;
+            let wrong = |cause| Error::new(ErrorKind::Corrupt, format!("leases as JSON: {cause}"));
+            Ok((serde_json::to_string(&status).map_err(wrong)?, status.to_string()))
+        }))
+    }
+}
+
+/// What a lease says of itself: id, GPUs, CPUs, NUMA nodes, description.
+type LeaseFields = (String, Vec<String>, Vec<u32>, Vec<u32>, String);
+
+/// The handle of a lease.
+#[pyclass(frozen, name = "_GpuLease", module = "gpucontainer._native")]
+pub(crate) struct LeaseHandle(Slot<GpuLease>);
+
+impl LeaseHandle {
+    /// A clone, for a sandbox.
+    pub(crate) fn lease(&self) -> PyResult<GpuLease> {
+        ours(self.0.with(|lease| Ok(lease.clone())))
+    }
+}
+
+#[pymethods]
+impl LeaseHandle {
+    fn fields(&self) -> PyResult<LeaseFields> {
+        ours(self.0.with(|lease| {
+            let (cpus, nodes) = (lease.cpus().to_vec(), lease.numa_nodes().to_vec());
+            Ok((lease.id().to_owned(), lease.gpus().to_vec(), cpus, nodes, lease.describe().to_owned()))
+        }))
+    }
+
+    /// Gives the GPUs up; a second time does nothing.
+    fn release(&self) -> PyResult<()> {
+        ours(self.0.take().map_or(Ok(()), GpuLease::release))
+    }
+
+    /// Gives up this handle; whoever else holds the lease keeps it.
+    fn close(&self) {
+        drop(self.0.take());
+    }
+
+    /// The descriptor that holds the lease from now on.
+    fn descriptor(&self) -> PyResult<i32> {
+        let lease = self.0.take().ok_or_else(|| Error::new(ErrorKind::Closed, "the GPU lease was closed"));
+        ours(lease.and_then(|lease| Ok(lease.into_fd()?.into_raw_fd())))
+    }
+}
+
+/// How near the host's GPUs are to each other, as a table for people.
+#[pyfunction]
+pub(crate) fn topology(py: Python<'_>) -> String {
+    py.detach(|| Topology::of(Host::probe().gpus()).to_string())
 }

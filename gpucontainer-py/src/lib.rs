@@ -6,6 +6,7 @@ mod gpu;
 mod host;
 mod image;
 mod sandbox;
+mod slot;
 mod work;
 
 use pyo3::prelude::*;
@@ -15,6 +16,8 @@ use pyo3::prelude::*;
 mod _native {
     use super::*;
 
+    #[pymodule_export]
+    use super::gpu::{AllocatorHandle, LeaseHandle, topology};
     #[pymodule_export]
     use super::host::probe;
     #[pymodule_export]

@@ -4,6 +4,7 @@
 use crate::describe::{describe, limits, ours, refuse, stdio};
 use crate::error::raise;
 use crate::image::{ImageStore, seconds};
+use crate::slot::Slot;
 use crate::work::Callback;
 use gpucontainer::net::PortStatus;
 use gpucontainer::sandbox::{ExitStatus, Stdio};
@@ -11,7 +12,6 @@ use gpucontainer::{Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
-use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// How long a wait keeps Python from looking whether a signal came, at most.
@@ -69,27 +69,6 @@ fn number(stream: Option<OwnedFd>) -> Option<i32> {
 
 /// A published port: inside, address, outside, its counters, its last error.
 type PortFields = (u16, String, u16, (u64, u64, u64, u64, u64), Option<String>);
-
-/// A handle that can be given up while other threads use it.
-struct Slot<T>(RwLock<Option<T>>, &'static str);
-
-impl<T> Slot<T> {
-    fn new(value: T, what: &'static str) -> Self {
-        Self(RwLock::new(Some(value)), what)
-    }
-
-    fn with<R>(&self, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
-        let guard = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        match guard.as_ref() {
-            Some(value) => work(value),
-            None => Err(Error::new(ErrorKind::Closed, format!("the {} was closed", self.1))),
-        }
-    }
-
-    fn take(&self) -> Option<T> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
 
 /// The handle of a sandbox.
 #[pyclass(frozen, name = "_Sandbox", module = "gpucontainer._native")]

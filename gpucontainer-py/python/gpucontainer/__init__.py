@@ -2,7 +2,7 @@
 
 from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
 from .errors import Error
-from .gpu import GpuRequest
+from .gpu import GpuAllocator, GpuLease, GpuRequest, GpuStatus, HeldGpu, LeaseStatus, TicketStatus
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
 from .sandbox import (
@@ -29,14 +29,19 @@ __all__ = [
     "Error",
     "ExitStatus",
     "Gpu",
+    "GpuAllocator",
+    "GpuLease",
     "GpuMemory",
     "GpuRequest",
+    "GpuStatus",
+    "HeldGpu",
     "Host",
     "Image",
     "ImageBuilder",
     "ImageConfig",
     "ImageStore",
     "IoLimit",
+    "LeaseStatus",
     "Limits",
     "MigDevice",
     "Mount",
@@ -45,6 +50,7 @@ __all__ = [
     "Process",
     "Progress",
     "Sandbox",
+    "TicketStatus",
     "__version__",
     "collect_abandoned",
 ]

@@ -1,10 +1,20 @@
-"""Requests for GPUs."""
+"""GPUs: requests for them, and leases that nobody else on the host gets."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import html
+import json
+import os
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from . import _native
+from ._native import Cancel
+from .host import Gpu, _gpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +24,27 @@ class GpuRequest:
     #: How many, ``"all"``, indices as in ``"0,1"``, or identifiers.
     gpus: int | str | Sequence[str]
     _: dataclasses.KW_ONLY
+    vendor: Literal["nvidia", "amd", "intel"] = "nvidia"
     #: Bytes that must be free on each GPU.
     min_free_memory: int = 0
+    #: Bytes that each GPU must have, used or not.
+    min_total_memory: int = 0
+    #: The CUDA compute capability that each must have at least, as in ``(8, 0)``.
+    min_compute_capability: tuple[int, int] | None = None
+    #: The form of the product's name, as in ``*A100*``: ``*`` stands for anything, ``?`` for one character.
+    model: str | None = None
+    #: The profile of MIG devices, as in ``1g.10gb``, instead of whole GPUs.
+    mig_profile: str | None = None
+    #: At most so many leases in all on the same GPUs; nobody else's if None.
+    shared: int | None = None
+    #: Bytes of each GPU that this lease takes, which shares it with others who say so, as long as all of it fits.
+    fraction: int | None = None
+    #: How the GPUs of a lease lie together.
+    placement: Literal["best", "nvlink-required", "same-numa-node", "keep-pairs", "spread"] = "best"
+    #: What to do about processes on a GPU that belong to no lease.
+    foreign_processes: Literal["avoid", "ignore", "fail"] = "avoid"
+    #: How early it comes in the queue: more is earlier, each step worth ten seconds of waiting.
+    priority: int = 0
     #: The parts of the driver, by the names of ``NVIDIA_DRIVER_CAPABILITIES``; ``compute`` and ``utility`` if None.
     #: An empty list gives device nodes without libraries.
     capabilities: Sequence[str] | None = None
@@ -26,4 +55,249 @@ class GpuRequest:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if isinstance(self.capabilities, str):
             raise TypeError("capabilities is a list of names, not one string")
+        if self.shared is not None and self.fraction is not None:
+            raise TypeError("shared and fraction exclude each other")
         return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldGpu:
+    """A GPU or MIG device of a lease."""
+
+    #: The identifier of the GPU or MIG device.
+    uuid: str
+    #: The identifier of the GPU that it is, or is a slice of.
+    gpu: str
+    #: At most so many leases in all, if it is shared so.
+    shared: int | None
+    #: The bytes that the lease takes, if it is shared so.
+    fraction: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaseStatus:
+    """A lease that somebody holds."""
+
+    id: str
+    #: The user and the process who took it; no process where the account is damaged.
+    user: int
+    pid: int | None
+    #: The PID namespace in which the process has that number.
+    pid_namespace: str
+    program: str
+    #: For how many seconds it has been held.
+    age: float | None
+    gpus: tuple[HeldGpu, ...]
+
+    @property
+    def since(self) -> datetime.datetime | None:
+        """When it was taken, by the clock as it is set now."""
+        if self.age is None:
+            return None
+        return datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=self.age)
+
+
+@dataclasses.dataclass(frozen=True)
+class TicketStatus:
+    """Somebody who waits for GPUs."""
+
+    user: int
+    pid: int
+    program: str
+    #: For how many seconds it has waited.
+    age: float
+    #: What it waits for, in words.
+    wants: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuStatus:
+    """The GPUs, leases and queue of an allocator at one moment. ``str()`` is a table, and so is it in a notebook."""
+
+    directory: Path
+    #: Why the account is of this user alone, if it is.
+    private: str | None
+    gpus: tuple[Gpu, ...]
+    #: The oldest first.
+    leases: tuple[LeaseStatus, ...]
+    #: In the order in which they are served.
+    waiting: tuple[TicketStatus, ...]
+    _text: str = dataclasses.field(repr=False, compare=False)
+
+    def leases_of(self, uuid: str) -> list[LeaseStatus]:
+        """The leases on a GPU, its MIG devices included, or on one MIG device."""
+        return [lease for lease in self.leases if any(uuid in (held.gpu, held.uuid) for held in lease.gpus)]
+
+    def __str__(self) -> str:
+        return self._text
+
+    def _repr_html_(self) -> str:
+        def row(tag: str, *cells: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        rows = [row("th", "GPU", "name", "free", "held by", "for")]
+        for gpu in self.gpus:
+            free = "" if gpu.memory is None else f"{gpu.memory.free / 2**30:.1f} of {gpu.memory.total / 2**30:.1f} GiB"
+            leases = self.leases_of(gpu.uuid)
+            holders = [
+                f"process {lease.pid or '?'} ({lease.program or '?'}, user {lease.user}{_slices(lease, gpu.uuid)})"
+                for lease in leases
+            ]
+            ages = [_time(lease.age) for lease in leases]
+            if not leases and gpu.processes:
+                holders = ["foreign process " + ", ".join(map(str, gpu.processes))]
+            rows.append(row("td", str(gpu.index), gpu.name, free, "; ".join(holders) or "free", "; ".join(ages)))
+        for ticket in self.waiting:
+            who = f"process {ticket.pid} ({ticket.program}, user {ticket.user})"
+            rows.append(row("td", "waiting", ticket.wants, "", who, _time(ticket.age)))
+        note = "" if self.private is None else f"<p>{html.escape(self.private)}</p>"
+        return f"<table>{''.join(rows)}</table>{note}"
+
+
+def _slices(lease: LeaseStatus, gpu: str) -> str:
+    slices = [held.uuid for held in lease.gpus if held.gpu == gpu and held.uuid != gpu]
+    return f": {', '.join(slices)}" if slices else ""
+
+
+def _time(age: float | None) -> str:
+    return "?" if age is None else str(datetime.timedelta(seconds=int(age)))
+
+
+class GpuLease:
+    """GPUs that are the holder's; made by :meth:`GpuAllocator.acquire`.
+
+    Leaving a ``with`` block gives them up. Dropping the last reference does so too, unless a sandbox that was started
+    with the lease still runs; that one holds it also when this process is gone.
+    """
+
+    def __init__(self, handle: _native._GpuLease) -> None:
+        self._handle = handle
+        self._id, self._gpus, self._cpus, self._numa_nodes, self._description = handle.fields()
+
+    @property
+    def id(self) -> str:
+        """The name, as the status of the allocator shows it."""
+        return self._id
+
+    @property
+    def gpus(self) -> list[str]:
+        """The identifiers of the GPUs and MIG devices, in the order in which a container counts them."""
+        return list(self._gpus)
+
+    @property
+    def cpus(self) -> list[int]:
+        """The processors near to the GPUs; empty if unknown."""
+        return list(self._cpus)
+
+    @property
+    def numa_nodes(self) -> list[int]:
+        """The memory nodes near to the GPUs; empty if unknown, or if the host has one."""
+        return list(self._numa_nodes)
+
+    @property
+    def description(self) -> str:
+        """What was chosen, and what connects it, in words."""
+        return self._description
+
+    def release(self) -> None:
+        """Gives the GPUs up now, whoever else holds the lease. A second time does nothing."""
+        self._handle.release()
+
+    def close(self) -> None:
+        """Gives the GPUs up, unless a sandbox holds the lease still."""
+        self._handle.close()
+
+    def into_fd(self) -> int:
+        """Turns the lease into a descriptor that holds it, in whatever process, until its last copy is closed."""
+        return self._handle.descriptor()
+
+    def __enter__(self) -> GpuLease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<gpucontainer.GpuLease {self._id} {self._description}>"
+
+
+class GpuAllocator:
+    """Gives out GPUs of this host, so that nobody else who asks an allocator gets the same.
+
+    All allocators of a host that use the same directory share one account, whichever process, thread or user they are
+    in. An allocator holds nothing open and needs no daemon.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        driver_root: str | os.PathLike[str] | None = None,
+        memory_return: float | None = None,
+        respect_outer: bool = True,
+    ) -> None:
+        """Opens the allocator of this host.
+
+        :param path: a directory, best on a tmpfs, for an account of its own.
+        :param driver_root: where the GPU driver's user space is, if not in the host's own root.
+        :param memory_return: seconds for which a GPU is held back whose memory does not return after its lease.
+        :param respect_outer: whether GPUs are left out that an outer scheduler keeps from this process.
+        """
+        self._handle = _native._GpuAllocator(path, driver_root, memory_return, respect_outer)
+
+    @property
+    def path(self) -> Path:
+        """The directory of the leases."""
+        return self._handle.path()
+
+    def acquire(
+        self,
+        gpus: int | str | Sequence[str] | GpuRequest,
+        *,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
+    ) -> GpuLease:
+        """Leases GPUs. Requests are served in the order in which they came, those of a higher priority earlier.
+
+        :param timeout: seconds to wait; None is for ever, and with 0 what is not free raises at once, with the reason.
+        """
+        request = gpus if isinstance(gpus, GpuRequest) else GpuRequest(gpus)
+        return GpuLease(self._handle.acquire(request._fields(), timeout, cancel))
+
+    def status(self) -> GpuStatus:
+        """Who holds what since when, and who waits."""
+        encoded, text = self._handle.status()
+        facts: dict[str, Any] = json.loads(encoded)
+        return GpuStatus(
+            directory=Path(facts["directory"]),
+            private=facts["private"],
+            gpus=tuple(_gpu(gpu) for gpu in facts["gpus"]),
+            leases=tuple(_lease(lease) for lease in facts["leases"]),
+            waiting=tuple(TicketStatus(**{**ticket, "age": _seconds(ticket["age"])}) for ticket in facts["waiting"]),
+            _text=text,
+        )
+
+    def __repr__(self) -> str:
+        return f"<gpucontainer.GpuAllocator {self.path}>"
+
+
+def _seconds(duration: dict[str, int]) -> float:
+    return duration["secs"] + duration["nanos"] / 1e9
+
+
+def _lease(facts: dict[str, Any]) -> LeaseStatus:
+    def held(facts: dict[str, Any]) -> HeldGpu:
+        sharing = facts["sharing"] if isinstance(facts["sharing"], dict) else {}
+        return HeldGpu(facts["uuid"], facts["gpu"], sharing.get("shared"), sharing.get("fraction"))
+
+    return LeaseStatus(
+        id=facts["id"],
+        user=facts["user"],
+        pid=facts["pid"],
+        pid_namespace=facts["pid_namespace"],
+        program=facts["program"],
+        age=None if facts["age"] is None else _seconds(facts["age"]),
+        gpus=tuple(held(gpu) for gpu in facts["gpus"]),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ class Gpu:
     pci_bus_id: str
     #: Its slices; empty if it is not split.
     mig_devices: tuple[MigDevice, ...]
+    #: Whether it is split, that is, in MIG mode.
+    mig_enabled: bool
+    #: The number in its device node, which is not the index.
+    minor: int
+    #: The NUMA node that it is attached to; None on a host with one node.
+    numa_node: int | None
+    #: The processors near to it; empty if unknown.
+    cpu_affinity: tuple[int, ...]
+    #: The processes of the host that use it, or a slice of it.
+    processes: tuple[int, ...]
+    #: How many NVLinks are up.
+    nvlinks: int
+    #: What it says of its own condition, by the names of the Rust library's ``GpuHealth``.
+    health: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +120,11 @@ class Host:
             _text=text,
         )
 
+    @staticmethod
+    def topology() -> str:
+        """How near the GPUs are to each other at this moment, as a table: ``NV12`` is twelve NVLinks."""
+        return _native.topology()
+
     def capability(self, name: str) -> Capability | None:
         """The capability of that name, if it is one that is looked for."""
         return next((capability for capability in self.capabilities if capability.name == name), None)
@@ -141,4 +161,11 @@ def _gpu(facts: dict[str, Any]) -> Gpu:
             )
             for device in facts["mig_devices"]
         ),
+        mig_enabled=facts["mig_enabled"],
+        minor=facts["minor"],
+        numa_node=facts["numa_node"],
+        cpu_affinity=tuple(facts["cpu_affinity"]),
+        processes=tuple(facts["processes"]),
+        nvlinks=len(facts["nvlinks"]),
+        health=facts["health"],
     )

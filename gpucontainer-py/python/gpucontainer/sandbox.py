@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 from . import _native
 from ._native import Image, ImageStore
 from .errors import TimedOutError
-from .gpu import GpuRequest
+from .gpu import GpuLease, GpuRequest
 
 #: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
 PIPE = subprocess.PIPE
@@ -402,7 +402,7 @@ class Sandbox(_Running):
         mounts: Iterable[Mount] | None = None,
         shm_size: int | None = None,
         ports: Mapping[int, int | tuple[str, int]] | None = None,
-        gpus: int | str | Sequence[str] | GpuRequest | None = None,
+        gpus: int | str | Sequence[str] | GpuRequest | GpuLease | None = None,
         min_gpu_memory: int = 0,
         driver_root: _Path | None = None,
         add_capabilities: Iterable[str] | None = None,
@@ -427,7 +427,8 @@ class Sandbox(_Running):
         :param writable_memory: keeps writes to the root in memory, at most so many bytes.
         :param memory: bytes; ``cpus`` in cores; ``pids`` processes and threads: over those of ``limits``.
         :param ports: container port to host port, or to an address of the host and a port; 0 is any free one.
-        :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, or a :class:`GpuRequest`.
+        :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, a :class:`GpuRequest`,
+            or a :class:`GpuLease`, which the sandbox then holds too.
         :param min_gpu_memory: bytes that must be free on each GPU; a :class:`GpuRequest` says so itself.
         :param unfiltered: turns the system call filter off.
         :param seccomp: the system call filter: the ``seccomp`` object of a runtime bundle, or a JSON file of it.
@@ -578,6 +579,8 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
         given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
     if "ports" in given:
         given["ports"] = [_port(*port) for port in given["ports"].items()]
+    if isinstance(given.get("gpus"), GpuLease):
+        given["gpu_lease"] = given.pop("gpus")._handle
     if "gpus" in given:
         given["gpus"] = _gpus(given["gpus"], arguments.get("min_gpu_memory", 0))
     if "seccomp" in given:
