@@ -246,6 +246,18 @@ typedef struct gpuc_error_t gpuc_error_t;
 typedef struct gpuc_exec_t gpuc_exec_t;
 
 /**
+ * Gives out GPUs of this host, so that nobody else who asks an allocator of the same directory gets the same:
+ * whichever process, thread or user it is. Holds nothing open. Any number of threads may use it at once, but for its
+ * setters.
+ */
+typedef struct gpuc_gpu_allocator_t gpuc_gpu_allocator_t;
+
+/**
+ * GPUs that are the holder's, until this is freed and every sandbox that was started with it has ended.
+ */
+typedef struct gpuc_gpu_lease_t gpuc_gpu_lease_t;
+
+/**
  * Which GPUs, and which parts of the driver with them. A setter that is given something unusable makes the call
  * fail that later uses the request.
  */
@@ -1218,6 +1230,66 @@ void gpuc_gpu_request_set_capabilities(gpuc_gpu_request_t *request,
 void gpuc_gpu_request_set_multi_process_service(gpuc_gpu_request_t *request, bool shared);
 
 /**
+ * Asks for GPUs of a vendor: "nvidia", which is the default, "amd" or "intel".
+ */
+void gpuc_gpu_request_set_vendor(gpuc_gpu_request_t *request, const char *vendor);
+
+/**
+ * Wants GPUs with at least so many bytes of memory in all, used or not.
+ */
+void gpuc_gpu_request_set_min_total_memory(gpuc_gpu_request_t *request, uint64_t bytes);
+
+/**
+ * Wants at least this CUDA compute capability, as in 8 and 0.
+ */
+void gpuc_gpu_request_set_min_compute_capability(gpuc_gpu_request_t *request,
+                                                 uint32_t major,
+                                                 uint32_t minor);
+
+/**
+ * Wants GPUs whose product name has this form, as in "*A100*": * stands for anything, ? for one character.
+ */
+void gpuc_gpu_request_set_model(gpuc_gpu_request_t *request,
+                                const char *pattern);
+
+/**
+ * Wants MIG devices of this profile, as in "1g.10gb", instead of whole GPUs.
+ */
+void gpuc_gpu_request_set_mig_profile(gpuc_gpu_request_t *request, const char *profile);
+
+/**
+ * Lets at most so many leases in all have the same GPUs; 1, as by default, is nobody else.
+ */
+void gpuc_gpu_request_set_shared(gpuc_gpu_request_t *request, uint32_t leases);
+
+/**
+ * Lets others have the same GPUs who also say how much memory they take, as long as all of it fits.
+ *
+ * @param bytes  of each GPU
+ */
+void gpuc_gpu_request_set_fraction(gpuc_gpu_request_t *request, uint64_t bytes);
+
+/**
+ * How the GPUs lie together: "best", which is the default, "nvlink-required", "same-numa-node", "keep-pairs" or
+ * "spread".
+ */
+void gpuc_gpu_request_set_placement(gpuc_gpu_request_t *request,
+                                    const char *placement);
+
+/**
+ * What to do about processes that belong to no lease: "avoid" their GPUs, which is the default, "ignore" them, or
+ * "fail" at once if one is in the way.
+ */
+void gpuc_gpu_request_set_foreign_processes(gpuc_gpu_request_t *request,
+                                            const char *policy);
+
+/**
+ * How early the request comes in the queue: 0 by default, more is earlier, each step worth ten seconds of waiting.
+ */
+void gpuc_gpu_request_set_priority(gpuc_gpu_request_t *request,
+                                   int32_t priority);
+
+/**
  * Frees a request.
  *
  * @param request  may be NULL
@@ -1242,6 +1314,175 @@ void gpuc_config_set_gpu_request(gpuc_config_t *config, const gpuc_gpu_request_t
  * @param min_free_memory  bytes that must be free on each
  */
 void gpuc_config_set_gpus(gpuc_config_t *config, const char *gpus, uint64_t min_free_memory);
+
+/**
+ * Opens the allocator of this host.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_gpu_allocator_free; NULL on failure
+ */
+gpuc_gpu_allocator_t *gpuc_gpu_allocator_open(gpuc_error_t **error);
+
+/**
+ * Opens an allocator with an account of its own in a directory, which is made if it is not there.
+ *
+ * @param path   should be on a tmpfs
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_gpu_allocator_free; NULL on failure
+ */
+gpuc_gpu_allocator_t *gpuc_gpu_allocator_open_at(const char *path, gpuc_error_t **error);
+
+/**
+ * Says where the GPU driver's user space is, if not in the host's own root.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_gpu_allocator_set_driver_root(gpuc_gpu_allocator_t *allocator,
+                                       const char *path,
+                                       gpuc_error_t **error);
+
+/**
+ * Sets how long a GPU is held back whose memory does not return after its lease; ten seconds by default.
+ *
+ * @param allocator  may be NULL, which does nothing
+ */
+void gpuc_gpu_allocator_set_memory_return(gpuc_gpu_allocator_t *allocator,
+                                          uint64_t milliseconds);
+
+/**
+ * Whether GPUs are left out that an outer scheduler keeps from this process; they are by default.
+ *
+ * @param allocator  may be NULL, which does nothing
+ */
+void gpuc_gpu_allocator_set_respect_outer(gpuc_gpu_allocator_t *allocator, bool respected);
+
+/**
+ * The directory of the leases.
+ *
+ * @param allocator  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_gpu_allocator_path(const gpuc_gpu_allocator_t *allocator);
+
+/**
+ * Leases GPUs. Requests are served in the order in which they came, those of a higher priority earlier.
+ *
+ * @param milliseconds  how long to wait; negative is for ever, 0 fails at once with the reason
+ * @param cancel        ends the wait early; may be NULL
+ * @param error         may be NULL; GPUC_ERROR_GPU_UNAVAILABLE, GPUC_ERROR_TIMED_OUT, GPUC_ERROR_CANCELLED
+ * @return the caller's, freed with gpuc_gpu_lease_free; NULL on failure
+ */
+gpuc_gpu_lease_t *gpuc_gpu_allocator_acquire(const gpuc_gpu_allocator_t *allocator,
+                                             const gpuc_gpu_request_t *request,
+                                             int64_t milliseconds,
+                                             const gpuc_cancel_t *cancel,
+                                             gpuc_error_t **error);
+
+/**
+ * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_gpu_allocator_status_json(const gpuc_gpu_allocator_t *allocator,
+                                     gpuc_error_t **error);
+
+/**
+ * The same as a table for people, a line for each GPU and for each who waits.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_gpu_allocator_status_text(const gpuc_gpu_allocator_t *allocator, gpuc_error_t **error);
+
+/**
+ * Frees an allocator. Leases live on.
+ *
+ * @param allocator  may be NULL
+ */
+void gpuc_gpu_allocator_free(gpuc_gpu_allocator_t *allocator);
+
+/**
+ * The name of the lease, as the status of the allocator shows it.
+ *
+ * @param lease  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_gpu_lease_id(const gpuc_gpu_lease_t *lease);
+
+/**
+ * How many GPUs and MIG devices are leased.
+ *
+ * @param lease  may be NULL, which has none
+ */
+size_t gpuc_gpu_lease_count(const gpuc_gpu_lease_t *lease);
+
+/**
+ * The identifier of a leased GPU or MIG device, by its number in a container, from 0.
+ *
+ * @param lease  may be NULL
+ * @return a string that lives as long as the object; NULL if there is none of that number
+ */
+const char *gpuc_gpu_lease_gpu(const gpuc_gpu_lease_t *lease, size_t number);
+
+/**
+ * What was chosen, and what connects it, in words.
+ *
+ * @param lease  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_gpu_lease_description(const gpuc_gpu_lease_t *lease);
+
+/**
+ * Everything that can be told of a lease as one JSON object: id, gpus, sharing, cpus, numa_nodes, description.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_gpu_lease_json(const gpuc_gpu_lease_t *lease,
+                          gpuc_error_t **error);
+
+/**
+ * Gives the sandbox the GPUs of a lease, instead of what gpuc_config_set_gpu_request asked for. The sandbox holds
+ * the lease too, also when this process is gone.
+ */
+void gpuc_config_set_gpu_lease(gpuc_config_t *config,
+                               const gpuc_gpu_lease_t *lease);
+
+/**
+ * Gives the GPUs up now, whoever else holds the lease, and says what went wrong with that.
+ *
+ * @param lease  freed, also on failure
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_gpu_lease_release(gpuc_gpu_lease_t *lease, gpuc_error_t **error);
+
+/**
+ * Turns a lease into a descriptor that holds it: it ends when the last copy of that is closed, in any process.
+ *
+ * @param lease  freed, also on failure
+ * @param error  may be NULL
+ * @return a descriptor that the caller closes; -1 on failure
+ */
+int gpuc_gpu_lease_into_fd(gpuc_gpu_lease_t *lease,
+                           gpuc_error_t **error);
+
+/**
+ * Gives the GPUs up, unless a sandbox holds the lease still.
+ *
+ * @param lease  may be NULL
+ */
+void gpuc_gpu_lease_free(gpuc_gpu_lease_t *lease);
+
+/**
+ * How near the host's GPUs are to each other, as a table for people: NV12 is twelve NVLinks.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_host_topology_text(const gpuc_host_t *host, gpuc_error_t **error);
 
 /**
  * How the process ended.

@@ -54,8 +54,16 @@ def test_a_gpu_is_read_whole() -> None:
         "compute_capability": [9, 0],
         "pci_bus_id": "0000:07:00.0",
         "mig_devices": [{"uuid": "MIG-1", "index": 2, "profile": "1g.18gb", "memory": None}],
+        "mig_enabled": True,
+        "minor": 3,
+        "numa_node": 1,
+        "cpu_affinity": [0, 1],
+        "processes": [77],
+        "nvlinks": [{}, {}],
+        "health": {},
     }
     gpu = host_module._gpu(facts)
     assert gpu.compute_capability == (9, 0)
     assert gpu.memory == gpucontainer.GpuMemory(total=4, free=3)
     assert gpu.mig_devices[0].profile == "1g.18gb"
+    assert (gpu.nvlinks, gpu.processes, gpu.numa_node) == (2, (77,), 1)

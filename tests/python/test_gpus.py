@@ -1,0 +1,100 @@
+"""Leases on the GPUs of a machine that is a stand-in: a DGX A100."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import gpucontainer
+from gpucontainer import Cancel, GpuAllocator, GpuRequest, errors
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def allocator(tmp_path: Path) -> GpuAllocator:
+    cargo = shutil.which("cargo")
+    if cargo is None:
+        pytest.skip("cargo is not installed")
+    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
+    command: list[str | Path] = [
+        cargo,
+        "build",
+        "--quiet",
+        "--offline",
+        "--package",
+        "fake-nvml",
+        "--target-dir",
+        target,
+    ]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    libraries = tmp_path / "driver" / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
+    libraries.mkdir(parents=True)
+    shutil.copy(target / "debug" / "libnvidia_ml.so", libraries / "libnvidia-ml.so.1")
+    shutil.copy(REPOSITORY / "tests/fake-nvml/profiles/dgx-a100.json", libraries / "fake-nvml.json")
+    return GpuAllocator(tmp_path / "table", driver_root=tmp_path / "driver", respect_outer=False)
+
+
+def test_leases_exclude_each_other_and_end(allocator: GpuAllocator) -> None:
+    with allocator.acquire(2) as two, allocator.acquire(GpuRequest(6, model="*a100*"), timeout=0) as six:
+        assert len({*two.gpus, *six.gpus}) == 8
+        assert two.cpus and "NVLink" in two.description and two.id in repr(two)
+        with pytest.raises(errors.GpuUnavailableError, match=r"0 of 8 free: 8 leased by process"):
+            allocator.acquire(1, timeout=0)
+        with pytest.raises(errors.TimedOutError):
+            allocator.acquire(1, timeout=0.05)
+        cancel = Cancel()
+        cancel.cancel()
+        with pytest.raises(errors.CancelledError):
+            allocator.acquire(1, cancel=cancel)
+    with allocator.acquire("all") as all_of_them:
+        descriptor = all_of_them.into_fd()
+    with pytest.raises(errors.GpuUnavailableError):
+        allocator.acquire(1, timeout=0)
+    os.close(descriptor)
+    lease = allocator.acquire(1, timeout=10)
+    lease.release()
+    lease.release()
+    with pytest.raises(errors.ClosedError):
+        lease.into_fd()
+    assert allocator.status().leases == ()
+
+
+def test_the_status_is_a_table(allocator: GpuAllocator) -> None:
+    with allocator.acquire(GpuRequest("0,1", fraction=8 << 30)) as lease:
+        status = allocator.status()
+        (held,) = status.leases
+        assert (held.id, held.pid, held.user) == (lease.id, os.getpid(), os.geteuid())
+        assert [gpu.fraction for gpu in held.gpus] == [8 << 30] * 2
+        assert held.age is not None and held.age >= 0 and held.since is not None
+        assert status.leases_of(lease.gpus[0]) == [held]
+        assert f"process {os.getpid()}" in str(status)
+        table = status._repr_html_()
+        assert table.startswith("<table>") and table.count("<tr>") == 9
+        assert table.count(f"process {os.getpid()}") == 2 and table.count("<td>free</td>") == 6
+        assert status.gpus[0].nvlinks == 12 and not status.gpus[0].mig_enabled
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected", "words"),
+    [
+        (GpuRequest(9), errors.GpuUnavailableError, "8"),
+        (GpuRequest(0), errors.InvalidArgumentError, "GPU"),
+        (GpuRequest(1, model="*B200*"), errors.GpuUnavailableError, "B200"),
+        (GpuRequest(1, shared=2, fraction=1), TypeError, "exclude"),
+        (GpuRequest(1, placement="nowhere"), errors.InvalidArgumentError, "nowhere"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_is_said_at_once(
+    allocator: GpuAllocator, request_: GpuRequest, expected: type[Exception], words: str
+) -> None:
+    with pytest.raises(expected, match=words):
+        allocator.acquire(request_, timeout=60)
+
+
+def test_the_topology_is_a_table() -> None:
+    assert "NUMA" in gpucontainer.Host.topology()
