@@ -139,7 +139,8 @@ impl<'a> Candidates<'a> {
 
     /// Whether all devices together have a set that lies as is wanted.
     fn placeable(&self, request: &GpuRequest, host: &Host<'a>) -> Result<()> {
-        if self.wanted < 2 {
+        let demanding = matches!(request.wishes.placement, Placement::NvlinkRequired | Placement::SameNumaNode);
+        if self.wanted < 2 || !demanding {
             return Ok(());
         }
         let possible = match self.places(host, |_| true) {

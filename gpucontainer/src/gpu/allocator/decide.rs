@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::allocator::candidates::{Candidates, Host};
+use crate::gpu::allocator::queue::alike;
 use crate::gpu::allocator::record::{Held, Owner};
 use crate::gpu::allocator::table::{Scan, Waiting};
 use crate::gpu::allocator::wishes::{ForeignProcesses, Placement, Sharing};
@@ -61,8 +62,15 @@ pub(crate) fn decide<'a>(question: &Question<'_>, host: &Host<'a>) -> Result<Dec
     let request = question.request;
     let candidates = Candidates::of(request, host)?;
     let mut claims = claims(question.scan);
+    // Once there is not enough for one, there is nothing left for others who want the same.
+    let mut unserved: Vec<&Waiting> = Vec::new();
     for waiting in question.ahead {
-        promise(waiting, host, question.returning, &mut claims);
+        let same = |other: &&Waiting| {
+            other.record.allowed == waiting.record.allowed && alike(&other.record.request, &waiting.record.request)
+        };
+        if !unserved.iter().any(same) && !promise(waiting, host, question.returning, &mut claims) {
+            unserved.push(waiting);
+        }
     }
     let judged = judge(&candidates, request, &claims, question.returning, Some(own_pid()));
     if let Some(chosen) = choose(&candidates, &judged, request, host, &claims) {
@@ -88,8 +96,9 @@ pub(crate) fn claims(scan: &Scan) -> Vec<Claim> {
     claims
 }
 
-/// Keeps for somebody who waits what that one will get, or as much of it as is free: so it cannot be passed for ever.
-fn promise(waiting: &Waiting, host: &Host<'_>, returning: &BTreeSet<String>, claims: &mut Vec<Claim>) {
+/// Keeps for somebody who waits what that one will get, or as much of it as is free: so it cannot be passed for ever. Returns
+/// whether there was enough.
+fn promise(waiting: &Waiting, host: &Host<'_>, returning: &BTreeSet<String>, claims: &mut Vec<Claim>) -> bool {
     let request = &waiting.record.request;
     let mut theirs = Host { inventory: host.inventory, topology: host.topology.clone(), refused: BTreeMap::new() };
     if let Some(allowed) = &waiting.record.allowed {
@@ -103,9 +112,11 @@ fn promise(waiting: &Waiting, host: &Host<'_>, returning: &BTreeSet<String>, cla
         }
     }
     // One whose request has become impossible will find that out.
-    let Ok(candidates) = Candidates::of(request, &theirs) else { return };
+    let Ok(candidates) = Candidates::of(request, &theirs) else { return false };
     let judged = judge(&candidates, request, claims, returning, None);
-    let promised = choose(&candidates, &judged, request, &theirs, claims).unwrap_or_else(|| {
+    let chosen = choose(&candidates, &judged, request, &theirs, claims);
+    let enough = chosen.is_some();
+    let promised = chosen.unwrap_or_else(|| {
         let free = candidates.devices.iter().zip(&judged).filter(|(_, obstacle)| obstacle.is_none());
         free.map(|(choice, _)| *choice).collect()
     });
@@ -114,6 +125,7 @@ fn promise(waiting: &Waiting, host: &Host<'_>, returning: &BTreeSet<String>, cla
         let held = held(choice, request.wishes.sharing);
         claims.push(Claim { held, holder: holder.clone(), waits: true });
     }
+    enough
 }
 
 /// What a lease on a device says.

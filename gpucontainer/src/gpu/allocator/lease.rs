@@ -1,10 +1,10 @@
 //! A lease that is held.
 
 use crate::error::Result;
+use crate::gpu::allocator::candidates::Host;
 use crate::gpu::allocator::record::{Held, LeaseRecord};
 use crate::gpu::allocator::table::Slot;
 use crate::gpu::allocator::wishes::Sharing;
-use crate::gpu::inventory::Inventory;
 use crate::gpu::request::{GpuName, GpuRequest, Which};
 use crate::gpu::select::Choice;
 use crate::sys::process::{duplicate, own_pid};
@@ -44,16 +44,16 @@ impl GpuLease {
         record: &LeaseRecord,
         chosen: &[Choice<'_>],
         request: &GpuRequest,
-        inventory: &Inventory,
+        host: &Host<'_>,
     ) -> Self {
         let gpus: Vec<String> = record.held.iter().map(|held: &Held| held.device.clone()).collect();
         let names = gpus.iter().cloned().map(GpuName::Uuid).collect();
         let cpus: BTreeSet<u32> = chosen.iter().flat_map(|choice| choice.gpu().cpu_affinity.iter().copied()).collect();
         let nodes: BTreeSet<u32> = chosen.iter().filter_map(|choice| choice.gpu().numa_node).collect();
-        let place = |choice: &Choice<'_>| inventory.gpus().iter().position(|gpu| gpu.uuid == choice.gpu().uuid);
+        let place = |choice: &Choice<'_>| host.inventory.gpus().iter().position(|gpu| gpu.uuid == choice.gpu().uuid);
         let set = chosen.iter().filter_map(place).collect();
         let words: Vec<String> = chosen.iter().map(ToString::to_string).collect();
-        let links = crate::gpu::topology::Topology::of(inventory).describe(set);
+        let links = host.topology.describe(set);
         Self(Arc::new(Lease {
             slot,
             owner: own_pid(),

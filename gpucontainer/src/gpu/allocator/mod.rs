@@ -269,12 +269,14 @@ impl GpuAllocator {
         let seen = self.discover(inventory);
         let queue = wait.limit != Some(Duration::ZERO);
         let cancel = wait.cancel.clone().unwrap_or_default();
-        let (slot, order) = match self.attempt(request, &seen, None, queue, &cancel).with_context(wanted)? {
-            Attempt::Leased(lease) => return Ok(lease),
-            Attempt::Queued { slot, order, .. } => (slot, order),
-            Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
-        };
+        let (slot, order, later) =
+            match self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)? {
+                Attempt::Leased(lease) => return Ok(lease),
+                Attempt::Queued { slot, order, later } => (slot, order, later),
+                Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
+            };
         let mut ticket = GpuTicket::of_slot(self, request, slot, order, inventory.cloned());
+        ticket.sleep_after(later).with_context(wanted)?;
         loop {
             let left = wait.limit.map(|limit| limit.saturating_sub(start.elapsed()));
             let turn = [left, wait.cancel.as_ref().map(|_| CANCEL_PERIOD)].into_iter().flatten().min();

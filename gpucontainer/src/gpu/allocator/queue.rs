@@ -13,7 +13,7 @@ use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
-use crate::gpu::select::Choice;
+use crate::gpu::select::{Choice, wish};
 use crate::gpu::topology::Topology;
 use crate::progress::Cancel;
 use crate::sys::process::{await_readable, own_pid, since_boot};
@@ -44,6 +44,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub(super) struct Later {
     pub(super) why: String,
     unannounced: bool,
+    /// Those before this, by the identifiers of their slots.
+    ahead: BTreeSet<String>,
     /// The slot of the nearest one before this who wants the same.
     behind: Option<PathBuf>,
 }
@@ -68,6 +70,7 @@ pub struct GpuTicket {
     watch: Option<Watch>,
     /// If one before this wants the same, only its slot is watched.
     behind: Option<PathBuf>,
+    ahead: BTreeSet<String>,
     /// When to look again although nobody tells of anything.
     again: Option<Instant>,
     pause: Duration,
@@ -78,12 +81,15 @@ pub struct GpuTicket {
 impl GpuAllocator {
     /// Tries to serve a request; `place` is the slot and the order of one that waits already. With `queue`, one that
     /// cannot be served takes a place, before anybody else can.
+    ///
+    /// Who comes after somebody who wants the same is served only if the try is `thorough`: the other is awake, takes
+    /// what it can, and wakes this one. So the work is not done once for each of those who wait.
     pub(super) fn attempt(
         &self,
         request: &GpuRequest,
         inventory: &Inventory,
         place: Option<(&str, i128)>,
-        queue: bool,
+        (queue, thorough): (bool, bool),
         cancel: &Cancel,
     ) -> Result<Attempt> {
         let refused = self.refused(inventory)?;
@@ -107,14 +113,21 @@ impl GpuAllocator {
         let allowed = allowed(&host);
         let same = |waiting: &&Waiting| alike(&waiting.record.request, request) && waiting.record.allowed == allowed;
         let behind = ahead.iter().rev().find(same).map(|waiting| self.table.ticket_path(&waiting.id));
-        let question = Question { request, scan: &scan, ahead: &ahead, returning: &returning };
-        let later = match decide(&question, &host)? {
-            Decision::Grant(chosen) => {
-                let record = record(&chosen, request, owner);
-                let slot = locked.lease(&record)?;
-                return Ok(Attempt::Leased(GpuLease::new(slot, &record, &chosen, request, inventory)));
+        let ids = ahead.iter().map(|waiting| waiting.id.clone()).collect();
+        let later = if behind.is_some() && !thorough {
+            let why = format!("{} asked for, as by {} who wait", wish(request), ahead.iter().filter(same).count());
+            Later { why, unannounced: false, ahead: ids, behind }
+        } else {
+            let question = Question { request, scan: &scan, ahead: &ahead, returning: &returning };
+            match decide(&question, &host)? {
+                Decision::Grant(chosen) => {
+                    let record = record(&chosen, request, owner);
+                    let slot = locked.lease(&record)?;
+                    drop(locked);
+                    return Ok(Attempt::Leased(GpuLease::new(slot, &record, &chosen, request, &host)));
+                }
+                Decision::Later { why, unannounced } => Later { why, unannounced, ahead: ids, behind },
             }
-            Decision::Later { why, unannounced } => Later { why, unannounced, behind },
         };
         if !queue {
             return Ok(Attempt::Later(later));
@@ -172,7 +185,7 @@ fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
 }
 
 /// Whether whatever serves one request serves the other.
-fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
+pub(super) fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
     let shape = |request: &GpuRequest| request.clone().priority(0).capabilities([]).multi_process_service(false);
     shape(one) == shape(other)
 }
@@ -220,6 +233,7 @@ impl GpuTicket {
             owner: own_pid(),
             watch: None,
             behind: None,
+            ahead: BTreeSet::new(),
             again: None,
             pause: SOON,
             due: true,
@@ -279,28 +293,34 @@ impl GpuTicket {
             return Err(Error::new(ErrorKind::Closed, "the GPUs of this place in the queue were leased already"));
         };
         // Watched before it is looked at, so that nothing is missed in between.
+        // A timer that woke one who follows another means that the other may be asleep.
+        let thorough = self.behind.is_none() || self.again.is_some_and(|again| again <= Instant::now());
         if self.watch.is_none() || self.behind.is_some() {
             self.behind = None;
             self.watch = watch(&self.allocator.table)?;
         }
         let inventory = self.allocator.discover(self.inventory.as_ref()).into_owned();
         let place = Some((slot.id.as_str(), self.order));
-        let later = match self.allocator.attempt(&self.request, &inventory, place, false, &Cancel::new())? {
+        let later = match self.allocator.attempt(&self.request, &inventory, place, (false, thorough), &Cancel::new())? {
             Attempt::Leased(lease) => {
                 self.leave();
                 return Ok(Some(lease));
             }
             Attempt::Queued { later, .. } | Attempt::Later(later) => later,
         };
+        self.sleep_after(later)?;
+        Ok(None)
+    }
+
+    /// Prepares to be woken by what can change an answer.
+    pub(super) fn sleep_after(&mut self, later: Later) -> Result<()> {
         self.again = None;
         if let Some(path) = later.behind {
-            match Watch::new(&path) {
-                Ok(watch) => self.watch = Some(watch),
-                Err(e) if e.kind() == ErrorKind::NotFound => self.due = true,
-                // Too many watches: the directory's serves as well, it only wakes more often.
-                Err(_) => {}
+            // Gone already, or too many watches: then the directory's, if there is one, only wakes more often.
+            if let Ok(watch) = Watch::new(&path) {
+                self.watch = Some(watch);
             }
-            self.due |= !Slot::is_alive(&path)?;
+            self.due = !Slot::is_alive(&path)?;
             self.behind = Some(path);
         }
         if self.behind.is_some() && self.watch.is_some() {
@@ -312,18 +332,20 @@ impl GpuTicket {
         } else {
             self.pause = SOON;
         }
+        self.ahead = later.ahead;
         self.why = later.why;
-        Ok(None)
+        Ok(())
     }
 
     /// Whether what was told of matters; waits until the kernel has done it.
     fn settle(&mut self) -> Result<bool> {
         let Some(watch) = &self.watch else { return Ok(true) };
         let mut matters = false;
-        for name in watch.drain() {
+        let told: BTreeSet<_> = watch.drain().into_iter().collect();
+        for name in told {
             let path = match (&self.behind, name.to_str()) {
                 (Some(path), Some("")) => path.clone(),
-                (_, Some(name)) if Table::is_slot(name) => self.allocator.path().join(name),
+                (_, Some(name)) if Table::frees(name, &self.ahead) => self.allocator.path().join(name),
                 _ => continue,
             };
             let start = Instant::now();

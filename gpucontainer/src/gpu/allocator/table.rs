@@ -120,9 +120,9 @@ impl Table {
         self.path.join(format!("{WAIT}{id}"))
     }
 
-    /// Whether `name` is that of a slot that somebody holds or held.
-    pub(crate) fn is_slot(name: &str) -> bool {
-        name.starts_with(LEASE) || name.starts_with(WAIT)
+    /// Whether the end of the slot called `name` may make something free for one who waits behind `ahead`.
+    pub(crate) fn frees(name: &str, ahead: &BTreeSet<String>) -> bool {
+        name.starts_with(LEASE) || name.strip_prefix(WAIT).is_some_and(|id| ahead.contains(id))
     }
 
     /// Reads all slots. Without the table locked, a slot that is just being made may be missing.

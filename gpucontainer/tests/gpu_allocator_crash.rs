@@ -1,0 +1,394 @@
+//! Leases across processes, users, PID namespaces and containers, whose holders are killed at any moment.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod driver;
+mod fixture;
+
+use common::Ordinary;
+use driver::FakeDriver;
+use fixture::{Fixture, role, say, until};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuStatus, Inventory, Wait};
+use gpucontainer::sandbox::Stdio;
+use gpucontainer::{ErrorKind, GpuRequest};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Where the other process finds its allocator's directory, and the host's driver.
+const TABLE: &str = "GPUC_TEST_TABLE";
+const DRIVER: &str = "GPUC_TEST_DRIVER";
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The storm: so many processes want these GPUs, and one that holds some is killed so often, for so long.
+const PROCESSES: usize = 64;
+const PERIOD: Duration = Duration::from_millis(20);
+const STORM: Duration = Duration::from_secs(5);
+
+fn one() -> GpuRequest {
+    GpuRequest::count(1)
+}
+
+/// A machine, and an account that every user may use.
+struct Host {
+    driver: FakeDriver,
+    table: tempfile::TempDir,
+    allocator: GpuAllocator,
+}
+
+impl Host {
+    fn new(name: &str) -> Self {
+        let driver = FakeDriver::new(name);
+        let table = tempfile::Builder::new().prefix("gpuc-table.").tempdir_in("/dev/shm").unwrap();
+        std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let allocator = allocator(&table.path().join("gpu"), driver.path());
+        Self { driver, table, allocator }
+    }
+
+    fn status(&self) -> GpuStatus {
+        self.allocator.status().unwrap()
+    }
+
+    /// This test program again, which will do as `role` says, below another program if one is given.
+    fn start(&self, role: &str, below: &[&str]) -> Other {
+        let fixture = std::env::current_exe().unwrap();
+        let mut words = below.iter().map(|word| std::ffi::OsString::from(*word)).chain([fixture.into_os_string()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(["--exact", "other_process", "--ignored", "--nocapture"]);
+        command.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", role);
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Other {
+        command.env(TABLE, self.allocator.path()).env(DRIVER, self.driver.path());
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Other { child, lines }
+    }
+}
+
+fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
+    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
+}
+
+/// In the other process: the allocator of the test that started it.
+fn allocator_of_parent() -> GpuAllocator {
+    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
+    allocator(&path(TABLE), &path(DRIVER))
+}
+
+/// Another process, killed when dropped.
+struct Other {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Other {
+    /// The rest of the line that begins with the word.
+    fn said(&mut self, word: &str) -> String {
+        let mut lines = self.lines.by_ref().map(Result::unwrap);
+        let found = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().to_owned()));
+        found.unwrap_or_else(|| panic!("the other process ended before it said {word:?}"))
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "the other process of a test"]
+fn other_process() {
+    let acquire = |request: &GpuRequest| allocator_of_parent().acquire(request, Wait::forever()).unwrap();
+    match role().as_deref() {
+        Some("hold") => {
+            let lease = acquire(&one());
+            say(&format!("holds {}", lease.gpus()[0]));
+            std::thread::sleep(SOON);
+        }
+        Some("storm") => storm_of_one(),
+        Some("container") => {
+            let lease = acquire(&one());
+            let sandbox = sleeping(&Fixture::of_parent(), &lease);
+            say(&format!("holds {}", sandbox.pid()));
+            std::thread::sleep(SOON);
+        }
+        Some("detached") => {
+            let lease = acquire(&one());
+            let sandbox = sleeping(&Fixture::of_parent(), &lease);
+            say(&format!("holds {}", sandbox.pid()));
+            sandbox.detach().unwrap();
+            drop(lease);
+            say("gone");
+        }
+        other => panic!("no test is for {other:?}"),
+    }
+}
+
+#[test]
+fn a_killed_holder_s_gpu_goes_to_the_next_who_waits_and_a_killed_waiter_is_passed() {
+    if !driver::available() {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let mut holder = host.start("hold", &[]);
+    holder.said("holds");
+    let mut waiter = host.start("hold", &[]);
+    until("the first waits", SOON, || host.status().waiting.len() == 1);
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| host.allocator.acquire(&one(), Wait::at_most(SOON)).unwrap());
+        until("the second waits", SOON, || host.status().waiting.len() == 2);
+        waiter.kill();
+        until("the killed one waits no more", SOON, || host.status().waiting.len() == 1);
+        holder.kill();
+        drop(next.join().unwrap());
+    });
+    assert_eq!(std::fs::read_dir(host.allocator.path()).unwrap().count(), 0, "what the dead left is collected");
+    drop((holder, waiter, host));
+    leaks.check();
+}
+
+#[test]
+fn leases_hold_across_pid_namespaces() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["unshare"]) {
+        return;
+    }
+    let host = Host::new("t4");
+    let mut inside = host.start("hold", &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    inside.said("holds");
+    let error = host.allocator.acquire(&one(), Wait::none()).unwrap_err();
+    assert!(error.to_string().contains("0 of 1 free: 1 leased by process 1 ("), "{error}");
+    let [lease] = &host.status().leases[..] else { panic!("one lease") };
+    let own = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    assert_ne!(Path::new(&lease.pid_namespace), own);
+    inside.kill();
+    drop(host.allocator.acquire(&one(), Wait::at_most(SOON)).unwrap());
+}
+
+/// The part of an ordinary user, which runs this test once more.
+const INVENTORY: &str = "GPUC_TEST_INVENTORY";
+
+#[test]
+fn users_share_one_account_and_cannot_touch_each_other_s_leases() {
+    if let Some(inventory) = std::env::var_os(INVENTORY) {
+        return ordinary(Path::new(&inventory));
+    }
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["setpriv"]) {
+        return;
+    }
+    let host = Host::new("dgx-a100");
+    let root = DriverRoot::new(host.driver.path());
+    let inventory = host.table.path().join("inventory.json");
+    std::fs::write(&inventory, serde_json::to_string(&Inventory::discover_with(&root)).unwrap()).unwrap();
+    let lease = host.allocator.acquire(&GpuRequest::count(6), Wait::none()).unwrap();
+    let environment = [(INVENTORY, inventory.as_os_str()), (TABLE, host.allocator.path().as_os_str())];
+    let test = "users_share_one_account_and_cannot_touch_each_other_s_leases";
+    Ordinary::nobody().run(test, &environment);
+    assert_eq!(host.status().leases.len(), 1, "the dead leases of the other user count no more");
+    drop(host.allocator.acquire(&GpuRequest::count(2), Wait::none()).unwrap());
+    drop(lease);
+}
+
+/// An ordinary user, who first behaves and then does not.
+fn ordinary(inventory: &Path) {
+    let inventory: Inventory = serde_json::from_slice(&std::fs::read(inventory).unwrap()).unwrap();
+    let table = PathBuf::from(std::env::var_os(TABLE).unwrap());
+    let allocator = GpuAllocator::at(&table).unwrap().respect_outer(false);
+    let acquire = |count| allocator.acquire_from(&inventory, &GpuRequest::count(count), Wait::none());
+    let two = acquire(2).unwrap();
+    let error = acquire(1).unwrap_err();
+    assert!(error.to_string().contains("0 of 8 free: 8 leased by process "), "{error}");
+    assert!(error.to_string().contains("user 0): 6") && error.to_string().contains("user 65534): 2"), "{error}");
+    let slot = |user| {
+        let status = allocator.status_from(&inventory).unwrap();
+        let lease = status.leases.iter().find(|lease| lease.user == user).unwrap();
+        table.join(format!("lease-{}", lease.id))
+    };
+    let theirs = slot(0);
+    assert!(std::fs::remove_file(&theirs).is_err() && std::fs::rename(&theirs, table.join("x")).is_err());
+    assert!(File::options().write(true).open(&theirs).is_err());
+    assert!(std::fs::remove_dir(&table).is_err());
+    // A link of that name, and reading without end, change nothing either.
+    std::os::unix::fs::symlink(&theirs, table.join("lease-link")).unwrap();
+    let _reader = File::open(&theirs).unwrap();
+    assert_eq!(allocator.status_from(&inventory).unwrap().leases.len(), 2);
+    let held = two.into_fd().unwrap();
+    assert!(acquire(1).is_err());
+    // As after a crash, the slot stays: root may remove it, others only pass it.
+    drop(held);
+    assert_eq!(acquire(2).unwrap().gpus().len(), 2);
+}
+
+fn sleeping(fixture: &Fixture, lease: &GpuLease) -> gpucontainer::Sandbox {
+    let root = DriverRoot::new(PathBuf::from(std::env::var_os(DRIVER).unwrap()));
+    let builder = fixture.shell("sleep 300").driver_root(root).gpu_lease(lease);
+    builder.stdout(Stdio::Null).stderr(Stdio::Null).spawn().unwrap()
+}
+
+#[test]
+fn a_lease_follows_its_container() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["busybox"]) {
+        return;
+    }
+    let fixture = Fixture::new();
+    let host = Host::new("t4");
+    for role in ["container", "detached"] {
+        let mut other = host.spawn(fixture.apart(role));
+        let pid = other.said("holds");
+        if role == "detached" {
+            other.said("gone");
+            other.child.wait().unwrap();
+            let error = host.allocator.acquire(&one(), Wait::at_most(Duration::from_millis(100))).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "the container has it still: {error}");
+            assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+        } else {
+            assert!(host.allocator.acquire(&one(), Wait::none()).is_err());
+            other.kill();
+        }
+        drop(host.allocator.acquire(&one(), Wait::at_most(SOON)).unwrap());
+        assert!(ended(pid.parse().unwrap()), "{role}: the GPU was free before its container was dead");
+    }
+    gpucontainer::sandbox::collect_abandoned(&fixture.store).unwrap();
+}
+
+/// Whether a process has ended, or does nothing but end: then its files are being closed.
+fn ended(pid: u32) -> bool {
+    const EXITING: u64 = 4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    matches!(fields[0], "Z" | "X") || fields[6].parse::<u64>().unwrap() & EXITING != 0
+}
+
+fn clock() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
+}
+
+/// One process of the storm: leases GPUs and writes itself down as their holder, for a moment, again and again.
+fn storm_of_one() {
+    let allocator = allocator_of_parent();
+    let inventory = Inventory::discover_with(&DriverRoot::new(std::env::var_os(DRIVER).unwrap()));
+    let table = allocator.path().parent().unwrap().to_owned();
+    let holders = File::options().read(true).write(true).open(table.join("holders")).unwrap();
+    let mut log = File::options().append(true).open(table.join("log")).unwrap();
+    let own = std::process::id();
+    let place = |gpu: &String| inventory.gpus().iter().position(|known| known.uuid == *gpu).unwrap();
+    let at = |place: usize| u64::try_from(place * 4).unwrap();
+    for turn in own.. {
+        let lease = allocator.acquire_from(&inventory, &GpuRequest::count(1 + turn % 3 / 2), Wait::forever()).unwrap();
+        let now = clock();
+        let places: Vec<usize> = lease.gpus().iter().map(place).collect();
+        for place in &places {
+            let mut before = [0; 4];
+            holders.read_exact_at(&mut before, at(*place)).unwrap();
+            let before = u32::from_ne_bytes(before);
+            if before != 0 && before != own && !ended(before) {
+                writeln!(log, "V {now} {place} {own} of {before}").unwrap();
+            }
+            holders.write_all_at(&own.to_ne_bytes(), at(*place)).unwrap();
+            log.write_all(format!("G {now} {place} {own}\n").as_bytes()).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis((turn % 7).into()));
+        for place in &places {
+            let mut after = [0; 4];
+            holders.read_exact_at(&mut after, at(*place)).unwrap();
+            if after != own.to_ne_bytes() {
+                writeln!(log, "V {now} {place} {own} was replaced").unwrap();
+            }
+            holders.write_all_at(&[0; 4], at(*place)).unwrap();
+            log.write_all(format!("R {} {place} {own}\n", clock()).as_bytes()).unwrap();
+        }
+        drop(lease);
+    }
+}
+
+#[test]
+fn no_gpu_is_given_twice_in_a_storm_of_processes_that_are_killed() {
+    if !driver::available() {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let host = Host::new("dgx-a100");
+    std::fs::write(host.table.path().join("holders"), [0; 32]).unwrap();
+    let log = host.table.path().join("log");
+    std::fs::write(&log, "").unwrap();
+    let mut others: Vec<Other> = (0..PROCESSES).map(|_| host.start("storm", &[])).collect();
+    let grants =
+        |log: &Path| std::fs::read_to_string(log).unwrap().lines().filter(|line| line.starts_with('G')).count();
+    until("all take part", SOON * 2, || grants(&log) > PROCESSES);
+    let start = Instant::now();
+    let mut kills: Vec<(u128, u32)> = Vec::new();
+    let mut next = 0;
+    while start.elapsed() < STORM {
+        // Somebody who holds a GPU; that may have changed when the signal arrives.
+        let holders = std::fs::read(host.table.path().join("holders")).unwrap();
+        let mut pids = holders.chunks_exact(4).map(|pid| u32::from_ne_bytes(pid.try_into().unwrap()));
+        next = (next + 3) % 8;
+        if let Some(other) = pids.nth(next).and_then(|pid| others.iter_mut().find(|other| other.child.id() == pid)) {
+            kills.push((clock(), other.child.id()));
+            other.kill();
+            *other = host.start("storm", &[]);
+        }
+        std::thread::sleep(PERIOD);
+    }
+    drop(others);
+    let text = std::fs::read_to_string(&log).unwrap();
+    let violations: Vec<&str> = text.lines().filter(|line| line.starts_with('V')).collect();
+    assert_eq!(violations, [""; 0]);
+    let latencies = latencies(&text, &kills);
+    let median = latencies[latencies.len() / 2];
+    eprintln!(
+        "{} grants, {} kills; granted again {median:?} after a kill at the median, {:?} at most",
+        grants(&log),
+        kills.len(),
+        latencies.last().unwrap()
+    );
+    assert!(kills.len() > 4 && median < Duration::from_millis(500), "the machine may be loaded, but not so much");
+    drop(host.allocator.acquire(&GpuRequest::count(8), Wait::at_most(SOON)).unwrap());
+    assert_eq!(std::fs::read_dir(host.allocator.path()).unwrap().count(), 0, "nothing is left");
+    drop(host);
+    leaks.check();
+}
+
+/// How long after each kill the GPUs of the killed were granted again, ascending.
+fn latencies(log: &str, kills: &[(u128, u32)]) -> Vec<Duration> {
+    let events: Vec<(char, u128, usize, u32)> = log
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            Some((line.chars().next()?, words[1].parse().ok()?, words[2].parse().ok()?, words[3].parse().ok()?))
+        })
+        .collect();
+    let mut latencies = Vec::new();
+    for (killed_at, killed) in kills {
+        let mut held: BTreeMap<usize, bool> = BTreeMap::new();
+        for (kind, _, place, _) in events.iter().filter(|(.., pid)| pid == killed) {
+            held.insert(*place, *kind == 'G');
+        }
+        for (place, _) in held.into_iter().filter(|(_, held)| *held) {
+            let again = events
+                .iter()
+                .find(|(kind, at, other, pid)| *kind == 'G' && at > killed_at && *other == place && pid != killed);
+            let after = again.map(|(_, at, ..)| u64::try_from(at - killed_at).unwrap());
+            latencies.extend(after.map(Duration::from_nanos));
+        }
+    }
+    latencies.sort();
+    latencies
+}
