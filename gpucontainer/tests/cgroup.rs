@@ -254,7 +254,12 @@ fn a_frozen_group_stands_still_until_it_is_thawed() {
     assert!(group.is_frozen().unwrap());
     // Standing still means: the kernel gives it no time at all, however long that is looked at.
     let time = || std::fs::read_to_string(format!("/proc/{}/schedstat", child.id())).unwrap();
-    let before = time();
+    // The kernel says frozen when the process is on its way to sleep, so the first look may be too early.
+    let before = wait_for(|| {
+        let one = time();
+        std::thread::sleep(Duration::from_millis(5));
+        (time() == one).then_some(one)
+    });
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(time(), before);
     let at = count();
