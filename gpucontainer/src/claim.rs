@@ -61,6 +61,7 @@ impl Claim {
     }
 
     /// Adds to the end of the note, of which nothing is lost if the writer dies.
+    #[cfg(feature = "nvml")]
     pub(crate) fn append(&self, more: &[u8]) -> Result<()> {
         let path = self.lock.path();
         let mut file = self.lock.file();
@@ -70,6 +71,7 @@ impl Claim {
     }
 
     /// The notes of all claims in `directory`, whoever holds them.
+    #[cfg(feature = "nvml")]
     pub(crate) fn notes(directory: &Path) -> Result<Vec<Vec<u8>>> {
         let entries = fs::read_dir(directory)?.into_iter();
         entries.filter(|path| path.to_str().is_some_and(|p| p.ends_with(SUFFIX))).map(|path| fs::read(&path)).collect()
