@@ -238,8 +238,8 @@ impl Profile {
     /// without a table here: their calls are refused.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for an argument number above 5 or
-    /// an error number above 4,095, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if this
+    /// [`ErrorKind::InvalidArgument`] for an argument number above 5 or
+    /// an error number above 4,095, and [`ErrorKind::Unsupported`] if this
     /// machine's architecture has no table.
     pub fn from_oci(profile: &oci_spec::runtime::LinuxSeccomp) -> Result<Self> {
         oci::profile(profile)
@@ -251,8 +251,8 @@ impl Profile {
     /// capabilities such a rule could only be read as more than it says.
     ///
     /// # Errors
-    /// Those of [`Profile::from_oci`]; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for text
-    /// that is no such profile, and [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for Docker's form.
+    /// Those of [`Profile::from_oci`]; [`ErrorKind::InvalidArgument`] for text
+    /// that is no such profile, and [`ErrorKind::Unsupported`] for Docker's form.
     pub fn from_json(json: &str) -> Result<Self> {
         oci::profile(&oci::parse(json)?)
     }
@@ -341,7 +341,7 @@ impl Profile {
     /// Turns the profile into the program that the kernel runs at every call.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a call that no architecture
+    /// [`ErrorKind::InvalidArgument`] for a call that no architecture
     /// has, an argument number above 5, an error number above 4,095, or a profile whose program exceeds the
     /// kernel's 4,096 instructions.
     pub fn compile(&self) -> Result<filter::Filter> {

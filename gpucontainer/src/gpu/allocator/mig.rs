@@ -1,6 +1,6 @@
 //! MIG devices for those who ask: one that is there and idle, or else one that is made, and destroyed in the end.
 //!
-//! Everything that changes a GPU is written down before it is done; see [`journal`](super::journal).
+//! Everything that changes a GPU is written down before it is done; see [`journal`].
 
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};

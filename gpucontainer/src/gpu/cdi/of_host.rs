@@ -28,7 +28,7 @@ impl Spec {
     /// The places of libraries are those for an image with the facts `image`.
     ///
     /// # Errors
-    /// As for [`grant_from`](crate::gpu::grant_from); [`ErrorKind::InvalidArgument`] if the request is for no GPU or
+    /// As for [`grant_from`]; [`ErrorKind::InvalidArgument`] if the request is for no GPU or
     /// for devices of specifications.
     pub fn of_host(
         request: &GpuRequest,
