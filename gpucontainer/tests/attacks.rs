@@ -74,6 +74,27 @@ fn links_of_an_image_stay_inside() {
 }
 
 #[test]
+fn links_to_descriptors_of_the_start_lead_nowhere() {
+    let leaks = common::Leaks::watch();
+    let outside = tempfile::tempdir().unwrap();
+    let inside = tempfile::tempdir().unwrap();
+    // While the mounts are made, one of the numbers is that of the directory that is to be read-only.
+    for number in 3..32 {
+        let fixture = Fixture::with(|image| image.symlink(format!("/proc/self/fd/{number}"), "/link"));
+        let builder = fixture
+            .builder()
+            .command(["/bin/true"])
+            .mount(Mount::bind(inside.path(), "/link/made"))
+            .mount(Mount::bind(outside.path(), "/deeper/than/that").read_only());
+        let error = builder.spawn().unwrap_err();
+        assert!(error.to_string().contains("/link"), "{error}");
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0, "descriptor {number}");
+    }
+    drop((inside, outside));
+    leaks.check();
+}
+
+#[test]
 fn files_of_the_host_are_not_written_through_links() {
     let leaks = common::Leaks::watch();
     let before = host();

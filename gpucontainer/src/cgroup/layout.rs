@@ -69,7 +69,9 @@ impl Layout {
 
     fn look(groups: String) -> Result<Self> {
         let layout = Self::parse(&files::read_at_once(Path::new("/proc/self/mountinfo"))?, &groups);
-        if let (Some(mounts), Ok(mut seen)) = (layout.mount_ids(), SEEN.try_lock()) {
+        // What is mounted nowhere yet may be mounted later.
+        let whole = layout.hierarchies.len() == groups.lines().filter(|line| !line.contains(":name=")).count();
+        if let (true, Some(mounts), Ok(mut seen)) = (whole, layout.mount_ids(), SEEN.try_lock()) {
             *seen = Some(Seen { groups, mounts, layout: layout.clone() });
         }
         Ok(layout)

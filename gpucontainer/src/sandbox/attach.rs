@@ -331,6 +331,11 @@ impl Sandbox {
             let path = text(&link.link)?;
             let undo = match root.look(&link.link)? {
                 Entry::Link(before) => vec![Step::Link { target: text(&before)?, path: path.clone() }],
+                // It could not be brought back.
+                Entry::File | Entry::Directory => {
+                    let why = format!("{path} is there already, and no link");
+                    return Err(Error::new(ErrorKind::AlreadyExists, why).with_path(&link.link));
+                }
                 _ => vec![Step::Discard { path: path.clone() }],
             };
             work.push((vec![Step::Link { target: text(&link.target)?, path }], &link.link, undo));

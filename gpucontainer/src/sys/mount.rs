@@ -119,7 +119,8 @@ pub(crate) fn set_read_only(mount: BorrowedFd<'_>, recursive: bool) -> Result<()
 pub(crate) fn clone_shifted(path: &Path, user_namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
     let tree = clone_tree(path, false)?;
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
+        // A layer is for reading, whoever gets hold of this copy.
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
         propagation: 0,
         userns_fd: u64::from(user_namespace.as_raw_fd().unsigned_abs()),

@@ -115,14 +115,31 @@ pub(crate) fn free(file: &File, path: &Path) -> Result<()> {
         .map_err(|e| failed_nix(format!("fcntl({path:?}, F_UNLCK)"), e).with_path(path))
 }
 
+/// A held lock of [`try_lock_directory`].
+#[derive(Debug)]
+pub(crate) struct DirectoryLock {
+    directory: OwnedFd,
+    owner: rustix::process::Pid,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // The lock belongs to all copies of the descriptor; a forked child must not end that of its parent.
+        if rustix::process::getpid() == self.owner {
+            // Closing it does the same where nobody else has it.
+            let _ = rustix::fs::flock(&self.directory, FlockOperation::Unlock);
+        }
+    }
+}
+
 /// Locks a directory against all who lock it so; `None` if somebody has it.
 ///
-/// The lock needs no right to write, and ends with the descriptor.
-pub(crate) fn try_lock_directory(path: &Path) -> Result<Option<OwnedFd>> {
+/// The lock needs no right to write, and ends with the value, whatever child of a fork still has its descriptor.
+pub(crate) fn try_lock_directory(path: &Path) -> Result<Option<DirectoryLock>> {
     let directory = super::fs::open_dir(path)?;
     loop {
         match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Some(directory)),
+            Ok(()) => return Ok(Some(DirectoryLock { directory, owner: rustix::process::getpid() })),
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(e) => return Err(failed(format!("flock({path:?}, LOCK_EX)"), e).with_path(path)),

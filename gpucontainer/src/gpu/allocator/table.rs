@@ -12,7 +12,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -67,7 +66,7 @@ pub(crate) struct Scan {
 #[derive(Debug)]
 pub(crate) struct Locked<'a> {
     table: &'a Table,
-    _directory: OwnedFd,
+    _directory: slot::DirectoryLock,
 }
 
 /// A slot that the caller owns.

@@ -548,6 +548,11 @@ impl Compiler<'_, '_> {
             let directory = &path[..at];
             if !directory.is_empty() && self.made.insert(directory.to_owned()) {
                 self.program.mkdir(At::Cwd, directory, 0o755)?;
+                // Nothing is made through a link of the image into /proc, behind which this process's own
+                // descriptors are, those of the host's directories among them.
+                let checked = self.program.open_path_in(At::Cwd, directory, true)?;
+                self.program.close(checked);
+                self.program.release(checked);
             }
         }
         Ok(())
