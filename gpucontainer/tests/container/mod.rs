@@ -147,6 +147,9 @@ pub(crate) fn hash(bytes: &[u8]) -> Vec<u8> {
 /// Serves every connection in a thread of its own. The first byte of a connection says what is wanted.
 pub(crate) fn serve_forever(address: &str) {
     let listener = TcpListener::bind(address).unwrap();
+    // The standard library asks for a queue of 128. Beyond that the kernel drops handshakes, and when a loaded machine
+    // lets them wait it resets connections, which no relay can mend.
+    rustix::net::listen(&listener, 4096).unwrap();
     say("listening");
     for stream in listener.incoming() {
         let stream = stream.unwrap();
