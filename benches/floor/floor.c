@@ -5,7 +5,7 @@
  * giving everything back, and prints "WALL CPU" in nanoseconds, or "error: WHAT". So the price of
  * starting this very program is in no figure.
  *
- *   floor start ROOT FILTER KEEP [overlay SCRATCH | user]
+ *   floor start ROOT FILTER KEEP [overlay SCRATCH | user | init]
  *   floor exec  PID  FILTER KEEP CGROUP
  *
  * ROOT    a directory with bin/true, proc, sys, dev, tmp
@@ -17,7 +17,8 @@
  * pts, shm, mqueue, sys and the cgroups in it; masked and read-only paths; pivot_root; loopback up, its low
  * ports free for all; capabilities, a limit on files, no_new_privs, the filter; memory, cpu and pids limited. The child shares memory with its parent,
  * which sleeps until it executes the program, so the size of the parent does not count. With "user" it is
- * a copy instead, since somebody must write the identity maps meanwhile; this process is small.
+ * a copy instead, since somebody must write the identity maps meanwhile; this process is small. With "init" the child
+ * stays as process 1, forks the one that goes on, and reaps it, as every container with an init has it.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -28,6 +29,7 @@
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -38,6 +40,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -50,7 +53,7 @@
 #define LAST_CAPABILITY 40
 #define PATH_SIZE 512
 
-enum kind { PLAIN, OVERLAY, USER };
+enum kind { PLAIN, OVERLAY, USER, INIT };
 
 static const char *root_path, *scratch_path;
 static enum kind kind;
@@ -212,24 +215,14 @@ static void cover_paths(void)
 	}
 }
 
-static int start_child(void *unused)
+/* From its own namespaces to the program. */
+static int go_on(void *unused)
 {
 	static char *const arguments[] = {"/bin/true", NULL};
 	static char *const environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
 	sigset_t none;
 
 	(void)unused;
-	join_cgroups();
-	if (kind == USER) {
-		char byte;
-		close(go_pipe[1]);
-		if (read(go_pipe[0], &byte, 1) != 1)
-			fail("read(go)");
-		TRY(syscall(SYS_setresgid, 0, 0, 0));
-		TRY(syscall(SYS_setgroups, 0, NULL));
-		TRY(syscall(SYS_setresuid, 0, 0, 0));
-	}
-	TRY(unshare(CLONE_NEWCGROUP));
 	TRY(setsid());
 	TRY(sethostname("floor", 5));
 	loopback_up();
@@ -255,6 +248,51 @@ static int start_child(void *unused)
 	execve(arguments[0], arguments, environment);
 	fail("execve");
 	return 0;
+}
+
+/* Process 1: waits for a signal, and ends as its child does. All signals are blocked. */
+static int stay(void)
+{
+	static char stack[64 * 1024] __attribute__((aligned(16)));
+	struct signalfd_siginfo info;
+	sigset_t all;
+	int status;
+	pid_t pid = clone(go_on, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
+
+	if (pid < 0)
+		fail("clone");
+	sigfillset(&all);
+	struct pollfd signals = {.fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK), .events = POLLIN};
+	if (signals.fd < 0)
+		fail("signalfd");
+	for (;;) {
+		pid_t ended = waitpid(-1, &status, WNOHANG);
+		if (ended == pid)
+			_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+		if (ended < 0)
+			fail("waitpid");
+		if (ended > 0)
+			continue;
+		TRY(poll(&signals, 1, -1));
+		TRY(read(signals.fd, &info, sizeof info));
+	}
+}
+
+static int start_child(void *unused)
+{
+	(void)unused;
+	join_cgroups();
+	if (kind == USER) {
+		char byte;
+		close(go_pipe[1]);
+		if (read(go_pipe[0], &byte, 1) != 1)
+			fail("read(go)");
+		TRY(syscall(SYS_setresgid, 0, 0, 0));
+		TRY(syscall(SYS_setgroups, 0, NULL));
+		TRY(syscall(SYS_setresuid, 0, 0, 0));
+	}
+	TRY(unshare(CLONE_NEWCGROUP));
+	return kind == INIT ? stay() : go_on(NULL);
 }
 
 static int exec_child(void *argument)
@@ -481,7 +519,7 @@ int main(int count, char **arguments)
 	unsigned number = 0;
 
 	if (count < 5 || read_filter(arguments[3]) < 0) {
-		fprintf(stderr, "usage: floor start ROOT FILTER KEEP [overlay SCRATCH | user]\n"
+		fprintf(stderr, "usage: floor start ROOT FILTER KEEP [overlay SCRATCH | user | init]\n"
 				"       floor exec PID FILTER KEEP CGROUP\n");
 		return 2;
 	}
@@ -512,6 +550,8 @@ int main(int count, char **arguments)
 			scratch_path = arguments[6];
 		} else if (count == 6 && !strcmp(arguments[5], "user")) {
 			kind = USER;
+		} else if (count == 6 && !strcmp(arguments[5], "init")) {
+			kind = INIT;
 		}
 	}
 	while (fgets(line, sizeof line, stdin)) {

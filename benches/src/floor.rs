@@ -8,12 +8,16 @@ use std::cell::RefCell;
 use std::process::Command;
 use std::rc::Rc;
 
+const NAME: &str = "floor (C)";
+
 /// What the floor does besides the plain start.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     Plain,
     Overlay,
     User,
+    /// With a process 1 that forks the program and reaps it.
+    Init,
 }
 
 fn arguments(machine: &Machine, kind: Kind) -> Result<Vec<String>> {
@@ -29,6 +33,7 @@ fn arguments(machine: &Machine, kind: Kind) -> Result<Vec<String>> {
             arguments.extend(["overlay".to_owned(), machine.scratch("floor-overlay")?.display().to_string()]);
         }
         Kind::User => arguments.push("user".to_owned()),
+        Kind::Init => arguments.push("init".to_owned()),
     }
     Ok(arguments)
 }
@@ -41,7 +46,8 @@ pub fn worker(machine: &Machine, kind: Kind) -> Result<Worker> {
 /// The floor of a start.
 pub fn start(machine: &Machine, kind: Kind) -> Result<Box<dyn Contender>> {
     let command = format!("floor/floor.c {}", arguments(machine, kind)?.join(" "));
-    asked(command, worker(machine, kind)?)
+    let name = if kind == Kind::Init { "floor (C), with an init" } else { NAME };
+    asked(name, command, worker(machine, kind)?)
 }
 
 /// The floor of a program more in the container of `pid`, which is in the cgroup `cgroup`.
@@ -54,11 +60,11 @@ pub fn exec(machine: &Machine, pid: u32, cgroup: &str) -> Result<Box<dyn Contend
         cgroup.to_owned(),
     ];
     let worker = Worker::start(Command::new(&machine.floor).args(&arguments))?;
-    asked(format!("floor/floor.c {}", arguments.join(" ")), worker)
+    asked(NAME, format!("floor/floor.c {}", arguments.join(" ")), worker)
 }
 
-fn asked(command: String, worker: Worker) -> Result<Box<dyn Contender>> {
+fn asked(name: &str, command: String, worker: Worker) -> Result<Box<dyn Contender>> {
     let worker = Rc::new(RefCell::new(worker));
-    let (name, what) = ("floor (C)".to_owned(), "go".to_owned());
+    let (name, what) = (name.to_owned(), "go".to_owned());
     Ok(Box::new(Asked { name, version: version("cc"), command, what, worker }))
 }

@@ -69,11 +69,24 @@ impl Summary {
     }
 }
 
+/// The order of `count` contenders in a round. Over `2 * count` rounds each has every other one before it equally often
+/// (a balanced Latin square), since the kernel clears up after a container while the next one runs.
+fn order(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    // 0, 1, n - 1, 2, n - 2 …, from another place in each round, and backwards after all places.
+    let backwards = round / count.max(1) % 2 == 1;
+    (0..count).map(move |at| if backwards { count - 1 - at } else { at }).map(move |at| {
+        let zigzag = if at % 2 == 1 { at.div_ceil(2) } else { (count - at / 2) % count };
+        (zigzag + round) % count
+    })
+}
+
 /// Runs `row`: every contender once, and again, first unmeasured. Who fails once is out.
 pub fn run(row: &mut Row, effort: Effort) -> Vec<Figures> {
     let mut all: Vec<Figures> = row.entries.iter().map(start).collect();
+    let count = all.len();
     for round in 0..effort.warm_ups + effort.samples {
-        for (entry, figures) in row.entries.iter_mut().zip(&mut all) {
+        for at in order(round, count) {
+            let (Some(entry), Some(figures)) = (row.entries.get_mut(at), all.get_mut(at)) else { continue };
             let (Entry::Ready(contender), None) = (entry, &figures.failure) else { continue };
             match contender.run() {
                 Ok(Sample { wall, cpu }) if round >= effort.warm_ups => {
@@ -116,6 +129,24 @@ fn nanoseconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn everybody_follows_everybody_equally_often() {
+        for count in 1..9 {
+            let mut pairs = std::collections::BTreeMap::new();
+            for round in 0..2 * count {
+                let order: Vec<usize> = order(round, count).collect();
+                let mut sorted = order.clone();
+                sorted.sort_unstable();
+                assert_eq!(sorted, (0..count).collect::<Vec<_>>());
+                for pair in order.windows(2) {
+                    *pairs.entry((pair[0], pair[1])).or_insert(0) += 1;
+                }
+            }
+            assert_eq!(pairs.len(), count * (count - 1));
+            assert!(pairs.values().all(|times| *times == 2), "{count}: {pairs:?}");
+        }
+    }
 
     #[test]
     fn summaries_of_few_and_many() {

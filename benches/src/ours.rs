@@ -22,9 +22,9 @@ pub struct Ours {
 }
 
 impl Ours {
-    /// A sandbox on the directory that all contenders use.
+    /// A sandbox on the directory that all contenders use, with the init that sandboxes have unless told otherwise.
     pub fn plain(root: &Path) -> Self {
-        Self { root: root.to_owned(), image: None, user_namespace: false, init: false }
+        Self { root: root.to_owned(), image: None, user_namespace: false, init: true }
     }
 
     /// The sandbox that is compared at `kind`.
@@ -39,11 +39,9 @@ impl Ours {
         Ok(ours)
     }
 
-    /// With a process that reaps in front of the application, as sandboxes have unless told otherwise.
-    ///
-    /// No peer has one here, so this is shown beside the comparison, not in it.
-    pub fn with_init(mut self) -> Self {
-        self.init = true;
+    /// The application as process 1, as peers have it. A supervisor is there all the same, outside.
+    pub fn without_init(mut self) -> Self {
+        self.init = false;
         self
     }
 
@@ -60,8 +58,6 @@ impl Ours {
         };
         builder
             .command(["/bin/true"])
-            // The bundle of the engines has no mount for it.
-            .cgroup_view(false)
             .init(self.init)
             .memory_max(MEMORY_BYTES)
             .cpus(1.0)
@@ -87,7 +83,7 @@ impl Ours {
 
     /// As a contender.
     pub fn contender(self) -> Box<dyn Contender> {
-        let name = format!("gpucontainer{}", if self.init { ", with its init" } else { "" });
+        let name = format!("gpucontainer{}", if self.init { "" } else { ", without init" });
         let command = format!(
             "Sandbox::{}(…).command([\"/bin/true\"]).memory_max(…).cpus(1.0).pids_max(…).init({}).spawn(), wait(), close()",
             if self.image.is_some() { "from_image" } else { "from_directory" },

@@ -51,7 +51,7 @@ fn ours(machine: &Machine, kind: Kind) -> Vec<Entry> {
     let name = "gpucontainer";
     match Ours::of(machine, kind) {
         Ok(ours) if kind == Kind::Plain => {
-            vec![Entry::Ready(ours.clone().contender()), Entry::Ready(ours.with_init().contender())]
+            vec![Entry::Ready(ours.clone().contender()), Entry::Ready(ours.without_init().contender())]
         }
         Ok(ours) => vec![Entry::Ready(ours.contender())],
         Err(why) => vec![Entry::Missing { name: name.to_owned(), why }],
@@ -62,6 +62,7 @@ fn start(machine: &Machine) -> Row {
     let busybox = machine.root.join("bin/true").display().to_string();
     let mut entries = ours(machine, Kind::Plain);
     entries.push(Entry::new("floor (C)", floor::start(machine, floor::Kind::Plain)));
+    entries.push(Entry::new("floor (C), with an init", floor::start(machine, floor::Kind::Init)));
     entries.push(Entry::new("bwrap", boxed(peers::bubblewrap(machine))));
     entries.extend(engines(machine, Kind::Plain));
     entries.push(Entry::Ready(Box::new(Program::new("no container at all", &[&busybox]))));
