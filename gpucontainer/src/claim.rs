@@ -8,7 +8,7 @@
 //!   <name>.claim     locked: in use.  Free: the owner died, whoever takes the lock cleans up
 //! ```
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::lock::{Lock, Mode};
 use crate::sys::{errno, fs};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -30,15 +30,23 @@ impl Claim {
     /// # Errors
     /// [`ErrorKind::AlreadyExists`](crate::error::ErrorKind::AlreadyExists) if somebody living holds it.
     pub(crate) fn take(directory: &Path, name: &str, note: &[u8]) -> Result<Self> {
-        fs::create_dir_all(directory)?;
         let path = directory.join(format!("{name}{SUFFIX}"));
-        let Some(lock) = Lock::try_take(&path, Mode::Exclusive)? else {
+        let lock = match Lock::try_take(&path, Mode::Exclusive) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(directory)?;
+                Lock::try_take(&path, Mode::Exclusive)?
+            }
+            other => other?,
+        };
+        let Some(lock) = lock else {
             return Err(Error::from_errno(format!("claim {path:?}"), errno::EEXIST).with_path(path));
         };
         let claim = Self { lock, name: name.to_owned() };
         // A claim is noted before its resource is made, so one without a note stands for nothing.
-        let fresh = claim.note()?.is_empty();
-        match claim.write(note) {
+        let length = claim.lock.file().metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e))?.len();
+        let fresh = length == 0;
+        let written = if fresh { claim.append(note) } else { claim.write(note) };
+        match written {
             Ok(()) => Ok(claim),
             Err(error) => {
                 if fresh {
@@ -61,7 +69,6 @@ impl Claim {
     }
 
     /// Adds to the end of the note, of which nothing is lost if the writer dies.
-    #[cfg(feature = "nvml")]
     pub(crate) fn append(&self, more: &[u8]) -> Result<()> {
         let path = self.lock.path();
         let mut file = self.lock.file();
@@ -113,7 +120,7 @@ impl Claim {
     pub(crate) fn abandoned(directory: &Path) -> Result<Vec<Self>> {
         let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == crate::error::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(e),
         };
         let mut found = Vec::new();

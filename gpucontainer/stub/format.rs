@@ -66,7 +66,8 @@ pub const DENIED: u8 = 254;
 /// Makes the system call `number`.
 pub const OP_CALL: u8 = 0;
 /// Clones: arguments are the flags and the address of a pidfd or 0. The child goes on with the next op,
-/// the parent with the op whose number is the third argument. The result is the child's pid.
+/// the parent with the op whose number is the third argument. The result is the child's pid. If the fourth argument
+/// is not 0, both use the same memory, and the parent goes on only when the child has executed or ended.
 pub const OP_FORK: u8 = 1;
 /// Supervises: arguments are the application's pid, the control socket, the parent's pidfd (or -1),
 /// and 1 if signals go to the application. Never returns.

@@ -62,6 +62,39 @@ mod arch {
         result
     }
 
+    /// Makes a child that shares this process's memory, which waits until the child has executed or ended. The child
+    /// calls `entry(argument)` on the stack that ends at `stack`.
+    ///
+    /// # Safety
+    /// Nobody else uses the stack, `entry` does not return, and `pidfd` is the address of a number.
+    pub unsafe fn clone_sharing(
+        flags: u64,
+        stack: u64,
+        pidfd: u64,
+        entry: extern "C" fn(*const super::Fork) -> !,
+        argument: *const super::Fork,
+    ) -> i64 {
+        let result: i64;
+        // SAFETY: in the parent only what is declared changes; the child leaves on its own stack and does not return.
+        unsafe {
+            core::arch::asm!(
+                "syscall",
+                "test rax, rax",
+                "jnz 2f",
+                "xor ebp, ebp",
+                "mov rdi, r12",
+                "call r13",
+                "ud2",
+                "2:",
+                inlateout("rax") CLONE => result,
+                in("rdi") flags, in("rsi") stack, in("rdx") pidfd, in("r10") 0_u64, in("r8") 0_u64,
+                in("r12") argument, in("r13") entry,
+                lateout("rcx") _, lateout("r11") _,
+            );
+        }
+        result
+    }
+
     /// The order of the arguments of `clone(2)`: flags, stack, parent's tid, child's tid, tls.
     pub fn clone_arguments(flags: u64, pidfd: u64) -> [u64; 6] {
         [flags, 0, pidfd, 0, 0, 0]
@@ -114,6 +147,38 @@ mod arch {
         result
     }
 
+    /// Makes a child that shares this process's memory, which waits until the child has executed or ended. The child
+    /// calls `entry(argument)` on the stack that ends at `stack`.
+    ///
+    /// # Safety
+    /// Nobody else uses the stack, `entry` does not return, and `pidfd` is the address of a number.
+    pub unsafe fn clone_sharing(
+        flags: u64,
+        stack: u64,
+        pidfd: u64,
+        entry: extern "C" fn(*const super::Fork) -> !,
+        argument: *const super::Fork,
+    ) -> i64 {
+        let result: i64;
+        // SAFETY: in the parent only what is declared changes; the child leaves on its own stack and does not return.
+        unsafe {
+            core::arch::asm!(
+                "svc 0",
+                "cbnz x0, 2f",
+                "mov x29, xzr",
+                "mov x0, x20",
+                "blr x21",
+                "brk #1",
+                "2:",
+                in("x8") CLONE,
+                inlateout("x0") flags => result,
+                in("x1") stack, in("x2") pidfd, in("x3") 0_u64, in("x4") 0_u64,
+                in("x20") argument, in("x21") entry,
+            );
+        }
+        result
+    }
+
     /// The order of the arguments of `clone(2)`: flags, stack, parent's tid, tls, child's tid.
     pub fn clone_arguments(flags: u64, pidfd: u64) -> [u64; 6] {
         [flags, 0, pidfd, 0, 0, 0]
@@ -131,6 +196,8 @@ const SIGCHLD: u64 = 17;
 const WNOHANG: u64 = 1;
 /// `__WALL`: children of every kind, whatever signal they end with.
 const WALL: u64 = 0x4000_0000;
+const CLONE_VM: u64 = 0x100;
+const CLONE_VFORK: u64 = 0x4000;
 const SIGNALS: u64 = 64;
 
 fn call(number: u64, arguments: [u64; 6]) -> i64 {
@@ -176,21 +243,44 @@ extern "C" fn enter(stack: *const u64) -> ! {
     }
     // SAFETY: the kernel filled the array, and the compiler must not think it still zero.
     let size = unsafe { core::ptr::read_volatile(stat.as_ptr().add(arch::ST_SIZE / 8)) };
-    // PROT_READ | PROT_WRITE; MAP_SHARED | MAP_FIXED_NOREPLACE.
-    let mapped = call(arch::MMAP, [BASE, size, 3, 0x10_0001, descriptor, 0]);
+    // PROT_READ | PROT_WRITE; MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE.
+    let mapped = call(arch::MMAP, [BASE, size, 3, 0x10_8001, descriptor, 0]);
     if mapped.cast_unsigned() != BASE {
         exit(125);
     }
     call(arch::CLOSE, [descriptor, 0, 0, 0, 0, 0]);
-    walk()
+    walk(0, [0; REGISTERS])
 }
 
-fn walk() -> ! {
-    let mut registers = [0_i64; REGISTERS];
-    // SAFETY: the header was mapped above and is written only by this process and its one child.
+/// How far the program has come where it forks.
+struct Fork {
+    next: u32,
+    registers: [i64; REGISTERS],
+}
+
+/// The stack of a child that shares memory: it walks the rest of the program on it.
+const CHILD_STACK: usize = 8192;
+
+/// What such a child does.
+extern "C" fn go_on(fork: *const Fork) -> ! {
+    // SAFETY: the parent, whose it is, waits until this process has executed or ended.
+    let fork = unsafe { &*fork };
+    walk(fork.next, fork.registers)
+}
+
+/// Forks without a copy of the memory; the parent goes on when the child has executed or ended.
+fn fork_sharing(flags: u64, pidfd: u64, fork: &Fork) -> i64 {
+    let stack = core::mem::MaybeUninit::<[u128; CHILD_STACK / 16]>::uninit();
+    let end = stack.as_ptr() as u64 + CHILD_STACK as u64;
+    // SAFETY: the stack is this frame's, which waits; the compiler of the program gives an address within it.
+    unsafe { arch::clone_sharing(flags | CLONE_VM | CLONE_VFORK, end, pidfd, go_on, fork) }
+}
+
+fn walk(start: u32, mut registers: [i64; REGISTERS]) -> ! {
+    // SAFETY: the header was mapped before and is written only by this process and its one child.
     let (ops_at, count) = unsafe { ((*header()).ops_at, (*header()).ops) };
     let ops = (BASE + u64::from(ops_at)) as *const Op;
-    let mut at = 0_u32;
+    let mut at = start;
     while at < count {
         // SAFETY: `at` is below the number of ops, all of which are in the mapping.
         let op = unsafe { &*ops.add(at as usize) };
@@ -206,7 +296,16 @@ fn walk() -> ! {
         let result = match op.code {
             OP_CALL => call(u64::from(op.number), a),
             OP_FORK => {
-                let pid = call(arch::CLONE, arch::clone_arguments(a[0], a[1]));
+                let pid = if a[3] == 0 {
+                    call(arch::CLONE, arch::clone_arguments(a[0], a[1]))
+                } else {
+                    // The child's own result is 0, as if it had come back here.
+                    let mut fork = Fork { next, registers };
+                    if op.out != NO_REGISTER {
+                        fork.registers[op.out as usize] = 0;
+                    }
+                    fork_sharing(a[0], a[1], &fork)
+                };
                 if pid > 0 {
                     next = a[2] as u32;
                 }

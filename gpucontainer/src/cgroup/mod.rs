@@ -64,7 +64,7 @@ use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::fs;
 use cpulist::CpuList;
-use layout::Layout;
+use layout::{Hierarchy, Layout};
 use leaf::{Leaf, Place};
 use setting::Setting;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -437,9 +437,21 @@ impl Plan {
         // Version 1 first: whether version 2 is needed follows from it.
         let (old, new): (Vec<_>, Vec<_>) =
             layout.hierarchies.iter().partition(|hierarchy| hierarchy.version == Version::V1);
-        for hierarchy in old {
+        // Those that are needed at once come first: where they are made at the top, the others can be, if they ever are.
+        let at_once = |hierarchy: &&Hierarchy| {
+            let needed = settings.iter().any(|setting| hierarchy.has(&setting.controller));
+            needed || options.extras().iter().any(|name| hierarchy.has(name))
+        };
+        let (first, later): (Vec<_>, Vec<_>) = old.into_iter().partition(at_once);
+        let mut at_top = false;
+        for hierarchy in first.into_iter().chain(later) {
             let needed = settings.iter().find(|setting| hierarchy.has(&setting.controller));
-            let parent = match (hierarchy.parent(&[]), needed) {
+            let now = at_once(&hierarchy);
+            let parent = if at_top && !now { Ok(hierarchy.mount.clone()) } else { hierarchy.parent(&[]) };
+            if now {
+                at_top = parent.as_ref() == Ok(&hierarchy.mount);
+            }
+            let parent = match (parent, needed) {
                 (Ok(parent), _) => parent,
                 (Err(why), Some(setting)) => return Err(setting.not_applied(&why)),
                 (Err(why), None) => {
@@ -447,7 +459,7 @@ impl Plan {
                     continue;
                 }
             };
-            if needed.is_some() || options.extras().iter().any(|name| hierarchy.has(name)) {
+            if now {
                 plan.now.push(plan.places.len());
             }
             plan.places.push(Place {

@@ -113,8 +113,9 @@ impl Stack {
 
     /// What is at a path that is absolute and goes through no link, and the layer that shows it.
     pub(crate) fn look(&self, path: &Path) -> Result<Option<(&Root, Entry)>> {
-        for layer in &self.layers {
+        for (number, layer) in (1..).zip(&self.layers) {
             match layer.look(path)? {
+                Entry::Missing if number == self.layers.len() => return Ok(None),
                 Entry::Missing => {}
                 Entry::Whiteout | Entry::Covered => return Ok(None),
                 entry => return Ok(Some((layer, entry))),

@@ -31,16 +31,17 @@ impl From<OwnedFd> for Stdio {
 /// The application's ends, until it runs, and the host's.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    inside: [OwnedFd; 3],
+    inside: [Arc<OwnedFd>; 3],
     pub(crate) host: [Option<OwnedFd>; 3],
 }
 
 impl Streams {
     /// Opens what is needed.
     pub(crate) fn open(wanted: [&Stdio; 3]) -> Result<Self> {
-        let (stdin, stdin_host) = open(wanted[0], 0)?;
-        let (stdout, stdout_host) = open(wanted[1], 1)?;
-        let (stderr, stderr_host) = open(wanted[2], 2)?;
+        let mut null = None;
+        let (stdin, stdin_host) = open(wanted[0], 0, &mut null)?;
+        let (stdout, stdout_host) = open(wanted[1], 1, &mut null)?;
+        let (stderr, stderr_host) = open(wanted[2], 2, &mut null)?;
         Ok(Self { inside: [stdin, stdout, stderr], host: [stdin_host, stdout_host, stderr_host] })
     }
 
@@ -50,7 +51,12 @@ impl Streams {
     }
 }
 
-fn open(wanted: &Stdio, number: usize) -> Result<(OwnedFd, Option<OwnedFd>)> {
+/// One stream; `null` is what those that lead nowhere have in common.
+fn open(wanted: &Stdio, number: usize, null: &mut Option<Arc<OwnedFd>>) -> Result<(Arc<OwnedFd>, Option<OwnedFd>)> {
+    let mut nowhere = || match null {
+        Some(null) => Ok(Arc::clone(null)),
+        None => fs::open_read_write(Path::new("/dev/null")).map(|fd| Arc::clone(null.insert(Arc::new(fd)))),
+    };
     match wanted {
         Stdio::Inherit => {
             let own = match number {
@@ -58,21 +64,15 @@ fn open(wanted: &Stdio, number: usize) -> Result<(OwnedFd, Option<OwnedFd>)> {
                 1 => duplicate(std::io::stdout()),
                 _ => duplicate(std::io::stderr()),
             };
-            match own {
-                Ok(own) => Ok((own, None)),
-                // The host has closed its own; the application gets something that works.
-                Err(_) => Ok((null()?, None)),
-            }
+            // Where the host has closed its own, the application gets something that works.
+            Ok((own.map(Arc::new).or_else(|_| nowhere())?, None))
         }
-        Stdio::Null => Ok((null()?, None)),
-        Stdio::File(file) => Ok((duplicate(file)?, None)),
+        Stdio::Null => Ok((nowhere()?, None)),
+        Stdio::File(file) => Ok((Arc::clone(file), None)),
         Stdio::Piped => {
             let (reader, writer) = pipe()?;
-            Ok(if number == 0 { (reader, Some(writer)) } else { (writer, Some(reader)) })
+            let (inside, host) = if number == 0 { (reader, writer) } else { (writer, reader) };
+            Ok((Arc::new(inside), Some(host)))
         }
     }
-}
-
-fn null() -> Result<OwnedFd> {
-    fs::open_read_write(Path::new("/dev/null"))
 }

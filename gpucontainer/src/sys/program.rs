@@ -257,9 +257,10 @@ impl<'fd> Program<'fd> {
         self.push(format::OP_CALL, syscall(number), Some(out), on_error, arguments);
     }
 
-    /// Clones with `flags`. What follows is the child's; the parent goes on where the jump is landed.
-    pub(crate) fn fork(&mut self, flags: u64, pidfd_at: u64, child: Register) -> Jump {
-        let arguments = [flags.into(), pidfd_at.into(), 0_u64.into()];
+    /// Clones with `flags`. What follows is the child's; the parent goes on where the jump is landed, and if they
+    /// share their memory, which is quicker, only when the child has executed or ended.
+    pub(crate) fn fork(&mut self, flags: u64, pidfd_at: u64, child: Register, sharing: bool) -> Jump {
+        let arguments = [flags.into(), pidfd_at.into(), 0_u64.into(), u64::from(sharing).into()];
         Jump { op: self.push(format::OP_FORK, 0, Some(child), OnError::Fail, &arguments), argument: 2 }
     }
 

@@ -323,7 +323,11 @@ impl Compiler<'_, '_> {
         let (message, slot) = program.descriptor_message(b'P');
         let new_pid =
             if self.plan.init || !self.plan.namespaces.contains(&Namespace::Pid) { 0 } else { namespace::PID };
-        let jump = program.fork(SIGCHLD | CLONE_PIDFD | new_pid, slot, child);
+        // A supervisor that waits for the application cannot tell the host of it while vendors' programs prepare the
+        // container, and whoever shares memory keeps the clocks that it has.
+        let steps = &self.plan.steps;
+        let sharing = !steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. } | Step::NewTimeNamespace { .. }));
+        let jump = program.fork(SIGCHLD | CLONE_PIDFD | new_pid, slot, child, sharing);
         self.supervisor = Some((jump, child, message));
         Ok(())
     }
