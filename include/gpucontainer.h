@@ -1613,6 +1613,32 @@ gpuc_output_t *gpuc_sandbox_communicate(const gpuc_sandbox_t *sandbox,
 uint16_t gpuc_sandbox_host_port(const gpuc_sandbox_t *sandbox, uint16_t container_port);
 
 /**
+ * Publishes a TCP port of a running sandbox.
+ *
+ * @param address    an address of the host, as in "0.0.0.0" or "::1"; NULL is 127.0.0.1
+ * @param host_port  0 for any free one
+ * @param error      may be NULL
+ * @return the host's port; 0 on failure
+ */
+uint16_t gpuc_sandbox_publish(const gpuc_sandbox_t *sandbox,
+                              const char *address,
+                              uint16_t container_port,
+                              uint16_t host_port,
+                              gpuc_error_t **error);
+
+/**
+ * Closes a published port and its connections; then the host's port is free.
+ *
+ * @param address  as it was published; NULL is 127.0.0.1
+ * @param error    may be NULL
+ * @return whether it was closed
+ */
+bool gpuc_sandbox_unpublish(const gpuc_sandbox_t *sandbox,
+                            const char *address,
+                            uint16_t host_port,
+                            gpuc_error_t **error);
+
+/**
  * Connects to a TCP port inside, published or not.
  *
  * @param milliseconds  how long to try; negative is for ever

@@ -292,10 +292,23 @@ pub unsafe extern "C" fn gpuc_config_publish_at(
 ) {
     Config::update(config, |builder| {
         // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let address = unsafe { text(address, "address") }?;
-        let address = address.parse().map_err(|e| bad(format!("address {address:?}: {e}")))?;
-        Ok(builder.publish_port(PortMapping::tcp(container_port, host_port).address(address)))
+        Ok(builder.publish_port(unsafe { on_address(address, container_port, host_port) }?))
     });
+}
+
+/// A port on an address of the host; NULL is 127.0.0.1.
+///
+/// # Safety
+/// `address` is NULL or a string that ends with a zero byte.
+pub(crate) unsafe fn on_address(address: *const c_char, container_port: u16, host_port: u16) -> Result<PortMapping> {
+    let mapping = PortMapping::tcp(container_port, host_port);
+    if address.is_null() {
+        return Ok(mapping);
+    }
+    // SAFETY: as above.
+    let address = unsafe { text(address, "address") }?;
+    let address = address.parse().map_err(|e| bad(format!("address {address:?}: {e}")))?;
+    Ok(mapping.address(address))
 }
 
 fn capability(name: &str) -> Result<Capability> {

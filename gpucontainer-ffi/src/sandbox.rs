@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
 use crate::boundary::{bytes, c_string, call, given, release};
-use crate::config::Config;
+use crate::config::{Config, on_address};
 use crate::error::Error;
 use crate::image::ImageStore;
 use crate::limits::Limits;
@@ -172,6 +172,48 @@ pub unsafe extern "C" fn gpuc_sandbox_communicate(
 pub extern "C" fn gpuc_sandbox_host_port(sandbox: Option<&Sandbox>, container_port: u16) -> u16 {
     let ports = sandbox.map(|sandbox| sandbox.sandbox.ports()).unwrap_or_default();
     ports.iter().find(|port| port.container_port() == container_port).map_or(0, |port| port.host().port())
+}
+
+/// Publishes a TCP port of a running sandbox.
+///
+/// @param address    an address of the host, as in "0.0.0.0" or "::1"; NULL is 127.0.0.1
+/// @param host_port  0 for any free one
+/// @param error      may be NULL
+/// @return the host's port; 0 on failure
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_sandbox_publish(
+    sandbox: Option<&Sandbox>,
+    address: *const c_char,
+    container_port: u16,
+    host_port: u16,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> u16 {
+    call(error, 0, || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let mapping = unsafe { on_address(address, container_port, host_port) }?;
+        let ports = given(sandbox, "sandbox")?.sandbox.publish(&[mapping])?;
+        Ok(ports.first().map_or(0, |port| port.host().port()))
+    })
+}
+
+/// Closes a published port and its connections; then the host's port is free.
+///
+/// @param address  as it was published; NULL is 127.0.0.1
+/// @param error    may be NULL
+/// @return whether it was closed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_sandbox_unpublish(
+    sandbox: Option<&Sandbox>,
+    address: *const c_char,
+    host_port: u16,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> bool {
+    call(error, false, || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let mapping = unsafe { on_address(address, 0, host_port) }?;
+        given(sandbox, "sandbox")?.sandbox.unpublish(mapping.host())?;
+        Ok(true)
+    })
 }
 
 /// Connects to a TCP port inside, published or not.

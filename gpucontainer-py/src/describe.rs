@@ -211,11 +211,7 @@ pub(crate) fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) ->
             "shm_size" => builder.shm_size(value.extract()?),
             "ports" => {
                 for (container_port, address, host_port) in value.extract::<Vec<(u16, Option<IpAddr>, u16)>>()? {
-                    let mapping = PortMapping::tcp(container_port, host_port);
-                    builder = builder.publish_port(match address {
-                        Some(address) => mapping.address(address),
-                        None => mapping,
-                    });
+                    builder = builder.publish_port(mapping(container_port, address, host_port));
                 }
                 builder
             }
@@ -258,4 +254,13 @@ pub(crate) fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) ->
         };
     }
     Ok(builder)
+}
+
+/// A port on an address of the host; none is 127.0.0.1.
+pub(crate) fn mapping(container_port: u16, address: Option<IpAddr>, host_port: u16) -> PortMapping {
+    let mapping = PortMapping::tcp(container_port, host_port);
+    match address {
+        Some(address) => mapping.address(address),
+        None => mapping,
+    }
 }

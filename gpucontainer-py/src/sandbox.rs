@@ -1,7 +1,7 @@
 //! Sandboxes and the processes in them, as Python sees them. The classes that people use are written in
 //! Python, in `gpucontainer.sandbox`; these hold the handles.
 
-use crate::describe::{describe, limits, ours, refuse, stdio};
+use crate::describe::{describe, limits, mapping, ours, refuse, stdio};
 use crate::error::raise;
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
@@ -11,6 +11,7 @@ use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,24 @@ impl SandboxHandle {
             (port, host.ip().to_string(), host.port(), counts, status.last_error.clone())
         };
         self.with(py, |sandbox| Ok(sandbox.port_status().iter().map(fields).collect()))
+    }
+
+    fn publish(
+        &self,
+        py: Python<'_>,
+        container_port: u16,
+        address: Option<IpAddr>,
+        host_port: u16,
+    ) -> PyResult<(String, u16)> {
+        let mapping = mapping(container_port, address, host_port);
+        self.with(py, |sandbox| {
+            let ports = sandbox.publish(&[mapping])?;
+            Ok(ports.first().map(|port| (port.host().ip().to_string(), port.host().port())).unwrap_or_default())
+        })
+    }
+
+    fn unpublish(&self, py: Python<'_>, address: IpAddr, host_port: u16) -> PyResult<()> {
+        self.with(py, |sandbox| sandbox.unpublish(SocketAddr::new(address, host_port)))
     }
 
     fn gpus(&self, py: Python<'_>) -> PyResult<Vec<String>> {

@@ -5,6 +5,7 @@
 mod common;
 
 use gpucontainer::image::{Image, ImageStore};
+use gpucontainer::net::PortMapping;
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{Capability, Mount, Network, ResourceLimit, SandboxBuilder, Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, Sandbox};
@@ -395,6 +396,55 @@ fn ports_of_several_instances() {
     assert!(error.to_string().contains(&taken.to_string()), "{error}");
     drop(sandboxes);
     drop(fixture);
+    leaks.check();
+}
+
+#[test]
+fn ports_come_and_go_while_it_runs() {
+    let leaks = common::Leaks::watch();
+    let fixture = Fixture::new();
+    let sandbox = fixture.shell("while true; do echo here | /bin/busybox nc -l -p 80; done").spawn().unwrap();
+    assert_eq!(sandbox.ports(), []);
+    let mappings = [PortMapping::tcp(80, 0), PortMapping::tcp(80, 0)];
+    let ports = sandbox.publish(&mappings).unwrap();
+    assert_eq!(sandbox.ports(), ports);
+    let (first, second) = (ports[0].host(), ports[1].host());
+    let answer = |address: std::net::SocketAddr| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut text = String::new();
+            let read = std::net::TcpStream::connect(address).and_then(|mut stream| stream.read_to_string(&mut text));
+            if read.is_ok() && !text.is_empty() {
+                break text;
+            }
+            assert!(std::time::Instant::now() < deadline, "nobody answers at {address}");
+            std::thread::yield_now();
+        }
+    };
+    assert_eq!((answer(first), answer(second)), ("here\n".to_owned(), "here\n".to_owned()));
+
+    // All or none: the second is taken.
+    let error = sandbox.publish(&[PortMapping::tcp(81, 0), PortMapping::tcp(80, first.port())]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PortInUse);
+    assert_eq!(sandbox.ports(), ports);
+
+    sandbox.unpublish(first).unwrap();
+    drop(std::net::TcpListener::bind(first).unwrap());
+    assert_eq!(sandbox.ports(), ports[1..]);
+    assert_eq!(answer(second), "here\n");
+    let error = sandbox.unpublish(first).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains(&first.to_string()), "{error}");
+
+    sandbox.kill(9).unwrap();
+    sandbox.wait().unwrap();
+    assert!(sandbox.publish(&mappings[..1]).is_err(), "its network is gone");
+    sandbox.close().unwrap();
+    drop(std::net::TcpListener::bind(second).unwrap());
+
+    let sandbox = fixture.shell("sleep 1000").network(Network::Host).spawn().unwrap();
+    assert_eq!(sandbox.publish(&mappings[..1]).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    drop((sandbox, fixture));
     leaks.check();
 }
 

@@ -332,6 +332,15 @@ static void network(const gpuc_image_t *image) {
     ssize_t count = read(connection, text, sizeof text);
     CHECK(count == 3 && memcmp(text, "hi\n", 3) == 0);
     close(connection);
+    uint16_t port = gpuc_sandbox_publish(sandbox, NULL, 8080, 0, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(port > 0 && port != gpuc_sandbox_host_port(sandbox, 8080));
+    CHECK(gpuc_sandbox_publish(sandbox, "127.0.0.1", 8080, port, &error) == 0);
+    expect(error, GPUC_ERROR_PORT_IN_USE, "is taken");
+    CHECK(gpuc_sandbox_publish(sandbox, "nowhere", 8080, 0, NULL) == 0);
+    CHECK(gpuc_sandbox_unpublish(sandbox, NULL, port, &error));
+    CHECK_NO_ERROR(error);
+    CHECK(!gpuc_sandbox_unpublish(sandbox, NULL, port, NULL));
     close_sandbox(sandbox);
 }
 

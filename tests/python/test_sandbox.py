@@ -224,6 +224,22 @@ def test_published_ports(start: Start) -> None:
         start("true", ports={8080: ports[8080].host_port})
 
 
+def test_ports_of_a_running_sandbox(start: Start) -> None:
+    sandbox = start("exec sleep 1000")
+    address, port = sandbox.publish(8080)
+    assert (address, [known.host_port for known in sandbox.ports]) == ("127.0.0.1", [port])
+    address6, port6 = sandbox.publish(8080, address="::1")
+    assert address6 == "::1"
+    with pytest.raises(errors.PortInUseError, match=str(port)):
+        sandbox.publish(8080, port)
+    sandbox.unpublish(address, port)
+    assert [known.host_port for known in sandbox.ports] == [port6]
+    with pytest.raises(errors.NotFoundError, match=str(port)):
+        sandbox.unpublish(address, port)
+    with pytest.raises(ValueError, match="nowhere"):
+        sandbox.publish(8080, address="nowhere")
+
+
 def test_mounts(start: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("of the host\n")
     sandbox = start(

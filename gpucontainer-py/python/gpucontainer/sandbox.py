@@ -458,6 +458,19 @@ class Sandbox(_Running):
             for inside, address, outside, counters, error in self._handle.ports()
         ]
 
+    def publish(self, container_port: int, host_port: int = 0, *, address: str | None = None) -> tuple[str, int]:
+        """Publishes a TCP port while the sandbox runs.
+
+        :param host_port: 0 is any free one.
+        :param address: of the host; 127.0.0.1 if None.
+        :return: the address and the real port of the host, as :meth:`unpublish` takes them.
+        """
+        return self._handle.publish(*_port(container_port, host_port if address is None else (address, host_port)))
+
+    def unpublish(self, address: str, host_port: int) -> None:
+        """Closes a published port and its connections; then the host's port is free."""
+        self._handle.unpublish(ipaddress.ip_address(address), host_port)
+
     @property
     def gpus(self) -> list[str]:
         """The GPUs that are visible inside, by identifier."""

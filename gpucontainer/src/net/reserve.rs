@@ -79,6 +79,11 @@ impl Reservation {
         self.sockets.iter().map(|(port, _)| *port).collect()
     }
 
+    /// The same as one reservation a port, in their order, so that each port can be closed for itself.
+    pub fn each(self) -> Vec<Self> {
+        self.sockets.into_iter().map(|one| Self { sockets: vec![one] }).collect()
+    }
+
     /// Hands the listening sockets out, for a program that takes connections itself. They are non-blocking and closed
     /// on exec.
     pub fn into_sockets(self) -> Vec<(PublishedPort, OwnedFd)> {

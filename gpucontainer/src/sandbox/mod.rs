@@ -18,6 +18,7 @@ mod launch;
 mod mount;
 mod options;
 mod plan;
+mod ports;
 mod prepare;
 mod process;
 mod root;
@@ -35,11 +36,12 @@ use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{DriverRoot, GpuGrant, GpuLease, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
-use crate::net::{NetworkNamespace, PortMapper, PortStatus, Published, PublishedPort};
+use crate::net::{NetworkNamespace, PortMapping, PortStatus, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
 use crate::sandbox::launch::{Inputs, launch};
+use crate::sandbox::ports::Ports;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
 use crate::sandbox::process::{Handle, process_methods};
 use crate::sandbox::root::Root;
@@ -48,7 +50,7 @@ use crate::store::LayerHandle;
 use crate::sys::program::now;
 use crate::sys::{fs, process as processes};
 use std::collections::BTreeSet;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,7 +79,7 @@ use std::time::Duration;
 pub struct Sandbox {
     name: String,
     handle: Handle,
-    published: Option<Published>,
+    ports: Ports,
     cgroup: Option<Cgroup>,
     scratch: Option<Scratch>,
     /// Keeps the layers from being collected.
@@ -124,10 +126,7 @@ impl Sandbox {
         let root = Root::find(builder, true).with_context(wanted)?;
         collect_once(&root, builder).with_context(wanted)?;
         moments.push(("image", now()));
-        let reservation = match builder.ports.as_slice() {
-            [] => None,
-            mappings => Some(PortMapper::new().reserve(mappings).with_context(wanted)?),
-        };
+        let reserved = Ports::reserve(builder).with_context(wanted)?;
         let scratch = match root.writable(builder) {
             Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name).with_context(wanted)?),
             _ => None,
@@ -171,7 +170,7 @@ impl Sandbox {
         let mut sandbox = Self {
             name,
             handle,
-            published: None,
+            ports: Ports::of(builder),
             cgroup,
             scratch,
             _layers: prepared.layers,
@@ -182,10 +181,9 @@ impl Sandbox {
             plan: prepared.plan,
             timeline: Vec::new(),
         };
-        if let Some(reservation) = reservation {
-            let namespace = NetworkNamespace::of_process(processes::duplicate(sandbox.handle.application())?);
-            let published = reservation.relay(namespace);
-            sandbox.published = Some(published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?);
+        if !reserved.is_empty() {
+            let published = sandbox.network().and_then(|network| sandbox.ports.relay(reserved, network));
+            published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?;
             moments.push(("ports", now()));
         }
         let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
@@ -218,12 +216,36 @@ impl Sandbox {
 
     /// The published ports.
     pub fn ports(&self) -> Vec<PublishedPort> {
-        self.published.as_ref().map(Published::ports).unwrap_or_default()
+        self.ports.list()
     }
 
     /// The published ports with their counters.
     pub fn port_status(&self) -> Vec<PortStatus> {
-        self.published.as_ref().map(Published::status).unwrap_or_default()
+        self.ports.status()
+    }
+
+    /// Publishes more ports while it runs, all or none; the ports with their real numbers, in the order of `mappings`.
+    ///
+    /// # Errors
+    /// Those of [`PortMapper::reserve`](crate::net::PortMapper::reserve);
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
+    /// application.
+    pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
+        let published = self.network().and_then(|network| self.ports.add(mappings, network));
+        published.with_context(|| format!("publish ports of sandbox {}", self.name))
+    }
+
+    /// Closes a published port and its connections: `host` is what [`PublishedPort::host`] says. When this returns, the
+    /// host's port is free.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there.
+    pub fn unpublish(&self, host: SocketAddr) -> Result<()> {
+        self.ports.remove(host).with_context(|| format!("close a port of sandbox {}", self.name))
+    }
+
+    fn network(&self) -> Result<NetworkNamespace> {
+        Ok(NetworkNamespace::of_process(processes::duplicate(self.handle.application())?))
     }
 
     /// The GPUs that are visible inside, by UUID: those of the start, then those that were attached.
@@ -248,8 +270,8 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::TimedOut`] after `timeout`; `ECONNREFUSED` if nobody listens there.
     pub fn dial(&self, port: u16, timeout: Option<Duration>) -> Result<TcpStream> {
-        let namespace = NetworkNamespace::of_process(processes::duplicate(self.handle.application())?);
-        namespace.dial(port, timeout).with_context(|| format!("dial port {port} of sandbox {}", self.name))
+        let dialled = self.network().and_then(|network| network.dial(port, timeout));
+        dialled.with_context(|| format!("dial port {port} of sandbox {}", self.name))
     }
 
     fn status(&self, raw: i32) -> Result<ExitStatus> {
@@ -353,7 +375,7 @@ impl Sandbox {
             return Ok(());
         }
         let mut failures = Vec::new();
-        self.published = None;
+        self.ports.close();
         if let Some(cgroup) = &self.cgroup {
             // A paused application cannot die before it goes on.
             if cgroup.is_frozen().unwrap_or(false) {
@@ -385,7 +407,8 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         if !self.handle.is_owner() {
             // A forked child of the host: nothing here is its to give back, and the relay's thread is not in it.
-            std::mem::forget((self.cgroup.take(), self.scratch.take(), self.published.take()));
+            std::mem::forget((self.cgroup.take(), self.scratch.take()));
+            self.ports.forget();
             return;
         }
         if let Err(error) = self.give_back() {
