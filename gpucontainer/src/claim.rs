@@ -28,7 +28,7 @@ impl Claim {
     /// Claims `name` in `directory` (made if it is not there) and writes down `note` for whoever has to clean up.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`](crate::error::ErrorKind::AlreadyExists) if somebody living holds it.
+    /// [`ErrorKind::AlreadyExists`] if somebody living holds it.
     pub(crate) fn take(directory: &Path, name: &str, note: &[u8]) -> Result<Self> {
         let path = directory.join(format!("{name}{SUFFIX}"));
         let lock = match Lock::try_take(&path, Mode::Exclusive) {
