@@ -13,10 +13,11 @@ use crate::digest::{self, Digest, HashingReader};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::layer::{self, UnpackOptions};
 use crate::progress::{Cancel, Phase, Progress};
-use crate::store::{Store, Work};
+use crate::store::{Store, Work, note_implied};
 use crate::sys::fs;
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -160,6 +161,7 @@ impl Ingest<'_> {
         };
         let staged = self.work.fresh_directory()?;
         let made = self.stream(diff_id, blob, &item, &staged.join("tree"), abandoned);
+        let made = made.and_then(|implied| note_implied(&staged, &implied));
         let made = made.and_then(|()| self.store.add_layer(self.work, diff_id, &staged));
         if made.is_err() {
             self.work.discard(&staged)?;
@@ -173,9 +175,9 @@ impl Ingest<'_> {
         diff_id: &Digest,
         blob: &Blob,
         item: &str,
-        tree: &std::path::Path,
+        tree: &Path,
         abandoned: &AtomicBool,
-    ) -> Result<()> {
+    ) -> Result<Vec<PathBuf>> {
         fs::create_dir(tree)?;
         let mut compressed = HashingReader::new(Metered {
             inner: self.source.open(blob)?,
@@ -215,14 +217,18 @@ impl Ingest<'_> {
         unpacked
     }
 
-    fn unpack(&self, diff_id: &Digest, compressed: &mut dyn Read, tree: &std::path::Path) -> Result<()> {
+    fn unpack(&self, diff_id: &Digest, compressed: &mut dyn Read, tree: &Path) -> Result<Vec<PathBuf>> {
         let decompressed = Decompress::new(compressed).map_err(|e| Error::from_io("read", e))?;
         let mut plain = HashingReader::new(Bounded { inner: decompressed, left: self.max_layer_bytes });
         let options = UnpackOptions::for_this_user().max_bytes(self.max_layer_bytes).cancel(self.cancel.clone());
-        layer::unpack(&mut plain, tree, &options)?;
+        let unpacked = layer::unpack(&mut plain, tree, &options)?;
         drain(&mut plain)?;
         let found = plain.digest();
-        if found == *diff_id { Ok(()) } else { Err(digest::mismatch("uncompressed form", diff_id, &found)) }
+        if found == *diff_id {
+            Ok(unpacked.implied)
+        } else {
+            Err(digest::mismatch("uncompressed form", diff_id, &found))
+        }
     }
 }
 

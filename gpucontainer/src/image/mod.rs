@@ -44,8 +44,10 @@ pub use registry::Credentials;
 
 use crate::digest::Digest;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::layer::{Stack, seam};
 use crate::progress::Cancel;
-use crate::store::{Held, Record, Store, Work};
+use crate::store::{Held, Record, Store, Work, chain_ids};
+use crate::sys::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -235,8 +237,32 @@ impl ImageStore {
             config: id.to_string(),
             platform: platform.to_string(),
         };
+        self.make_seams(work, &id)?;
         self.store.set_reference(work, &record)?;
         self.load(&record)
+    }
+
+    /// Makes what must lie between the layers of a configuration, all of which are in the store.
+    fn make_seams(&self, work: &Work, config: &Digest) -> Result<()> {
+        let bytes = self.store.blob(config)?.unwrap_or_default();
+        let config::Parsed { diff_ids, .. } = config::parse(&bytes)?;
+        for (at, chain) in chain_ids(&diff_ids).iter().enumerate().skip(1) {
+            let (below, layer) = (diff_ids.get(..at).unwrap_or_default(), diff_ids[at]);
+            let implied = self.store.implied(&layer)?;
+            if implied.is_empty() || self.store.has_seam(chain) {
+                continue;
+            }
+            let wanted = || format!("join layer {layer} to those below it");
+            // With the seams of those below, which were made before.
+            let below = Stack::open(self.store.trees(below).iter().rev())?;
+            let staged = work.fresh_directory()?;
+            let tree = staged.join("tree");
+            fs::create_dir(&tree)?;
+            if seam::make(&self.store.layer_tree(&layer), &implied, &below, &tree).with_context(wanted)? {
+                self.store.add_seam(work, chain, &staged).with_context(wanted)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes an image of its record; the caller holds `adding`.
@@ -284,6 +310,11 @@ impl Image {
             .store
             .layer_handles(&inner.diff_ids, &inner.used)
             .with_context(|| format!("layers of image {}", inner.reference))
+    }
+
+    /// What is stacked for a root file system, bottom first: the layers, and the seams between them.
+    pub(crate) fn trees(&self) -> Vec<PathBuf> {
+        self.inner.store.trees(&self.inner.diff_ids)
     }
 
     /// The image's configuration as it is stored, JSON.

@@ -15,6 +15,7 @@
 mod archive;
 mod input;
 mod pax;
+pub(crate) mod seam;
 mod stack;
 mod unpack;
 
@@ -90,6 +91,8 @@ pub(crate) struct Unpacked {
     pub(crate) archive_bytes: u64,
     /// Members of the archive.
     pub(crate) entries: u64,
+    /// Directories that no member describes, relative to the tree: only their being on the way to others made them.
+    pub(crate) implied: Vec<PathBuf>,
 }
 
 /// Unpacks an uncompressed tar `archive` into `directory`, which exists and is empty, and reads the archive to its end.
@@ -103,6 +106,7 @@ pub(crate) struct Unpacked {
 /// truncated, too large or hostile; `NoSpace`; `Cancelled`; errors of the reader as they are.
 pub(crate) fn unpack(archive: &mut dyn Read, directory: &Path, options: &UnpackOptions) -> Result<Unpacked> {
     let input = input::Input::new(archive, options.max_bytes, options.cancel.clone());
-    let (archive_bytes, entries) = unpack::run(archive::Archive::new(input), directory, options)?;
-    Ok(Unpacked { tree: LayerTree::Directory(directory.to_owned()), archive_bytes, entries })
+    let found = unpack::run(archive::Archive::new(input), directory, options)?;
+    let unpack::Found { archive_bytes, entries, implied } = found;
+    Ok(Unpacked { tree: LayerTree::Directory(directory.to_owned()), archive_bytes, entries, implied })
 }

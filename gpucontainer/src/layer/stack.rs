@@ -38,6 +38,17 @@ impl Stack {
         Ok(self.find(path.as_ref())?.is_some())
     }
 
+    /// The directory to which `path` leads, relative to the root and without links; `None` if there is none.
+    pub(crate) fn directory(&self, path: &Path) -> Result<Option<PathBuf>> {
+        match self.find(path) {
+            Ok(Some((_, path, Entry::Directory))) => Ok(path.strip_prefix("/").map(Path::to_owned).ok()),
+            Ok(_) => Ok(None),
+            // Links in a circle.
+            Err(e) if e.kind() == ErrorKind::InvalidImage => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Opens the regular file at `path`; `None` if there is none.
     pub(crate) fn open_file(&self, path: &Path) -> Result<Option<File>> {
         match self.find(path)? {

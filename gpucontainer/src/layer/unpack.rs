@@ -25,8 +25,15 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidLayer, text)
 }
 
-/// Unpacks all members; returns the bytes of the archive and the count of its members.
-pub(super) fn run(mut archive: Archive<'_>, directory: &Path, options: &UnpackOptions) -> Result<(u64, u64)> {
+/// What was in an archive.
+pub(super) struct Found {
+    pub(super) archive_bytes: u64,
+    pub(super) entries: u64,
+    pub(super) implied: Vec<PathBuf>,
+}
+
+/// Unpacks all members.
+pub(super) fn run(mut archive: Archive<'_>, directory: &Path, options: &UnpackOptions) -> Result<Found> {
     let mut tree = Tree::open(directory, options)?;
     let mut entries = 0;
     while let Some(member) = archive.next()? {
@@ -34,8 +41,9 @@ pub(super) fn run(mut archive: Archive<'_>, directory: &Path, options: &UnpackOp
         entries += 1;
         tree.add(&member, &mut archive).map_err(|error| blame(error, &member.name))?;
     }
-    tree.finish(tree.root.as_fd())?;
-    Ok((archive.consumed(), entries))
+    let mut implied = Vec::new();
+    tree.finish(tree.root.as_fd(), Path::new(""), &mut implied)?;
+    Ok(Found { archive_bytes: archive.consumed(), entries, implied })
 }
 
 /// Names the entry; where the kernel refused what the entry says, the layer is to blame, not the host.
@@ -53,6 +61,8 @@ fn blame(error: Error, name: &[u8]) -> Error {
 struct Described {
     depth: u32,
     has_directories: bool,
+    /// Whether a member says what it is like, or it is new because what was there is hidden.
+    listed: bool,
     mode: u32,
     modified: Moment,
 }
@@ -60,7 +70,7 @@ struct Described {
 impl Described {
     /// A directory that the archive implies but does not list: the same on every host.
     fn implied(depth: u32) -> Self {
-        Self { depth, has_directories: false, mode: 0o755, modified: Moment::default() }
+        Self { depth, has_directories: false, listed: false, mode: 0o755, modified: Moment::default() }
     }
 }
 
@@ -185,7 +195,8 @@ impl<'a> Tree<'a> {
             return Err(invalid("the tree changed meanwhile"));
         }
         let fd = tree::open_directory(parent.fd.as_fd(), name)?;
-        self.directories.insert(tree::status_of(fd.as_fd())?.inode, Described::implied(depth));
+        let described = Described { listed: opaque, ..Described::implied(depth) };
+        self.directories.insert(tree::status_of(fd.as_fd())?.inode, described);
         if self.options.keep_owners {
             tree::set_owner(fd.as_fd(), 0, 0)?;
         }
@@ -339,6 +350,7 @@ impl<'a> Tree<'a> {
     fn describe_directory(&mut self, fd: BorrowedFd<'_>, inode: u64, member: &Member) -> Result<()> {
         self.describe(fd, member)?;
         let described = self.directories.get_mut(&inode).ok_or_else(|| invalid("the tree changed meanwhile"))?;
+        described.listed = true;
         described.mode = member.mode;
         described.modified = member.modified;
         Ok(())
@@ -377,16 +389,21 @@ impl<'a> Tree<'a> {
     }
 
     /// Gives every directory, innermost first, the mode and the times that work inside it would have changed.
-    fn finish(&self, directory: BorrowedFd<'_>) -> Result<()> {
+    /// Those that no member described are added to `implied`.
+    fn finish(&self, directory: BorrowedFd<'_>, path: &Path, implied: &mut Vec<PathBuf>) -> Result<()> {
         let inode = tree::status_of(directory)?.inode;
         let described = self.directories.get(&inode).copied().unwrap_or(Described::implied(0));
         if described.has_directories {
             for (name, is_directory) in tree::entries(directory)? {
                 if is_directory {
                     let inner = tree::open_directory(directory, &name)?;
-                    self.finish(inner.as_fd()).map_err(|error| error.context(format!("{name:?}")))?;
+                    self.finish(inner.as_fd(), &path.join(&name), implied)
+                        .map_err(|error| error.context(format!("{name:?}")))?;
                 }
             }
+        }
+        if !described.listed && described.depth > 0 {
+            implied.push(path.to_owned());
         }
         tree::set_mode(directory, described.mode)?;
         tree::set_times(directory, described.modified)

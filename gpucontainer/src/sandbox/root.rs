@@ -75,7 +75,7 @@ impl Root {
     pub(crate) fn rootfs(&self, builder: &SandboxBuilder) -> Rootfs {
         let rootfs = match self {
             // The bottom layer first, as images list them.
-            Self::Image { layers, .. } => Rootfs::new(layers.iter().map(LayerHandle::path)),
+            Self::Image { image, .. } => Rootfs::new(image.trees()),
             Self::Directory(path) => Rootfs::directory(path),
         };
         let rootfs = match self.writable(builder) {
@@ -92,7 +92,7 @@ impl Root {
     /// The same, to be read before it is mounted.
     pub(crate) fn tree(&self) -> Result<Stack> {
         match self {
-            Self::Image { layers, .. } => Stack::open(layers.iter().rev().map(LayerHandle::path)),
+            Self::Image { image, .. } => Stack::open(image.trees().iter().rev()),
             Self::Directory(path) => Stack::open([path]),
         }
     }

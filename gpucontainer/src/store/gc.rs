@@ -1,5 +1,6 @@
 //! Garbage collection: what no reference and no living user leads to is removed.
 
+use super::seam::chain_ids;
 use super::work::corrupt;
 use super::{Held, Store, Work};
 use crate::digest::Digest;
@@ -28,7 +29,7 @@ impl Store {
         let _alone = Held::new(self.wait(&self.root.join("gc.lock"), Mode::Exclusive, cancel, &mut || {})?);
         let mut manifests = BTreeSet::new();
         let mut blobs = BTreeSet::new();
-        let mut layers = BTreeSet::new();
+        let (mut layers, mut chains) = (BTreeSet::new(), BTreeSet::new());
         for record in self.references()? {
             manifests.insert(record.manifest_digest()?);
         }
@@ -41,7 +42,9 @@ impl Store {
         }
         for manifest in manifests {
             let config = self.config_of(&manifest)?;
-            layers.extend(self.diff_ids_of(&config)?);
+            let diff_ids = self.diff_ids_of(&config)?;
+            chains.extend(chain_ids(&diff_ids));
+            layers.extend(diff_ids);
             blobs.extend([manifest, config]);
         }
 
@@ -63,6 +66,7 @@ impl Store {
                 collected.blobs += 1;
             }
         }
+        self.collect_seams(&chains, &work)?;
         work.finish()?;
         Ok(collected)
     }

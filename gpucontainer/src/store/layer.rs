@@ -84,6 +84,11 @@ impl Store {
         self.layers().join(diff_id.hex())
     }
 
+    /// Where the files of a layer are.
+    pub(crate) fn layer_tree(&self, diff_id: &Digest) -> PathBuf {
+        self.layer_path(diff_id).join("tree")
+    }
+
     pub(super) fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
         self.root.join("locks").join(format!("{}.layer", diff_id.hex()))
     }
@@ -139,7 +144,7 @@ impl Store {
     pub(crate) fn layer_handles(&self, diff_ids: &[Digest], used: &Arc<Held>) -> Result<Vec<LayerHandle>> {
         let mut handles = Vec::with_capacity(diff_ids.len());
         for diff_id in diff_ids {
-            let path = self.layer_path(diff_id).join("tree");
+            let path = self.layer_tree(diff_id);
             if !path.is_dir() {
                 return Err(corrupt(&path, "a layer of a stored image is missing"));
             }

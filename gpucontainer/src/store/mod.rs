@@ -7,6 +7,9 @@
 //!   blobs/sha256/<hex>   manifests and configurations, each whole and verified
 //!   layers/sha256/<hex>/ one per layer, by the digest of its uncompressed archive
 //!     tree/              the layer, unpacked
+//!     implied            if any: the directories that its archive has only as part of other paths
+//!   seams/sha256/<hex>/  where layers below know better what an implied directory is: a tree that is stacked right
+//!     tree/              above the layer, by the chain ID of the layer and those below it
 //!   refs/<name>          one JSON record per reference: which manifest, which configuration
 //!   staging/             work under way: <name>/ with <name>.claim, locked as long as its owner lives
 //!   locks/               <hex>.layer: who makes this layer; <hex>.image: who uses this image
@@ -21,6 +24,7 @@
 mod gc;
 mod layer;
 mod refs;
+mod seam;
 mod work;
 
 pub use gc::Collected;
@@ -28,6 +32,7 @@ pub use layer::LayerHandle;
 
 pub(crate) use layer::Held;
 pub(crate) use refs::Record;
+pub(crate) use seam::{chain_ids, note_implied};
 pub(crate) use work::Work;
 
 use crate::digest::Digest;

@@ -151,6 +151,11 @@ pub(crate) fn open_inside(root: &Root, path: &Path) -> Result<OwnedFd> {
     root.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }
 
+/// The same for looking at what the directory is like, which needs no right to read it.
+pub(crate) fn look_inside(root: &Root, path: &Path) -> Result<OwnedFd> {
+    root.open_at(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+}
+
 /// Writes `bytes` at `offset`, all of them.
 pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset).map_err(|e| Error::from_io("pwrite", e))
@@ -372,6 +377,19 @@ pub(crate) fn blames_the_entry(errno: i32) -> bool {
 /// A name for the kernel; `None` if it has a NUL in it.
 pub(crate) fn name(bytes: &[u8]) -> Option<&OsStr> {
     (!bytes.contains(&0)).then(|| OsStr::from_bytes(bytes))
+}
+
+/// Gives the link `name` in `to` the times and, where this process may, the owner of the one in `from`.
+pub(crate) fn copy_link_description(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|e| failed(format!("fstatat({name:?})"), e))?;
+    match set_owner_at(to, name, stat.st_uid, stat.st_gid) {
+        // As with directories.
+        Err(e) if !matches!(e.errno(), Some(libc::EPERM | libc::EINVAL)) => return Err(e),
+        _ => {}
+    }
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
+    set_times_at(to, name, Moment { seconds: stat.st_mtime, nanoseconds })
 }
 
 /// Gives the directory `to` the mode, the times and, where this process may, the owner of the directory `from`.

@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::layer::Stack;
-use crate::store::LayerHandle;
 use crate::sys::fs::look::attributes;
 use crate::sys::root::Entry;
 use std::path::{Path, PathBuf};
@@ -22,9 +21,9 @@ pub(super) enum Shown {
 }
 
 impl Base {
-    /// Opens the layers, the bottom one first.
-    pub(super) fn open(layers: &[LayerHandle]) -> Result<Self> {
-        Stack::open(layers.iter().rev().map(LayerHandle::path)).map(Self)
+    /// Opens the trees of the layers, the bottom one first.
+    pub(super) fn open(trees: &[PathBuf]) -> Result<Self> {
+        Stack::open(trees.iter().rev()).map(Self)
     }
 
     /// What is at `path`, which is absolute and goes through no link.

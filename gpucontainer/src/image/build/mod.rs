@@ -11,7 +11,7 @@ use crate::digest::{Digest, HashingReader};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::layer::{self, UnpackOptions};
 use crate::progress::Cancel;
-use crate::store::Work;
+use crate::store::{Work, note_implied};
 use crate::sys::fs;
 use files::Archive;
 use settings::Settings;
@@ -214,7 +214,8 @@ impl ImageBuilder {
         self.settings.apply(&mut config, seconds)?;
 
         let store = &self.store.store;
-        let base = self.base.as_ref().map(Image::layers).transpose()?.unwrap_or_default();
+        let trees = |base: &Image| base.layers().map(|_| base.trees());
+        let base = self.base.as_ref().map(trees).transpose()?.unwrap_or_default();
         let tree = Tree::make(&self.steps, &base::Base::open(&base)?)?;
         let adding = store.adding(&self.cancel)?;
         let work = Work::begin(store)?;
@@ -284,7 +285,8 @@ impl ImageBuilder {
         fs::create_dir(&path)?;
         let mut archive = HashingReader::new(Archive::new(tree, seconds, &self.cancel));
         let options = UnpackOptions::for_this_user().cancel(self.cancel.clone());
-        layer::unpack(&mut archive, &path, &options)?;
+        let unpacked = layer::unpack(&mut archive, &path, &options)?;
+        note_implied(&staged, &unpacked.implied)?;
         let mut rest = Vec::new();
         archive.read_to_end(&mut rest).map_err(|e| Error::from_io("read", e))?;
         let digest: Digest = archive.digest();

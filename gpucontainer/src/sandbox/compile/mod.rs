@@ -319,6 +319,8 @@ impl Compiler<'_, '_> {
         program.default_signals();
         // The supervisor's own working directory would keep one of the host's busy; `/` follows the pivot.
         program.chdir("/")?;
+        // Before there is an application that could see another; the application gets its program's name.
+        program.set_name("gpuc-init")?;
         let child = program.register()?;
         let (message, slot) = program.descriptor_message(b'P');
         let new_pid =
@@ -343,7 +345,6 @@ impl Compiler<'_, '_> {
         let control = program.descriptor(self.descriptors.control)?;
         let owner = program.descriptor(self.descriptors.owner)?;
         program.send(control, &message);
-        program.set_name("gpuc-init")?;
         // What the application has open must end with the application, so nobody else may hold it.
         let started = program.descriptor(self.descriptors.started)?;
         program.close(started);
