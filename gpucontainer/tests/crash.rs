@@ -6,7 +6,8 @@
 mod common;
 mod fixture;
 
-use fixture::{Fixture, role, say, until};
+use common::until;
+use fixture::{Fixture, role, say};
 use gpucontainer::sandbox::{Stdio, collect_abandoned};
 use gpucontainer::{ErrorKind, Sandbox};
 use std::collections::BTreeSet;

@@ -7,8 +7,9 @@ mod driver;
 mod fixture;
 
 use common::Ordinary;
+use common::until;
 use driver::FakeDriver;
-use fixture::{Fixture, role, say, until};
+use fixture::{Fixture, role, say};
 use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuStatus, Inventory, Wait};
 use gpucontainer::sandbox::Stdio;
 use gpucontainer::{ErrorKind, GpuRequest};

@@ -30,6 +30,7 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Whether this process has the tier; if not, says so as [`skip`] does.
 ///
@@ -143,4 +144,13 @@ fn no_subordinate_ids() -> Option<String> {
         text.lines().any(|line| line.split(':').next().is_some_and(|owner| owner == name || owner == user.to_string()))
     };
     (!has("/etc/subuid") || !has("/etc/subgid")).then(|| format!("{name} has no subordinate ids"))
+}
+
+/// Asks again and again until `done` says yes; panics with `what` after `limit`.
+pub(crate) fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
