@@ -418,10 +418,13 @@ impl GpuRequest {
         self
     }
 
-    /// The same parts of the driver with other GPUs: those that a lease or a specification has found.
-    pub(in crate::gpu) fn granted(&self, which: Which) -> Self {
-        let (capabilities, multi_process_service) = (self.capabilities.clone(), self.multi_process_service);
-        Self { vendor: self.vendor, capabilities, multi_process_service, ..Self::new(which) }
+    /// The request for what a lease of `devices` stands for: those, and all devices of specifications that were named.
+    pub(in crate::gpu) fn leased(&self, devices: &[String]) -> Self {
+        let (described, _) = self.split();
+        let covered: Vec<&String> = self.wishes.described.values().flatten().collect();
+        let own = devices.iter().filter(|device| !covered.contains(device)).cloned().map(GpuName::Uuid);
+        let which = Which::Named(described.into_iter().map(GpuName::Cdi).chain(own).collect());
+        Self { which, min_free_memory: 0, wishes: Wishes::default(), ..self.clone() }
     }
 
     /// Whether nothing at all is asked for.

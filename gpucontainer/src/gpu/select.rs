@@ -88,21 +88,27 @@ pub(crate) fn unavailable(why: impl Into<String>) -> Error {
 
 /// The GPUs that `request` gets out of `inventory`, in the order in which the container counts them.
 pub(crate) fn select<'a>(request: &GpuRequest, inventory: &'a Inventory) -> Result<Vec<Choice<'a>>> {
-    let vendor = request.wanted_vendor();
-    let gpus: Vec<&Gpu> = inventory.gpus().iter().filter(|gpu| gpu.vendor == vendor).collect();
     if matches!(request.which(), Which::None | Which::DriverOnly | Which::AsImageSays) {
         return Ok(Vec::new());
     }
-    if gpus.is_empty() {
-        let reason = inventory.unavailable().filter(|_| vendor == Vendor::Nvidia);
-        let reason = reason.map_or_else(|| format!("this host has no {vendor} GPU"), str::to_owned);
-        return Err(unavailable(format!("{} asked for: {reason}", wish(request))));
-    }
+    let gpus = of_vendor(request, inventory)?;
     match request.which() {
         Which::Named(names) => named(names, request, &gpus),
         Which::Count(count) => counted(*count, request, &gpus),
         _ => all(request, &gpus),
     }
+}
+
+/// The GPUs of the vendor that is asked for, of which there must be one.
+pub(crate) fn of_vendor<'a>(request: &GpuRequest, inventory: &'a Inventory) -> Result<Vec<&'a Gpu>> {
+    let vendor = request.wanted_vendor();
+    let gpus: Vec<&Gpu> = inventory.gpus().iter().filter(|gpu| gpu.vendor == vendor).collect();
+    if gpus.is_empty() {
+        let reason = inventory.unavailable().filter(|_| vendor == Vendor::Nvidia);
+        let reason = reason.map_or_else(|| format!("this host has no {vendor} GPU"), str::to_owned);
+        return Err(unavailable(format!("{} asked for: {reason}", wish(request))));
+    }
+    Ok(gpus)
 }
 
 /// The request in words.

@@ -2,7 +2,7 @@
 
 use crate::cgroup::Limits;
 use crate::error::Result;
-use crate::gpu::{DriverRoot, GpuLease, GpuRequest};
+use crate::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuRequest, Wait};
 use crate::image::{Image, ImageStore};
 use crate::net::PortMapping;
 use crate::rootfs::Writable;
@@ -85,6 +85,9 @@ pub struct SandboxBuilder {
     pub(crate) ports: Vec<PortMapping>,
     pub(crate) gpus: Option<GpuRequest>,
     pub(crate) gpu_lease: Option<GpuLease>,
+    pub(crate) gpus_unleased: bool,
+    pub(crate) gpu_allocator: Option<GpuAllocator>,
+    pub(crate) gpu_wait: Wait,
     pub(crate) driver_root: Option<DriverRoot>,
     pub(crate) capabilities: u64,
     pub(crate) seccomp: Option<Profile>,
@@ -252,6 +255,9 @@ impl SandboxBuilder {
             ports: Vec::new(),
             gpus: None,
             gpu_lease: None,
+            gpus_unleased: false,
+            gpu_allocator: None,
+            gpu_wait: Wait::none(),
             driver_root: None,
             capabilities: DEFAULT_CAPABILITIES.iter().map(|capability| capability.bit()).sum(),
             seccomp: None,
@@ -408,11 +414,47 @@ impl SandboxBuilder {
 
     /// Asks for GPUs. None by default, whatever the image asks for.
     ///
-    /// They are chosen among all of the host, and another sandbox may be given the same: see
-    /// [`gpu_lease`](Self::gpu_lease).
+    /// They are leased when the sandbox starts, and until it is dropped or, detached, has ended: nobody else who asks a
+    /// [`GpuAllocator`] gets them, unless both requests are [shared](GpuRequest::sharing). That holds as well for
+    /// requests for [all](GpuRequest::all) GPUs, for GPUs by name, and for what the
+    /// [image says](GpuRequest::as_image_says): what somebody else has leased is not to be had then, and a start says
+    /// so at once unless [`gpu_wait`](Self::gpu_wait) lets it wait. A process that uses a GPU without a lease keeps it from
+    /// a request that counts, and from no other, unless
+    /// [`foreign_processes`](GpuRequest::foreign_processes) says otherwise.
+    ///
+    /// [`gpus_unleased`](Self::gpus_unleased) is the way without a lease.
     pub fn gpus(mut self, request: GpuRequest) -> Self {
         self.gpus = Some(request);
         self.gpu_lease = None;
+        self.gpus_unleased = false;
+        self
+    }
+
+    /// Asks for GPUs, without a lease: for those that software shares which knows nothing of leases, or containers
+    /// which trust each other to share as with other engines. Replaces [`gpus`](Self::gpus).
+    ///
+    /// They are chosen among all of the host, whoever has leased them, and another sandbox may be given the same. Of
+    /// the request count which GPUs, the vendor, free memory and the parts of the driver; what only a lease looks at,
+    /// such as model, placement and sharing, does not.
+    pub fn gpus_unleased(mut self, request: GpuRequest) -> Self {
+        self.gpus = Some(request);
+        self.gpu_lease = None;
+        self.gpus_unleased = true;
+        self
+    }
+
+    /// The allocator of which [`gpus`](Self::gpus) are leased. By default that of the host, [`GpuAllocator::open`].
+    ///
+    /// Unless [`driver_root`](Self::driver_root) says otherwise, the driver is where it is for the allocator.
+    pub fn gpu_allocator(mut self, allocator: &GpuAllocator) -> Self {
+        self.gpu_allocator = Some(allocator.clone());
+        self
+    }
+
+    /// How long a start waits for [`gpus`](Self::gpus). Not at all by default: what cannot be had now is an error that
+    /// says who has it.
+    pub fn gpu_wait(mut self, wait: Wait) -> Self {
+        self.gpu_wait = wait;
         self
     }
 
@@ -423,6 +465,7 @@ impl SandboxBuilder {
     pub fn gpu_lease(mut self, lease: &GpuLease) -> Self {
         self.gpus = Some(lease.request());
         self.gpu_lease = Some(lease.clone());
+        self.gpus_unleased = false;
         self
     }
 

@@ -10,6 +10,7 @@ mod compile;
 mod config;
 mod defaults;
 mod exec;
+mod gpus;
 mod granted;
 mod holders;
 mod hooks;
@@ -40,6 +41,7 @@ use crate::net::{NetworkNamespace, PortMapping, PortStatus, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
+use crate::sandbox::gpus::Gpus;
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::ports::Ports;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
@@ -126,6 +128,11 @@ impl Sandbox {
         let root = Root::find(builder, true).with_context(wanted)?;
         collect_once(&root, builder).with_context(wanted)?;
         moments.push(("image", now()));
+        // Before anything is made that would wait with it.
+        let gpus = Gpus::lease(builder, &root).with_context(wanted)?;
+        if gpus.is_some() {
+            moments.push(("gpus", now()));
+        }
         let reserved = Ports::reserve(builder).with_context(wanted)?;
         let scratch = match root.writable(builder) {
             Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name).with_context(wanted)?),
@@ -136,7 +143,7 @@ impl Sandbox {
         let facts = cgroup_facts(cgroup.as_ref());
         moments.push(("cgroup", now()));
 
-        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts).with_context(wanted)?;
+        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let attachments = Attachments::of_start(prepared.grant.as_ref(), rules, prepared.id_maps.is_some())?;
         // Device rules may have added a hierarchy.
@@ -149,7 +156,8 @@ impl Sandbox {
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
         // The layers of an image share one lock.
         claims.extend(prepared.layers.first().map(LayerHandle::lock));
-        claims.extend(builder.gpu_lease.as_ref().map(AsFd::as_fd));
+        let lease = gpus.and_then(Gpus::into_lease);
+        claims.extend(lease.as_ref().map(AsFd::as_fd));
         let shifted = match &prepared.id_maps {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
@@ -174,7 +182,7 @@ impl Sandbox {
             cgroup,
             scratch,
             _layers: prepared.layers,
-            lease: builder.gpu_lease.clone(),
+            lease,
             attachments: Mutex::new(attachments),
             driver_root: builder.driver_root.clone(),
             context: prepared.context,
@@ -251,6 +259,12 @@ impl Sandbox {
     /// The GPUs that are visible inside, by UUID: those of the start, then those that were attached.
     pub fn gpus(&self) -> Vec<String> {
         self.attachments().gpus()
+    }
+
+    /// The lease on the GPUs of the start; `None` without GPUs, and for those that were
+    /// [not leased](SandboxBuilder::gpus_unleased).
+    pub fn gpu_lease(&self) -> Option<&GpuLease> {
+        self.lease.as_ref()
     }
 
     /// What it has of GPUs, as [`Sandbox::detach_gpus`] takes it: the grant of the start, if there was one, and then
@@ -388,6 +402,9 @@ impl Sandbox {
         }
         if let Some(scratch) = self.scratch.take() {
             failures.extend(scratch.remove().err());
+        }
+        if let Some(lease) = self.lease.take() {
+            failures.extend(lease.release_last().err());
         }
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };

@@ -1,12 +1,12 @@
 //! From the configuration to the plan: everything is checked here, before anything is started.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{DriverRoot, GpuGrant, HookMoment, ImageFacts};
+use crate::gpu::{GpuGrant, HookMoment};
 use crate::image::{ImageConfig, ImageStore};
-use crate::layer::Stack;
 use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
+use crate::sandbox::gpus::Gpus;
 use crate::sandbox::granted::{granted_device, granted_file, granted_mount, host_path, tree_steps};
 use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::mount::Kind;
@@ -58,13 +58,14 @@ pub(crate) struct CgroupFacts {
 pub(crate) fn plan_only(builder: &SandboxBuilder) -> Result<Plan> {
     check(builder)?;
     let root = Root::find(builder, false)?;
+    let gpus = Gpus::foresee(builder, &root)?;
     let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
     // Made for a moment, so that the plan says what a start would use.
     let scratch = match root.writable(builder) {
         Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name)?),
         _ => None,
     };
-    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default());
+    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default(), gpus.as_ref());
     scratch.map_or(Ok(()), Scratch::remove)?;
     Ok(prepared?.plan)
 }
@@ -147,14 +148,12 @@ pub(crate) fn prepare(
     root: Root,
     scratch: Option<&Scratch>,
     cgroup: &CgroupFacts,
+    gpus: Option<&Gpus>,
 ) -> Result<Prepared> {
     let maps = id_maps(builder.user_namespace)?;
     let tree = root.tree()?;
-    let config = match &root {
-        Root::Image { image, .. } => image.config().clone(),
-        Root::Directory(_) => ImageConfig::default(),
-    };
-    let grant = grant(builder, &config, &tree)?;
+    let config = root.config();
+    let grant = gpus.map(|gpus| gpus.grant(&tree)).transpose()?;
     let passwd = tree.read_to_string("/etc/passwd")?.unwrap_or_default();
     let group = tree.read_to_string("/etc/group")?.unwrap_or_default();
     let mut identity = resolve(builder.process.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;
@@ -219,21 +218,6 @@ pub(crate) fn prepare(
         Root::Directory(_) => Vec::new(),
     };
     Ok(Prepared { plan, id_maps: maps, layers, grant, context })
-}
-
-fn grant(builder: &SandboxBuilder, config: &ImageConfig, tree: &Stack) -> Result<Option<GpuGrant>> {
-    let Some(request) = builder.gpus.as_ref().filter(|request| !request.is_none()) else { return Ok(None) };
-    let driver = builder.driver_root.clone().unwrap_or_else(DriverRoot::from_environment);
-    let of_image = config.env.iter().filter_map(|line| line.split_once('='));
-    let of_image = of_image.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    // The caller's come last, and the last of a name counts.
-    let variables = of_image.filter(|(name, _)| builder.process.env.iter().all(|(own, _)| own != name));
-    let environment: Vec<_> = variables.chain(builder.process.env.iter().cloned()).collect();
-    if request.for_environment(&environment)?.is_none() {
-        return Ok(None);
-    }
-    let facts = ImageFacts::read(tree, environment);
-    crate::gpu::grant(request, &driver, &facts).map(Some).context("grant GPUs")
 }
 
 fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {

@@ -1,7 +1,7 @@
 //! Where the root file system of a sandbox comes from, and where what is written to it goes.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{Image, ImageStore};
+use crate::image::{Image, ImageConfig, ImageStore};
 use crate::layer::Stack;
 use crate::rootfs::{Rootfs, Writable};
 use crate::sandbox::config::{SandboxBuilder, Source, UserNamespace};
@@ -86,6 +86,14 @@ impl Root {
         match builder.writable_bytes {
             Some(bytes) => rootfs.memory_max(bytes),
             None => rootfs,
+        }
+    }
+
+    /// What the image says of the process; nothing for a directory.
+    pub(crate) fn config(&self) -> ImageConfig {
+        match self {
+            Self::Image { image, .. } => image.config().clone(),
+            Self::Directory(_) => ImageConfig::default(),
         }
     }
 

@@ -7,7 +7,7 @@
 
 use crate::driver::FakeDriver;
 use crate::{common, driver};
-use gpucontainer::gpu::DriverRoot;
+use gpucontainer::gpu::{DriverRoot, GpuAllocator};
 use gpucontainer::image::{Image, ImageBuilder, ImageStore};
 use gpucontainer::sandbox::{SandboxBuilder, Stdio};
 use gpucontainer::{Result, Sandbox};
@@ -90,11 +90,18 @@ impl Fixture {
         Sandbox::from_image(image)
             .store(&self.store)
             .driver_root(DriverRoot::new(self.driver.path()))
+            .gpu_allocator(&self.allocator())
             .gpus(gpus.parse().unwrap())
             .command(["sh", "-c", script])
             .stdin(Stdio::Null)
             .stdout(Stdio::Piped)
             .stderr(Stdio::Piped)
+    }
+
+    /// The allocator of this machine, whose leases are nobody else's.
+    pub(crate) fn allocator(&self) -> GpuAllocator {
+        let allocator = GpuAllocator::at(self.directory.path().join("leases")).unwrap();
+        allocator.driver_root(DriverRoot::new(self.driver.path())).respect_outer(false)
     }
 
     /// Everything of the driver and of the victim: what it is, how it is protected, when it was changed.

@@ -30,13 +30,8 @@ pub(crate) struct Candidates<'a> {
 pub(crate) fn check(request: &GpuRequest) -> Result<()> {
     let refuse = |why: String| Err(Error::new(ErrorKind::InvalidArgument, why));
     let wishes = &request.wishes;
-    if matches!(request.which(), Which::None | Which::DriverOnly) {
+    if matches!(request.which(), Which::None | Which::DriverOnly | Which::AsImageSays) {
         return refuse("a lease of no GPU is asked for".to_owned());
-    }
-    if let Which::Named(names) = request.which() {
-        if let Some(name) = names.iter().find(|name| matches!(name, GpuName::Cdi(_))) {
-            return refuse(format!("{name} asked for: devices of CDI specifications are not leased"));
-        }
     }
     match wishes.sharing {
         Sharing::Shared(0) => return refuse("a GPU shared by 0 is nobody's".to_owned()),
@@ -77,33 +72,35 @@ impl<'a> Candidates<'a> {
     /// does not have what is asked for.
     pub(crate) fn of(request: &GpuRequest, host: &Host<'a>) -> Result<Self> {
         check(request)?;
-        let vendor = request.wanted_vendor();
-        let gpus: Vec<&Gpu> = host.inventory.gpus().iter().filter(|gpu| gpu.vendor == vendor).collect();
-        if gpus.is_empty() {
-            let reason = host.inventory.unavailable().filter(|_| vendor == Vendor::Nvidia);
-            let reason = reason.map_or_else(|| format!("this host has no {vendor} GPU"), str::to_owned);
-            return Err(unavailable(format!("{} asked for: {reason}", wish(request))));
-        }
         let found = match request.which() {
-            Which::Named(names) => Self::named(names, request, host, &gpus)?,
-            _ => Self::counted(request, host, &gpus)?,
+            Which::Named(names) => Self::named(names, request, host)?,
+            _ => Self::counted(request, host, &select::of_vendor(request, host.inventory)?)?,
         };
         found.placeable(request, host)?;
         Ok(found)
     }
 
-    fn named(names: &[GpuName], request: &GpuRequest, host: &Host<'a>, gpus: &[&'a Gpu]) -> Result<Self> {
+    fn named(names: &[GpuName], request: &GpuRequest, host: &Host<'a>) -> Result<Self> {
         let mut devices: Vec<Choice<'a>> = Vec::new();
         for name in names {
-            let choice = select::find(name, gpus)?;
-            if let Some(why) = unsuitable(choice, request, host) {
-                return Err(unavailable(format!("{} asked for: {choice} {why}", wish(request))));
-            }
-            if !devices.iter().any(|before| before.uuid() == choice.uuid()) {
-                devices.push(choice);
+            let choices = match name {
+                GpuName::Cdi(name) => described(&name.to_string(), request, host)?,
+                name => vec![select::find(name, &select::of_vendor(request, host.inventory)?)?],
+            };
+            for choice in choices {
+                if let Some(why) = unsuitable(choice, request, host) {
+                    return Err(unavailable(format!("{} asked for: {choice} {why}", wish(request))));
+                }
+                if !devices.iter().any(|before| before.uuid() == choice.uuid()) {
+                    devices.push(choice);
+                }
             }
         }
         let wanted = devices.len();
+        if wanted == 0 {
+            let why = format!("a lease of no GPU is asked for: {} is none of this host's", wish(request));
+            return Err(Error::new(ErrorKind::InvalidArgument, why));
+        }
         Ok(Self { devices, wanted })
     }
 
@@ -164,6 +161,13 @@ impl<'a> Candidates<'a> {
         let place = |choice: Choice<'_>| host.inventory.gpus().iter().position(|gpu| gpu.uuid == choice.uuid());
         whole.then(|| self.devices.iter().filter(|choice| pass(**choice)).filter_map(|choice| place(*choice)).collect())
     }
+}
+
+/// The GPUs, of any vendor, that the device of a specification stands for.
+fn described<'a>(name: &str, request: &GpuRequest, host: &Host<'a>) -> Result<Vec<Choice<'a>>> {
+    let gpus: Vec<&Gpu> = host.inventory.gpus().iter().collect();
+    let devices = request.wishes.described.get(name).into_iter().flatten();
+    devices.map(|uuid| select::find(&GpuName::Uuid(uuid.clone()), &gpus)).collect()
 }
 
 /// Why the device can never serve the request, if it cannot.
@@ -260,7 +264,7 @@ mod tests {
             one().vendor(Vendor::Amd).mig_profile("1g.10gb"),
             one().vendor(Vendor::Intel).min_compute_capability(8, 0),
             GpuRequest::count(2).mig_profile("1g.10gb").placement(Placement::NvlinkRequired),
-            "amd.com/gpu=0".parse().unwrap(),
+            GpuRequest::as_image_says(),
         ];
         for request in requests {
             assert_eq!(check(&request).unwrap_err().kind(), ErrorKind::InvalidArgument, "{request:?}");

@@ -78,7 +78,7 @@ pub(crate) fn decide<'a>(question: &Question<'_>, host: &Host<'a>) -> Result<Dec
     }
     let why = reasons(&candidates, &judged, request);
     let foreign = judged.iter().flatten().any(|obstacle| matches!(obstacle, Obstacle::Foreign(_)));
-    if foreign && request.wishes.foreign == ForeignProcesses::Fail {
+    if foreign && request.wishes.foreign() == ForeignProcesses::Fail {
         return Err(unavailable(why));
     }
     let told = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Leased(_) | Obstacle::Promised(_));
@@ -168,7 +168,7 @@ fn obstacle(
     // Whose the processes on a shared device are, nobody can tell: they are taken for those of its leases.
     if touching.iter().all(|claim| claim.waits) {
         let foreign: Vec<u32> = choice.processes().iter().copied().filter(|pid| Some(*pid) != own).collect();
-        if !foreign.is_empty() && request.wishes.foreign != ForeignProcesses::Ignore {
+        if !foreign.is_empty() && request.wishes.foreign() != ForeignProcesses::Ignore {
             return Some(Obstacle::Foreign(foreign));
         }
         if returning.contains(choice.uuid()) {

@@ -5,7 +5,7 @@ use crate::gpu::allocator::candidates::Host;
 use crate::gpu::allocator::record::{Held, LeaseRecord};
 use crate::gpu::allocator::table::Slot;
 use crate::gpu::allocator::wishes::Sharing;
-use crate::gpu::request::{GpuName, GpuRequest, Which};
+use crate::gpu::request::GpuRequest;
 use crate::gpu::select::Choice;
 use crate::sys::process::{duplicate, own_pid};
 
@@ -47,7 +47,6 @@ impl GpuLease {
         host: &Host<'_>,
     ) -> Self {
         let gpus: Vec<String> = record.held.iter().map(|held: &Held| held.device.clone()).collect();
-        let names = gpus.iter().cloned().map(GpuName::Uuid).collect();
         let cpus: BTreeSet<u32> = chosen.iter().flat_map(|choice| choice.gpu().cpu_affinity.iter().copied()).collect();
         let nodes: BTreeSet<u32> = chosen.iter().filter_map(|choice| choice.gpu().numa_node).collect();
         let place = |choice: &Choice<'_>| host.inventory.gpus().iter().position(|gpu| gpu.uuid == choice.gpu().uuid);
@@ -58,9 +57,9 @@ impl GpuLease {
             slot,
             owner: own_pid(),
             kept: AtomicBool::new(false),
+            request: request.leased(&gpus),
             gpus,
             sharing: request.wishes.sharing,
-            request: request.granted(Which::Named(names)),
             cpus: cpus.into_iter().collect(),
             numa_nodes: nodes.into_iter().collect(),
             reason: format!("{}: {links}", words.join(", ")),
@@ -98,7 +97,7 @@ impl GpuLease {
     }
 
     /// A request for exactly these GPUs, with the parts of the driver that the lease's request wanted: for
-    /// [`grant`](crate::gpu::grant()).
+    /// [`grant`](crate::gpu::grant()). Devices of CDI specifications stay as they were named.
     pub fn request(&self) -> GpuRequest {
         self.0.request.clone()
     }
@@ -116,6 +115,11 @@ impl GpuLease {
         // The drop has nothing left to do.
         self.keep();
         self.0.slot.free()
+    }
+
+    /// As [`release`](Self::release) if nobody else has a clone.
+    pub(crate) fn release_last(self) -> Result<()> {
+        if Arc::strong_count(&self.0) == 1 { self.release() } else { Ok(()) }
     }
 
     /// Turns the lease into a descriptor that holds it: it ends when the last copy of that is closed, in whatever

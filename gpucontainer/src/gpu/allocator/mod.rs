@@ -16,6 +16,7 @@
 
 mod candidates;
 mod decide;
+mod described;
 mod directory;
 #[cfg(feature = "nvml")]
 mod fit;
@@ -103,6 +104,11 @@ pub struct Wait {
 }
 
 impl Wait {
+    /// Whether what cannot be had now is an error.
+    pub(crate) fn is_none(&self) -> bool {
+        self.limit == Some(Duration::ZERO)
+    }
+
     /// Not at all: what cannot be had now is an error that says why.
     pub fn none() -> Self {
         Self::at_most(Duration::ZERO)
@@ -147,6 +153,18 @@ impl GpuAllocator {
         Ok(Self::with(Directory::at(path.as_ref()).context("open the GPU allocator")?))
     }
 
+    /// The request for the GPUs that [`acquire`](Self::acquire) would lease now, without leasing them.
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire) without a wait.
+    pub(crate) fn foresee(&self, inventory: &Inventory, request: &GpuRequest) -> Result<GpuRequest> {
+        let devices = candidates::check(request).and_then(|()| {
+            let request = request.resolved(inventory, &self.root)?;
+            Ok(request.leased(&self.foreseen(&request, inventory)?))
+        });
+        devices.with_context(|| format!("lease {}", wish(request)))
+    }
+
     fn with(directory: Directory) -> Self {
         let table = Table::new(directory.path.clone());
         let root = DriverRoot::from_environment();
@@ -175,6 +193,11 @@ impl GpuAllocator {
     pub fn respect_outer(mut self, respected: bool) -> Self {
         self.outer = respected;
         self
+    }
+
+    /// Where the driver's user space is.
+    pub(crate) fn root(&self) -> &DriverRoot {
+        &self.root
     }
 
     /// The directory of the slots.
@@ -210,6 +233,9 @@ impl GpuAllocator {
 
     /// Leases GPUs, having looked what the host has and how it is used.
     ///
+    /// Of devices of CDI specifications (`vendor.com/class=name`) those are leased that give access to GPUs of the host;
+    /// others are somebody else's to account for, and only part of [`GpuLease::request`].
+    ///
     /// Requests are served in the order in which they came, those of a higher
     /// [`priority`](GpuRequest::priority) earlier. One that cannot be served yet keeps what is free of the GPUs that
     /// it could use, so that smaller ones do not pass it for ever; others pass. The wait takes no processor time
@@ -240,7 +266,10 @@ impl GpuAllocator {
     /// Those of [`acquire`](Self::acquire) that come at once, but for GPUs that are not free.
     pub fn enqueue(&self, request: &GpuRequest) -> Result<GpuTicket> {
         let inventory = self.discover(None);
-        GpuTicket::new(self, request, &inventory, None).with_context(|| format!("wait for {}", wish(request)))
+        let place = request.resolved(&inventory, &self.root);
+        place
+            .and_then(|request| GpuTicket::new(self, &request, &inventory, None))
+            .with_context(|| format!("wait for {}", wish(request)))
     }
 
     /// Who holds what since when, and who waits.
@@ -267,7 +296,8 @@ impl GpuAllocator {
         candidates::check(request).with_context(wanted)?;
         let start = Instant::now();
         let seen = self.discover(inventory);
-        let queue = wait.limit != Some(Duration::ZERO);
+        let request = &request.resolved(&seen, &self.root).with_context(wanted)?;
+        let queue = !wait.is_none();
         let cancel = wait.cancel.clone().unwrap_or_default();
         let (slot, order, later) =
             match self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)? {

@@ -13,7 +13,7 @@ use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
-use crate::gpu::select::{Choice, wish};
+use crate::gpu::select::{Choice, unavailable, wish};
 use crate::gpu::topology::Topology;
 use crate::progress::Cancel;
 use crate::sys::process::{await_readable, own_pid, since_boot};
@@ -134,6 +134,19 @@ impl GpuAllocator {
         }
         let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order })?;
         Ok(Attempt::Queued { slot, order, later })
+    }
+
+    /// The devices that a request would get now, for which nothing is locked or changed.
+    pub(super) fn foreseen(&self, request: &GpuRequest, inventory: &Inventory) -> Result<Vec<String>> {
+        let host = Host { inventory, topology: Topology::of(inventory), refused: self.refused(inventory)? };
+        let scan = self.table.scan(inventory)?;
+        let order = order(request.wishes.priority);
+        let ahead: Vec<Waiting> = scan.waiting.iter().filter(|other| other.record.order <= order).cloned().collect();
+        let (returning, _) = self.returning(&scan, inventory);
+        match decide(&Question { request, scan: &scan, ahead: &ahead, returning: &returning }, &host)? {
+            Decision::Grant(chosen) => Ok(chosen.iter().map(|choice| choice.uuid().to_owned()).collect()),
+            Decision::Later { why, .. } => Err(unavailable(why)),
+        }
     }
 
     /// The devices whose memory is not back from a lease whose owner died, and the identifiers of such leases.

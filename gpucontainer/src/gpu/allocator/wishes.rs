@@ -3,6 +3,7 @@
 use crate::gpu::request::GpuRequest;
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Whether others may hold a lease on the same GPU at the same time.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -64,8 +65,17 @@ pub(crate) struct Wishes {
     pub(crate) model: Option<String>,
     pub(crate) mig_profile: Option<String>,
     pub(crate) placement: Placement,
-    pub(crate) foreign: ForeignProcesses,
+    /// `None` if the caller did not say.
+    pub(crate) foreign: Option<ForeignProcesses>,
     pub(crate) priority: i32,
+    /// The GPUs and MIG devices of this host that a device of a specification stands for, by its name.
+    pub(crate) described: BTreeMap<String, Vec<String>>,
+}
+
+impl Wishes {
+    pub(crate) fn foreign(&self) -> ForeignProcesses {
+        self.foreign.unwrap_or_default()
+    }
 }
 
 impl GpuRequest {
@@ -107,8 +117,10 @@ impl GpuRequest {
     }
 
     /// What to do about processes that belong to no lease; [`ForeignProcesses::Avoid`] by default.
+    ///
+    /// Of a request for all GPUs or for GPUs by name that a sandbox leases itself, it is [`ForeignProcesses::Ignore`].
     pub fn foreign_processes(mut self, policy: ForeignProcesses) -> Self {
-        self.wishes.foreign = policy;
+        self.wishes.foreign = Some(policy);
         self
     }
 

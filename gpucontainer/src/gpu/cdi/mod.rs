@@ -5,7 +5,8 @@
 //! Inventory, driver      ─► Spec::of_host ─► file for other engines
 //! ```
 //!
-//! A request that names such devices is fulfilled by these files alone; the host's own inventory is not asked.
+//! What a request gets that names such devices is said by these files alone. Where they are leased, the host's inventory
+//! says which GPUs they are.
 //!
 //! # References
 //! <https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md>

@@ -48,12 +48,21 @@ impl GpuRequest {
         (described, rest)
     }
 
+    /// Whether anything but devices of specifications is named.
+    pub(crate) fn needs_inventory(&self) -> bool {
+        self.split().1.is_some()
+    }
+
     /// The grant for devices of specifications.
     pub(crate) fn grant_described(&self, names: &[DeviceName], driver_root: &DriverRoot) -> Result<GpuGrant> {
-        let catalogue = match &self.reading.directories {
+        self.catalogue().grant(names, self.reading.vendor_hooks, driver_root)
+    }
+
+    /// The specifications that count for this request, as they are now.
+    pub(crate) fn catalogue(&self) -> Catalogue {
+        match &self.reading.directories {
             Some(directories) => Catalogue::read_from(directories),
             None => Catalogue::read(),
-        };
-        catalogue.grant(names, self.reading.vendor_hooks, driver_root)
+        }
     }
 }

@@ -36,9 +36,9 @@ pub fn grant(request: &GpuRequest, driver_root: &DriverRoot, image: &ImageFacts)
     if request.is_none() {
         return Ok(GpuGrant::default());
     }
-    let (_, of_inventory) = request.split();
     // Devices of specifications need none, which takes time.
-    let inventory = of_inventory.map(|_| Inventory::discover_with(driver_root)).unwrap_or_default();
+    let needed = request.needs_inventory();
+    let inventory = if needed { Inventory::discover_with(driver_root) } else { Inventory::default() };
     grant_from(request, &inventory, driver_root, image)
 }
 
@@ -181,7 +181,7 @@ fn nodes(request: &GpuRequest, choices: &[Choice<'_>], root: &DriverRoot, grant:
 }
 
 /// The capabilities that a slice needs, as the kernel module names them.
-fn capability_names(minor: u32, gpu_instance: u32, compute_instance: u32) -> [String; 2] {
+pub(crate) fn capability_names(minor: u32, gpu_instance: u32, compute_instance: u32) -> [String; 2] {
     [format!("gpu{minor}/gi{gpu_instance}/access"), format!("gpu{minor}/gi{gpu_instance}/ci{compute_instance}/access")]
 }
 

@@ -1,0 +1,96 @@
+//! The GPUs of a start: chosen, leased, and then granted.
+
+use crate::error::{Context, Result};
+use crate::gpu::{DriverRoot, GpuAllocator, GpuGrant, GpuLease, GpuRequest, ImageFacts, Inventory};
+use crate::layer::Stack;
+use crate::sandbox::config::SandboxBuilder;
+use crate::sandbox::root::Root;
+
+/// Which GPUs a sandbox gets.
+#[derive(Debug)]
+pub(crate) struct Gpus {
+    /// For exactly these GPUs, once they are leased.
+    request: GpuRequest,
+    inventory: Inventory,
+    driver_root: DriverRoot,
+    /// The variables of the image, and the caller's over them.
+    environment: Vec<(String, String)>,
+    lease: Option<GpuLease>,
+}
+
+impl Gpus {
+    /// The GPUs of a sandbox that is to start; `None` if it gets none.
+    ///
+    /// # Errors
+    /// Those of [`GpuAllocator::acquire`].
+    pub(crate) fn lease(builder: &SandboxBuilder, root: &Root) -> Result<Option<Self>> {
+        let Some(mut gpus) = Self::wanted(builder, root)? else { return Ok(None) };
+        if let Some(lease) = &builder.gpu_lease {
+            gpus.lease = Some(lease.clone());
+        } else if let Some(wanted) = gpus.to_lease(builder)? {
+            let (allocator, wait) = (gpus.allocator(builder)?, builder.gpu_wait.clone());
+            let lease = match wait.is_none() {
+                true => allocator.acquire_from(&gpus.inventory, &wanted, wait)?,
+                false => allocator.acquire(&wanted, wait)?,
+            };
+            gpus.request = lease.request();
+            gpus.lease = Some(lease);
+        }
+        Ok(Some(gpus))
+    }
+
+    /// The same, with the GPUs that would be leased now.
+    pub(crate) fn foresee(builder: &SandboxBuilder, root: &Root) -> Result<Option<Self>> {
+        let Some(mut gpus) = Self::wanted(builder, root)? else { return Ok(None) };
+        if let Some(wanted) = gpus.to_lease(builder)? {
+            gpus.request = gpus.allocator(builder)?.foresee(&gpus.inventory, &wanted)?;
+        }
+        Ok(Some(gpus))
+    }
+
+    fn wanted(builder: &SandboxBuilder, root: &Root) -> Result<Option<Self>> {
+        let Some(request) = builder.gpus.as_ref().filter(|request| !request.is_none()) else { return Ok(None) };
+        let config = root.config();
+        let of_image = config.env.iter().filter_map(|line| line.split_once('='));
+        let of_image = of_image.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        // The caller's come last, and the last of a name counts.
+        let variables = of_image.filter(|(name, _)| builder.process.env.iter().all(|(own, _)| own != name));
+        let environment: Vec<_> = variables.chain(builder.process.env.iter().cloned()).collect();
+        let request = request.for_environment(&environment)?;
+        if request.is_none() {
+            return Ok(None);
+        }
+        let of_allocator = || builder.gpu_allocator.as_ref().map(|allocator| allocator.root().clone());
+        let driver_root = builder.driver_root.clone().or_else(of_allocator);
+        let driver_root = driver_root.unwrap_or_else(DriverRoot::from_environment);
+        // Devices of specifications need none to be granted, which takes time.
+        let needed = !builder.gpus_unleased || request.needs_inventory();
+        let inventory = if needed { Inventory::discover_with(&driver_root) } else { Inventory::default() };
+        Ok(Some(Self { request, inventory, driver_root, environment, lease: None }))
+    }
+
+    /// What has to be leased, if anything.
+    fn to_lease(&self, builder: &SandboxBuilder) -> Result<Option<GpuRequest>> {
+        if builder.gpus_unleased || builder.gpu_lease.is_some() {
+            return Ok(None);
+        }
+        self.request.for_sandbox(&self.inventory, &self.driver_root).context("lease GPUs")
+    }
+
+    fn allocator(&self, builder: &SandboxBuilder) -> Result<GpuAllocator> {
+        match &builder.gpu_allocator {
+            Some(allocator) => Ok(allocator.clone()),
+            None => Ok(GpuAllocator::open()?.driver_root(self.driver_root.clone())),
+        }
+    }
+
+    /// What a container with the root `tree` needs to use them.
+    pub(crate) fn grant(&self, tree: &Stack) -> Result<GpuGrant> {
+        let facts = ImageFacts::read(tree, self.environment.clone());
+        crate::gpu::grant_from(&self.request, &self.inventory, &self.driver_root, &facts).context("grant GPUs")
+    }
+
+    pub(crate) fn into_lease(self) -> Option<GpuLease> {
+        self.lease
+    }
+}
