@@ -1302,11 +1302,20 @@ void gpuc_gpu_request_free(gpuc_gpu_request_t *request);
 void gpuc_config_set_driver_root(gpuc_config_t *config, const char *path);
 
 /**
- * Asks for GPUs. None by default, whatever the image asks for.
+ * Asks for GPUs, which are leased from the start of the sandbox to its end: nobody else who asks an allocator gets
+ * them. None by default, whatever the image asks for.
  *
  * @param request  copied
  */
-void gpuc_config_set_gpu_request(gpuc_config_t *config, const gpuc_gpu_request_t *request);
+void gpuc_config_set_gpu_request(gpuc_config_t *config,
+                                 const gpuc_gpu_request_t *request);
+
+/**
+ * Asks for GPUs without a lease: whoever has leased them, and kept from nobody.
+ *
+ * @param request  copied
+ */
+void gpuc_config_set_gpus_unleased(gpuc_config_t *config, const gpuc_gpu_request_t *request);
 
 /**
  * Asks for GPUs in the words of gpuc_gpu_request_new, and for nothing else.
@@ -1449,6 +1458,33 @@ char *gpuc_gpu_lease_json(const gpuc_gpu_lease_t *lease,
  */
 void gpuc_config_set_gpu_lease(gpuc_config_t *config,
                                const gpuc_gpu_lease_t *lease);
+
+/**
+ * The allocator of which the sandbox leases the GPUs that it asks for. By default that of the host.
+ *
+ * @param allocator  copied
+ */
+void gpuc_config_set_gpu_allocator(gpuc_config_t *config, const gpuc_gpu_allocator_t *allocator);
+
+/**
+ * How long a start waits for GPUs that somebody else has leased. Not at all by default: the start then fails with
+ * GPUC_ERROR_GPU_UNAVAILABLE, and says who has them.
+ *
+ * @param milliseconds  negative is for ever; after the time the start fails with GPUC_ERROR_TIMED_OUT
+ * @param cancel        ends the wait early; may be NULL
+ */
+void gpuc_config_set_gpu_wait(gpuc_config_t *config,
+                              int64_t milliseconds,
+                              const gpuc_cancel_t *cancel);
+
+/**
+ * The lease on the GPUs that the sandbox started with, as a handle of its own, which holds them too.
+ *
+ * @param error  may be NULL; only a failure sets it
+ * @return the caller's, freed with gpuc_gpu_lease_free; NULL without a lease, and on failure
+ */
+gpuc_gpu_lease_t *gpuc_sandbox_gpu_lease(const gpuc_sandbox_t *sandbox,
+                                         gpuc_error_t **error);
 
 /**
  * Gives the GPUs up now, whoever else holds the lease, and says what went wrong with that.

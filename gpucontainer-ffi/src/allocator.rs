@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::gpu::GpuRequest;
 use crate::host::Host;
 use crate::output::time;
+use crate::sandbox::Sandbox;
 use crate::transfer::Cancel;
 use gpucontainer::gpu::{DriverRoot, Topology, Wait};
 use std::ffi::{CString, c_char, c_int};
@@ -122,15 +123,18 @@ pub extern "C" fn gpuc_gpu_allocator_acquire(
     error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
 ) -> Option<Box<GpuLease>> {
     call(error, None, || {
-        let wait = time(milliseconds).map_or_else(Wait::forever, Wait::at_most);
-        let wait = match cancel {
-            Some(cancel) => wait.cancel(&cancel.0),
-            None => wait,
-        };
         let request = given(request, "request")?.ready()?;
-        let lease = given(allocator, "allocator")?.allocator.acquire(&request, wait)?;
+        let lease = given(allocator, "allocator")?.allocator.acquire(&request, wait(milliseconds, cancel))?;
         Ok(Some(Box::new(GpuLease::from(lease))))
     })
+}
+
+fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
+    let wait = time(milliseconds).map_or_else(Wait::forever, Wait::at_most);
+    match cancel {
+        Some(cancel) => wait.cancel(&cancel.0),
+        None => wait,
+    }
 }
 
 /// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting.
@@ -255,6 +259,39 @@ pub extern "C" fn gpuc_gpu_lease_json(
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_config_set_gpu_lease(config: Option<&mut Config>, lease: Option<&GpuLease>) {
     Config::update(config, |builder| Ok(builder.gpu_lease(&given(lease, "lease")?.lease)));
+}
+
+/// The allocator of which the sandbox leases the GPUs that it asks for. By default that of the host.
+///
+/// @param allocator  copied
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_gpu_allocator(config: Option<&mut Config>, allocator: Option<&GpuAllocator>) {
+    Config::update(config, |builder| Ok(builder.gpu_allocator(&given(allocator, "allocator")?.allocator)));
+}
+
+/// How long a start waits for GPUs that somebody else has leased. Not at all by default: the start then fails with
+/// GPUC_ERROR_GPU_UNAVAILABLE, and says who has them.
+///
+/// @param milliseconds  negative is for ever; after the time the start fails with GPUC_ERROR_TIMED_OUT
+/// @param cancel        ends the wait early; may be NULL
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_gpu_wait(config: Option<&mut Config>, milliseconds: i64, cancel: Option<&Cancel>) {
+    Config::update(config, |builder| Ok(builder.gpu_wait(wait(milliseconds, cancel))));
+}
+
+/// The lease on the GPUs that the sandbox started with, as a handle of its own, which holds them too.
+///
+/// @param error  may be NULL; only a failure sets it
+/// @return the caller's, freed with gpuc_gpu_lease_free; NULL without a lease, and on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_sandbox_gpu_lease(
+    sandbox: Option<&Sandbox>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> Option<Box<GpuLease>> {
+    call(error, None, || {
+        let lease = given(sandbox, "sandbox")?.sandbox.gpu_lease().cloned();
+        Ok(lease.map(|lease| Box::new(GpuLease::from(lease))))
+    })
 }
 
 /// Gives the GPUs up now, whoever else holds the lease, and says what went wrong with that.

@@ -202,12 +202,21 @@ pub unsafe extern "C" fn gpuc_config_set_driver_root(config: Option<&mut Config>
     Config::update(config, |builder| Ok(builder.driver_root(DriverRoot::new(unsafe { self::path(path, "path") }?))));
 }
 
-/// Asks for GPUs. None by default, whatever the image asks for.
+/// Asks for GPUs, which are leased from the start of the sandbox to its end: nobody else who asks an allocator gets
+/// them. None by default, whatever the image asks for.
 ///
 /// @param request  copied
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_config_set_gpu_request(config: Option<&mut Config>, request: Option<&GpuRequest>) {
     Config::update(config, |builder| Ok(builder.gpus(given(request, "request")?.ready()?)));
+}
+
+/// Asks for GPUs without a lease: whoever has leased them, and kept from nobody.
+///
+/// @param request  copied
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_gpus_unleased(config: Option<&mut Config>, request: Option<&GpuRequest>) {
+    Config::update(config, |builder| Ok(builder.gpus_unleased(given(request, "request")?.ready()?)));
 }
 
 /// Asks for GPUs in the words of gpuc_gpu_request_new, and for nothing else.

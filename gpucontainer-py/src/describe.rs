@@ -1,17 +1,17 @@
 //! What the arguments of Python say of a sandbox, as a configuration.
 
 use crate::error::raise;
-use crate::gpu::{LeaseHandle, request};
-use crate::image::{Image, ImageStore};
+use crate::gpu::{AllocatorHandle, LeaseHandle, request};
+use crate::image::{Image, ImageStore, seconds};
 use gpucontainer::cgroup::{IoLimit, Limits};
-use gpucontainer::gpu::DriverRoot;
+use gpucontainer::gpu::{DriverRoot, Wait};
 use gpucontainer::net::PortMapping;
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{
     Capability, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
 };
 use gpucontainer::seccomp::Profile;
-use gpucontainer::{Error, ErrorKind, Result};
+use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::fmt::Display;
@@ -159,7 +159,11 @@ fn user_namespace(value: &Bound<'_, PyAny>) -> PyResult<UserNamespace> {
 }
 
 /// The sandbox that keyword arguments describe; those that are None were left out in Python.
-pub(crate) fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<SandboxBuilder> {
+pub(crate) fn describe(
+    image: &Bound<'_, PyAny>,
+    options: &Bound<'_, PyDict>,
+    cancel: &Cancel,
+) -> PyResult<SandboxBuilder> {
     let mut builder = if let Ok(image) = image.cast::<Image>() {
         gpucontainer::Sandbox::from_image(&image.get().0)
     } else if let Ok(reference) = image.extract::<String>() {
@@ -217,6 +221,9 @@ pub(crate) fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) ->
             }
             "gpu_lease" => builder.gpu_lease(&value.cast::<LeaseHandle>()?.get().lease()?),
             "gpus" => builder.gpus(request(value.cast()?)?),
+            "gpus_unleased" => builder.gpus_unleased(request(value.cast()?)?),
+            "gpu_allocator" => builder.gpu_allocator(&value.cast::<AllocatorHandle>()?.get().0),
+            "gpu_timeout" => builder.gpu_wait(wait(value.extract()?)?.cancel(cancel)),
             "drop_all_capabilities" => builder.drop_all_capabilities(),
             "add_capabilities" => {
                 for name in value.extract::<Vec<String>>()? {
@@ -257,6 +264,11 @@ pub(crate) fn describe(image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) ->
 }
 
 /// A port on an address of the host; none is 127.0.0.1.
+/// At most so many seconds; infinite is for ever.
+fn wait(timeout: f64) -> PyResult<Wait> {
+    Ok(if timeout == f64::INFINITY { Wait::forever() } else { Wait::at_most(seconds("gpu_timeout", timeout)?) })
+}
+
 pub(crate) fn mapping(container_port: u16, address: Option<IpAddr>, host_port: u16) -> PortMapping {
     let mapping = PortMapping::tcp(container_port, host_port);
     match address {

@@ -84,7 +84,7 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
 
 /// The handle of an allocator, which holds nothing open.
 #[pyclass(frozen, name = "_GpuAllocator", module = "gpucontainer._native")]
-pub(crate) struct AllocatorHandle(GpuAllocator);
+pub(crate) struct AllocatorHandle(pub(crate) GpuAllocator);
 
 #[pymethods]
 impl AllocatorHandle {
@@ -125,7 +125,7 @@ impl AllocatorHandle {
         let callback = Callback::new(None, cancel);
         let wait = wait.cancel(&callback.cancel());
         let lease = callback.run(py, || self.0.acquire(&request, wait))?;
-        Ok(LeaseHandle(Slot::new(lease, "GPU lease")))
+        Ok(LeaseHandle::holding(&lease))
     }
 
     /// As JSON, and as a table for people.
@@ -146,6 +146,11 @@ type LeaseFields = (String, Vec<String>, Vec<u32>, Vec<u32>, String);
 pub(crate) struct LeaseHandle(Slot<GpuLease>);
 
 impl LeaseHandle {
+    /// A clone of somebody's.
+    pub(crate) fn holding(lease: &GpuLease) -> Self {
+        Self(Slot::new(lease.clone(), "GPU lease"))
+    }
+
     /// A clone, for a sandbox.
     pub(crate) fn lease(&self) -> PyResult<GpuLease> {
         ours(self.0.with(|lease| Ok(lease.clone())))

@@ -3,12 +3,13 @@
 
 use crate::describe::{describe, limits, mapping, ours, refuse, stdio};
 use crate::error::raise;
+use crate::gpu::LeaseHandle;
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
 use crate::work::Callback;
 use gpucontainer::net::PortStatus;
 use gpucontainer::sandbox::{ExitStatus, Stdio};
-use gpucontainer::{Error, ErrorKind, Result};
+use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +29,7 @@ fn ended(status: ExitStatus) -> Ended {
 /// What a start would do, a line a step.
 #[pyfunction]
 pub(crate) fn explain(py: Python<'_>, image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<String> {
-    let builder = describe(image, options)?;
+    let builder = describe(image, options, &Cancel::new())?;
     ours(py.detach(|| builder.plan())).map(|plan| plan.explain())
 }
 
@@ -90,9 +91,10 @@ impl SandboxHandle {
     /// Checks everything, then starts the sandbox.
     #[new]
     fn new(py: Python<'_>, image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let builder = describe(image, options)?;
-        // An image that is not here is pulled, which may take long; a start that was interrupted is undone.
-        let sandbox = Callback::new(None, None).run(py, || builder.spawn())?;
+        let callback = Callback::new(None, None);
+        let builder = describe(image, options, &callback.cancel())?;
+        // An image that is not here is pulled, and GPUs may be waited for; a start that was interrupted is undone.
+        let sandbox = callback.run(py, || builder.spawn())?;
         Ok(Self(Slot::new(sandbox, "sandbox")))
     }
 
@@ -159,6 +161,10 @@ impl SandboxHandle {
 
     fn gpus(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         self.with(py, |sandbox| Ok(sandbox.gpus()))
+    }
+
+    fn gpu_lease(&self, py: Python<'_>) -> PyResult<Option<LeaseHandle>> {
+        self.with(py, |sandbox| Ok(sandbox.gpu_lease().map(LeaseHandle::holding)))
     }
 
     fn timeline(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, f64)>> {

@@ -9,7 +9,7 @@ mod common;
 mod driver;
 
 use driver::{FakeDriver, MAJORS, VERSION, library_directory};
-use gpucontainer::gpu::{DriverRoot, GpuGrant};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuGrant};
 use gpucontainer::image::ImageStore;
 use gpucontainer::sandbox::{SandboxBuilder, Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, GpuRequest, Sandbox};
@@ -31,6 +31,12 @@ impl Fixture {
         ImageStore::open(self.directory.path().join("store")).unwrap()
     }
 
+    /// The allocator of this machine, whose leases are nobody else's.
+    fn allocator(&self) -> GpuAllocator {
+        let allocator = GpuAllocator::at(self.directory.path().join("leases")).unwrap();
+        allocator.driver_root(DriverRoot::new(self.driver.path())).respect_outer(false)
+    }
+
     /// A sandbox that waits for its standard input to end.
     fn sandbox(&self) -> SandboxBuilder {
         let busybox = common::which("busybox").unwrap();
@@ -46,6 +52,7 @@ impl Fixture {
         Sandbox::from_image(&image)
             .store(&store)
             .driver_root(DriverRoot::new(self.driver.path()))
+            .gpu_allocator(&self.allocator())
             .command(["sh", "-c", "while read -r line; do :; done"])
             .stdin(Stdio::Piped)
             .stdout(Stdio::Null)

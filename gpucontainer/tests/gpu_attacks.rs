@@ -126,8 +126,7 @@ fn root(fixture: &Fixture, name: &str) -> PathBuf {
 }
 
 fn in_directory(fixture: &Fixture, root: &Path, script: &str) -> Result<String> {
-    let sandbox =
-        Sandbox::from_directory(root).driver_root(DriverRoot::new(fixture.driver.path())).store(&fixture.store);
+    let sandbox = Sandbox::from_directory(root).gpu_allocator(&fixture.allocator()).store(&fixture.store);
     let builder = sandbox.gpus(gpus().parse().unwrap()).command(["sh", "-c", script]);
     run(builder.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Piped))
 }

@@ -11,7 +11,6 @@ mod gpu_machine;
 
 use driver::{MAJORS, VERSION, library_directory};
 use gpu_machine::{Fixture, possible, run};
-use gpucontainer::gpu::DriverRoot;
 use gpucontainer::image::ImageBuilder;
 use gpucontainer::sandbox::{Capability, Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, GpuRequest, Sandbox};
@@ -301,7 +300,7 @@ fn pipes_and_sockets_of_a_root_are_not_opened() {
     }
     drop(std::os::unix::net::UnixListener::bind(root.join("usr/bin/nvidia-smi")).unwrap());
     let script = format!("cat /{library} /{link} >/dev/null && nvidia-smi");
-    let sandbox = Sandbox::from_directory(&root).driver_root(DriverRoot::new(fixture.driver.path()));
+    let sandbox = Sandbox::from_directory(&root).gpu_allocator(&fixture.allocator());
     let builder = sandbox.gpus(gpus.parse().unwrap()).command(["sh", "-c", &script]);
     let said = run(builder.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Piped)).unwrap();
     assert_eq!(said, format!("stand-in for nvidia-smi {VERSION}\n"));

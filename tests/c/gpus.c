@@ -31,6 +31,28 @@ int main(void) {
     CHECK(gpuc_gpu_allocator_acquire(allocator, request, 60000, NULL, &error) == NULL);
     CHECK(gpuc_error_kind(error) == GPUC_ERROR_GPU_UNAVAILABLE);
     gpuc_error_free(error);
+    /* A sandbox leases what it asks for. */
+    gpuc_config_t *config = gpuc_config_new_from_directory(directory, &error);
+    CHECK_NO_ERROR(error);
+    gpuc_config_set_driver_root(config, directory);
+    gpuc_config_set_gpu_allocator(config, allocator);
+    gpuc_config_set_gpu_wait(config, 60000, NULL);
+    gpuc_config_set_gpu_request(config, request);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_GPU_UNAVAILABLE);
+    gpuc_error_free(error);
+    gpuc_config_set_gpus_unleased(config, request);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_GPU_UNAVAILABLE);
+    gpuc_error_free(error);
+    gpuc_config_set_gpu_allocator(config, NULL);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_INVALID_ARGUMENT);
+    gpuc_error_free(error);
+    gpuc_config_free(config);
+    CHECK(gpuc_sandbox_gpu_lease(NULL, &error) == NULL);
+    CHECK(strstr(gpuc_error_message(error), "is NULL") != NULL);
+    gpuc_error_free(error);
     gpuc_gpu_request_set_placement(request, "on top of each other");
     CHECK(gpuc_gpu_allocator_acquire(allocator, request, 0, NULL, &error) == NULL);
     CHECK(gpuc_error_kind(error) == GPUC_ERROR_INVALID_ARGUMENT);

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import signal as signals
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gpucontainer
-from gpucontainer import Cancel, GpuAllocator, GpuRequest, errors
+from gpucontainer import Cancel, GpuAllocator, GpuRequest, Sandbox, errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -62,6 +65,39 @@ def test_leases_exclude_each_other_and_end(allocator: GpuAllocator) -> None:
     with pytest.raises(errors.ClosedError):
         lease.into_fd()
     assert allocator.status().leases == ()
+
+
+def test_a_sandbox_leases_what_it_asks_for(allocator: GpuAllocator, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+
+    def start(gpus: int | str, **options: Any) -> Sandbox:
+        driver = tmp_path / "driver"
+        return Sandbox(root, ["/program"], gpus=gpus, gpu_allocator=allocator, driver_root=driver, **options)
+
+    with allocator.acquire(7) as seven:
+        with pytest.raises(errors.GpuUnavailableError, match=r"1 of 8 free: 7 leased by process"):
+            start(2)
+        with pytest.raises(errors.GpuUnavailableError, match=r"0 of 1 free"):
+            start(seven.gpus[0])
+        with pytest.raises(errors.TimedOutError):
+            start(2, gpu_timeout=0.05)
+        # Which is a matter of leases alone: without one, only the missing nodes of the stand-in are in the way.
+        with pytest.raises(errors.GpuUnavailableError, match=r"/dev/nvidia"):
+            start(seven.gpus[0], lease_gpus=False)
+        # The lease that was taken for the last GPU is given back by the start that fails.
+        with pytest.raises(errors.GpuUnavailableError, match=r"/dev/nvidia"):
+            start(1, gpu_timeout=math.inf)
+        assert [lease.id for lease in allocator.status().leases] == [seven.id]
+    with allocator.acquire("all"):
+        previous = signals.signal(signals.SIGALRM, signals.default_int_handler)
+        signals.setitimer(signals.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                start(1, gpu_timeout=math.inf)
+        finally:
+            signals.signal(signals.SIGALRM, previous)
+        assert allocator.status().waiting == ()
 
 
 def test_the_status_is_a_table(allocator: GpuAllocator) -> None:

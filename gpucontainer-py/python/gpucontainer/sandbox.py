@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 from . import _native
 from ._native import Image, ImageStore
 from .errors import TimedOutError
-from .gpu import GpuLease, GpuRequest
+from .gpu import GpuAllocator, GpuLease, GpuRequest
 
 #: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
 PIPE = subprocess.PIPE
@@ -404,6 +404,9 @@ class Sandbox(_Running):
         ports: Mapping[int, int | tuple[str, int]] | None = None,
         gpus: int | str | Sequence[str] | GpuRequest | GpuLease | None = None,
         min_gpu_memory: int = 0,
+        gpu_timeout: float | None = None,
+        gpu_allocator: GpuAllocator | None = None,
+        lease_gpus: bool = True,
         driver_root: _Path | None = None,
         add_capabilities: Iterable[str] | None = None,
         drop_capabilities: Iterable[str] | None = None,
@@ -430,6 +433,10 @@ class Sandbox(_Running):
         :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, a :class:`GpuRequest`,
             or a :class:`GpuLease`, which the sandbox then holds too.
         :param min_gpu_memory: bytes that must be free on each GPU; a :class:`GpuRequest` says so itself.
+        :param gpu_timeout: seconds to wait for GPUs that somebody else has leased, ``math.inf`` for ever. None waits not
+            at all: what cannot be had now raises, with who has it.
+        :param gpu_allocator: of which GPUs are leased, if not that of the host.
+        :param lease_gpus: False takes GPUs whoever has leased them, and keeps them from nobody.
         :param unfiltered: turns the system call filter off.
         :param seccomp: the system call filter: the ``seccomp`` object of a runtime bundle, or a JSON file of it.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
@@ -470,6 +477,12 @@ class Sandbox(_Running):
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes a published port and its connections; then the host's port is free."""
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
+
+    @property
+    def gpu_lease(self) -> GpuLease | None:
+        """The lease on the GPUs of the start, None without one. Each is a handle of its own, which holds the GPUs too."""
+        handle = self._handle.gpu_lease()
+        return None if handle is None else GpuLease(handle)
 
     @property
     def gpus(self) -> list[str]:
@@ -566,7 +579,7 @@ def _stream(value: _Stream) -> str | int:
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     """What the native half wants of the arguments; those that are None are left out."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    for name in ("self", "image", "__class__", "min_gpu_memory"):
+    for name in ("self", "image", "__class__", "min_gpu_memory", "lease_gpus"):
         given.pop(name, None)
     limits = given.pop("limits", None) or Limits()
     own = {name: given.pop(name) for name in ("memory", "cpus", "pids") if name in given}
@@ -595,7 +608,10 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("gpus"), GpuLease):
         given["gpu_lease"] = given.pop("gpus")._handle
     if "gpus" in given:
-        given["gpus"] = _gpus(given["gpus"], arguments.get("min_gpu_memory", 0))
+        wanted = _gpus(given.pop("gpus"), arguments.get("min_gpu_memory", 0))
+        given["gpus" if arguments.get("lease_gpus", True) else "gpus_unleased"] = wanted
+    if "gpu_allocator" in given:
+        given["gpu_allocator"] = given["gpu_allocator"]._handle
     if "seccomp" in given:
         profile = given.pop("seccomp")
         if isinstance(profile, Mapping):
