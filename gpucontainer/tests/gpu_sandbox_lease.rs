@@ -8,7 +8,7 @@ mod driver;
 mod gpu_machine;
 
 use gpu_machine::{Fixture, possible, run};
-use gpucontainer::gpu::{GpuAllocator, Wait};
+use gpucontainer::gpu::{ForeignProcesses, GpuAllocator, Wait};
 use gpucontainer::image::Image;
 use gpucontainer::sandbox::{Mount, SandboxBuilder, Stdio};
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result, Sandbox};
@@ -47,14 +47,15 @@ fn a_gpu_of_a_sandbox_is_nobody_else_s_until_it_ends() {
     assert_eq!((lease.gpus(), 1), (&first.gpus()[..], first.gpus().len()));
     assert_eq!(allocator.status().unwrap().leases[0].id, lease.id());
     // Who counts gets the other, who names it or wants all is told who has it.
-    let second = waiting(&fixture, &image, "0").gpus(GpuRequest::count(1)).spawn().unwrap();
+    let one = GpuRequest::count(1).foreign_processes(ForeignProcesses::Ignore);
+    let second = waiting(&fixture, &image, "0").gpus(one.clone()).spawn().unwrap();
     assert_ne!(first.gpus(), second.gpus());
     let holder = format!("leased by process {}", std::process::id());
     for gpus in ["1", "all", "0,1"] {
         let why = refusal(waiting(&fixture, &image, gpus).spawn());
         assert!(why.contains(&holder), "{gpus}: {why}");
     }
-    assert!(refusal(waiting(&fixture, &image, "0").gpus(GpuRequest::count(1)).spawn()).contains("0 of 2 free"));
+    assert!(refusal(waiting(&fixture, &image, "0").gpus(one).spawn()).contains("0 of 2 free"));
     // Without a lease nothing is looked at, and nothing taken.
     let beside = waiting(&fixture, &image, "none").gpus_unleased("1".parse().unwrap()).spawn().unwrap();
     assert!(beside.gpus() == first.gpus() && beside.gpu_lease().is_none());
