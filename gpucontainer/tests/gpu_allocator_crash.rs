@@ -10,8 +10,8 @@ use common::Ordinary;
 use common::until;
 use driver::FakeDriver;
 use fixture::{Fixture, role, say};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuStatus, Inventory, Wait};
-use gpucontainer::sandbox::Stdio;
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuStatus, Inventory, Wait};
+use gpucontainer::sandbox::{SandboxBuilder, Stdio};
 use gpucontainer::{ErrorKind, GpuRequest};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -127,16 +127,27 @@ fn other_process() {
         Some("storm") => storm_of_one(),
         Some("container") => {
             let lease = acquire(&one());
-            let sandbox = sleeping(&Fixture::of_parent(), &lease);
+            let sandbox = sleeping(|builder| builder.gpu_lease(&lease));
+            say(&format!("holds {}", sandbox.pid()));
+            std::thread::sleep(SOON);
+        }
+        Some("leasing") => {
+            let sandbox = sleeping(|builder| builder.gpus(one()).gpu_allocator(&allocator_of_parent()));
             say(&format!("holds {}", sandbox.pid()));
             std::thread::sleep(SOON);
         }
         Some("detached") => {
             let lease = acquire(&one());
-            let sandbox = sleeping(&Fixture::of_parent(), &lease);
+            let sandbox = sleeping(|builder| builder.gpu_lease(&lease));
             say(&format!("holds {}", sandbox.pid()));
             sandbox.detach().unwrap();
             drop(lease);
+            say("gone");
+        }
+        Some("leasing and detached") => {
+            let sandbox = sleeping(|builder| builder.gpus(one()).gpu_allocator(&allocator_of_parent()));
+            say(&format!("holds {}", sandbox.pid()));
+            sandbox.detach().unwrap();
             say("gone");
         }
         other => panic!("no test is for {other:?}"),
@@ -238,9 +249,9 @@ fn ordinary(inventory: &Path) {
     assert_eq!(acquire(2).unwrap().gpus().len(), 2);
 }
 
-fn sleeping(fixture: &Fixture, lease: &GpuLease) -> gpucontainer::Sandbox {
+fn sleeping(with_gpus: impl Fn(SandboxBuilder) -> SandboxBuilder) -> gpucontainer::Sandbox {
     let root = DriverRoot::new(PathBuf::from(std::env::var_os(DRIVER).unwrap()));
-    let builder = fixture.shell("sleep 300").driver_root(root).gpu_lease(lease);
+    let builder = with_gpus(Fixture::of_parent().shell("sleep 300").driver_root(root));
     builder.stdout(Stdio::Null).stderr(Stdio::Null).spawn().unwrap()
 }
 
@@ -251,10 +262,10 @@ fn a_lease_follows_its_container() {
     }
     let fixture = Fixture::new();
     let host = Host::new("t4");
-    for role in ["container", "detached"] {
+    for role in ["container", "leasing", "detached", "leasing and detached"] {
         let mut other = host.spawn(fixture.apart(role));
         let pid = other.said("holds");
-        if role == "detached" {
+        if role.ends_with("detached") {
             other.said("gone");
             other.child.wait().unwrap();
             let error = host.allocator.acquire(&one(), Wait::at_most(Duration::from_millis(100))).unwrap_err();
