@@ -253,6 +253,11 @@ typedef struct gpuc_exec_t gpuc_exec_t;
 typedef struct gpuc_gpu_allocator_t gpuc_gpu_allocator_t;
 
 /**
+ * What a sandbox has for some of its GPUs: nodes, files of the driver, variables. A copy, which changes with nothing.
+ */
+typedef struct GpuGrant GpuGrant;
+
+/**
  * GPUs that are the holder's, until this is freed and every sandbox that was started with it has ended.
  */
 typedef struct gpuc_gpu_lease_t gpuc_gpu_lease_t;
@@ -1203,8 +1208,8 @@ void gpuc_config_volume(gpuc_config_t *config,
 void gpuc_config_tmpfs(gpuc_config_t *config, const char *target, uint64_t bytes, uint32_t flags);
 
 /**
- * Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
- * identifiers.
+ * Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1",
+ * identifiers, names of CDI as in "vendor.com/class=name", or "image" for what NVIDIA_VISIBLE_DEVICES of the image says.
  *
  * @return the caller's, freed with gpuc_gpu_request_free
  */
@@ -1223,6 +1228,38 @@ void gpuc_gpu_request_set_min_free_memory(gpuc_gpu_request_t *request, uint64_t 
  */
 void gpuc_gpu_request_set_capabilities(gpuc_gpu_request_t *request,
                                        const char *const *names);
+
+/**
+ * Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch".
+ *
+ * @param names  strings, and NULL after the last
+ */
+void gpuc_gpu_request_set_extras(gpuc_gpu_request_t *request,
+                                 const char *const *names);
+
+/**
+ * Wants these channels of IMEX, which GPUs of several hosts share memory through.
+ *
+ * @param channels  may be NULL if there are none
+ */
+void gpuc_gpu_request_set_imex_channels(gpuc_gpu_request_t *request,
+                                        const uint32_t *channels,
+                                        size_t count);
+
+/**
+ * Where specifications of CDI are looked for, instead of /etc/cdi and /var/run/cdi.
+ *
+ * @param directories  strings, and NULL after the last; a later one's devices count before an earlier one's
+ */
+void gpuc_gpu_request_set_cdi_directories(gpuc_gpu_request_t *request,
+                                          const char *const *directories);
+
+/**
+ * What to do about programs that a specification of CDI wants to be run on the host, other than NVIDIA's, which are
+ * not run but done: "refuse" the device, which is the default, "skip" them, or "run" them.
+ */
+void gpuc_gpu_request_set_vendor_hooks(gpuc_gpu_request_t *request,
+                                       const char *policy);
 
 /**
  * Whether a running Multi-Process Service is shared with the container; no by default.
@@ -1886,6 +1923,58 @@ gpuc_output_t *gpuc_process_communicate(const gpuc_process_t *process,
  * @param process  may be NULL
  */
 void gpuc_process_free(gpuc_process_t *process);
+
+/**
+ * Gives a running sandbox GPUs: all that was asked for, or nothing. Nothing is leased. What the application executes
+ * from now on finds them, and so does what is executed inside, which also gets their variables.
+ *
+ * @param error  may be NULL; GPUC_ERROR_GPU_UNAVAILABLE, GPUC_ERROR_ALREADY_EXISTS, GPUC_ERROR_CLOSED
+ * @return the caller's, freed with gpuc_gpu_grant_free; NULL on failure
+ */
+GpuGrant *gpuc_sandbox_attach_gpus(const gpuc_sandbox_t *sandbox,
+                                   const gpuc_gpu_request_t *request,
+                                   gpuc_error_t **error);
+
+/**
+ * Takes away what a grant brought: one of gpuc_sandbox_attach_gpus or gpuc_sandbox_granted. What other grants have as
+ * well stays.
+ *
+ * @param grant  stays the caller's
+ * @param force  also if a process inside has a device open, which it keeps then
+ * @param error  may be NULL; GPUC_ERROR_BUSY with the processes that have a device open, GPUC_ERROR_NOT_FOUND
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_detach_gpus(const gpuc_sandbox_t *sandbox,
+                             const GpuGrant *grant,
+                             bool force,
+                             gpuc_error_t **error);
+
+/**
+ * What a sandbox has of GPUs: the grant of the start, if there was one, then those that were attached.
+ *
+ * @param number  from 0
+ * @param error   may be NULL; only a failure sets it
+ * @return the caller's, freed with gpuc_gpu_grant_free; NULL if there is none of that number, and on failure
+ */
+GpuGrant *gpuc_sandbox_granted(const gpuc_sandbox_t *sandbox,
+                               size_t number,
+                               gpuc_error_t **error);
+
+/**
+ * All of a grant as one JSON object: gpus, device_nodes, mounts, links, environment, driver_version, left_out and more.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_gpu_grant_json(const GpuGrant *grant,
+                          gpuc_error_t **error);
+
+/**
+ * Frees a grant. The sandbox keeps its GPUs.
+ *
+ * @param grant  may be NULL
+ */
+void gpuc_gpu_grant_free(GpuGrant *grant);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -77,12 +77,21 @@ pub(crate) unsafe fn path<'a>(string: *const c_char, name: &str) -> Result<&'a P
 /// # Safety
 /// `length` is 0, or `buffer` is `NULL` or points to that many bytes that do not change during `'a`.
 pub(crate) unsafe fn bytes<'a>(buffer: *const c_void, length: usize, name: &str) -> Result<&'a [u8]> {
-    if length == 0 {
+    // SAFETY: bytes need no alignment, and the caller vouches for the rest.
+    unsafe { slice(buffer.cast(), length, name) }
+}
+
+/// The elements of a C array, which may be `NULL` if there are none.
+///
+/// # Safety
+/// As for [`std::slice::from_raw_parts`], but for `NULL`.
+pub(crate) unsafe fn slice<'a, T>(start: *const T, count: usize, name: &str) -> Result<&'a [T]> {
+    if count == 0 {
         return Ok(&[]);
     }
-    given((!buffer.is_null()).then_some(()), name)?;
+    given((!start.is_null()).then_some(()), name)?;
     // SAFETY: it is not NULL, and the caller vouches for the rest.
-    Ok(unsafe { std::slice::from_raw_parts(buffer.cast(), length) })
+    Ok(unsafe { std::slice::from_raw_parts(start, count) })
 }
 
 /// The texts of an array of C strings that ends with `NULL`.

@@ -1,9 +1,10 @@
 //! Requests for GPUs, as C sees them.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
-use crate::boundary::{Fault, bad, catch, given, path, strings, text};
+use crate::boundary::{Fault, bad, catch, given, path, slice, strings, text};
 use crate::config::Config;
 use gpucontainer::Result;
+use gpucontainer::gpu::cdi::VendorHooks;
 use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, Placement, Sharing, Vendor};
 use std::ffi::c_char;
 
@@ -35,6 +36,9 @@ impl GpuRequest {
 }
 
 fn which(gpus: &str) -> Result<gpucontainer::gpu::GpuRequest> {
+    if gpus == "image" {
+        return Ok(gpucontainer::gpu::GpuRequest::as_image_says());
+    }
     match gpus.strip_prefix("count:") {
         Some(count) => {
             let count = count.parse().map_err(|e| bad(format!("gpus {gpus:?}: {e}")))?;
@@ -44,8 +48,8 @@ fn which(gpus: &str) -> Result<gpucontainer::gpu::GpuRequest> {
     }
 }
 
-/// Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1", or
-/// identifiers.
+/// Asks for GPUs, in the words that other engines use: "all", a count as in "count:2", indices as in "0,1",
+/// identifiers, names of CDI as in "vendor.com/class=name", or "image" for what NVIDIA_VISIBLE_DEVICES of the image says.
 ///
 /// @return the caller's, freed with gpuc_gpu_request_free
 #[unsafe(no_mangle)]
@@ -78,6 +82,63 @@ pub unsafe extern "C" fn gpuc_gpu_request_set_capabilities(
             return Ok(request.capabilities([]));
         }
         Ok(request.capabilities(DriverCapability::parse_list(&names.join(","))?))
+    });
+}
+
+/// Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch".
+///
+/// @param names  strings, and NULL after the last
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_extras(request: Option<&mut GpuRequest>, names: *const *const c_char) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or strings with NULL after the last.
+        let names = unsafe { strings(names, "names") }?;
+        Ok(request.extras(names.iter().map(|name| name.parse()).collect::<Result<Vec<_>>>()?))
+    });
+}
+
+/// Wants these channels of IMEX, which GPUs of several hosts share memory through.
+///
+/// @param channels  may be NULL if there are none
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_imex_channels(
+    request: Option<&mut GpuRequest>,
+    channels: *const u32,
+    count: usize,
+) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for that many numbers.
+        let channels = unsafe { slice(channels, count, "channels") }?;
+        Ok(request.imex_channels(channels.iter().copied()))
+    });
+}
+
+/// Where specifications of CDI are looked for, instead of /etc/cdi and /var/run/cdi.
+///
+/// @param directories  strings, and NULL after the last; a later one's devices count before an earlier one's
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_cdi_directories(
+    request: Option<&mut GpuRequest>,
+    directories: *const *const c_char,
+) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or strings with NULL after the last.
+        Ok(request.cdi_directories(unsafe { strings(directories, "directories") }?))
+    });
+}
+
+/// What to do about programs that a specification of CDI wants to be run on the host, other than NVIDIA's, which are
+/// not run but done: "refuse" the device, which is the default, "skip" them, or "run" them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_request_set_vendor_hooks(request: Option<&mut GpuRequest>, policy: *const c_char) {
+    GpuRequest::update(request, |request| {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        Ok(request.vendor_hooks(match unsafe { text(policy, "policy") }? {
+            "refuse" => VendorHooks::Refuse,
+            "skip" => VendorHooks::Skip,
+            "run" => VendorHooks::Run,
+            other => return Err(bad(format!("no policy for hooks is called {other:?}"))),
+        }))
     });
 }
 

@@ -42,3 +42,5 @@ pub mod output;
 pub mod sandbox;
 
 pub mod process;
+
+pub mod grant;

@@ -5,11 +5,12 @@ use crate::describe::{ours, refuse};
 use crate::image::seconds;
 use crate::slot::Slot;
 use crate::work::{Callback, Cancel};
+use gpucontainer::gpu::cdi::VendorHooks;
 use gpucontainer::gpu::{
-    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuLease, GpuRequest, Placement, Sharing, Topology,
-    Vendor, Wait,
+    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuGrant, GpuLease, GpuRequest, Placement, Sharing,
+    Topology, Vendor, Wait,
 };
-use gpucontainer::{Error, ErrorKind, Host};
+use gpucontainer::{Error, ErrorKind, Host, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::IntoRawFd;
@@ -21,7 +22,7 @@ fn which(value: &Bound<'_, PyAny>) -> PyResult<GpuRequest> {
         return Ok(GpuRequest::count(count));
     }
     if let Ok(text) = value.extract::<String>() {
-        return ours(text.parse());
+        return if text == "image" { Ok(GpuRequest::as_image_says()) } else { ours(text.parse()) };
     }
     let names: Vec<String> = value.extract()?;
     ours(GpuRequest::named(names))
@@ -73,6 +74,18 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
                 "ignore" => ForeignProcesses::Ignore,
                 "fail" => ForeignProcesses::Fail,
                 other => return refuse(format!("no policy for foreign processes is called {other:?}")),
+            }),
+            "extras" => {
+                let names: Vec<String> = value.extract()?;
+                request.extras(ours(names.iter().map(|name| name.parse()).collect::<Result<Vec<_>>>())?)
+            }
+            "imex_channels" => request.imex_channels(value.extract::<Vec<u32>>()?),
+            "cdi_directories" => request.cdi_directories(value.extract::<Vec<PathBuf>>()?),
+            "vendor_hooks" => request.vendor_hooks(match value.extract::<String>()?.as_str() {
+                "refuse" => VendorHooks::Refuse,
+                "skip" => VendorHooks::Skip,
+                "run" => VendorHooks::Run,
+                other => return refuse(format!("no policy for hooks is called {other:?}")),
             }),
             "priority" => request.priority(value.extract()?),
             "multi_process_service" => request.multi_process_service(value.extract()?),
@@ -180,6 +193,22 @@ impl LeaseHandle {
     fn descriptor(&self) -> PyResult<i32> {
         let lease = self.0.take().ok_or_else(|| Error::new(ErrorKind::Closed, "the GPU lease was closed"));
         ours(lease.and_then(|lease| Ok(lease.into_fd()?.into_raw_fd())))
+    }
+}
+
+/// What a sandbox was granted.
+#[pyclass(frozen, name = "_GpuGrant", module = "gpucontainer._native")]
+pub(crate) struct GrantHandle(pub(crate) GpuGrant);
+
+#[pymethods]
+impl GrantHandle {
+    fn json(&self) -> PyResult<String> {
+        let wrong = |cause| Error::new(ErrorKind::Corrupt, format!("grant as JSON: {cause}"));
+        ours(serde_json::to_string(&self.0).map_err(wrong))
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.0 == other.0
     }
 }
 

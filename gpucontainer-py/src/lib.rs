@@ -17,7 +17,7 @@ mod _native {
     use super::*;
 
     #[pymodule_export]
-    use super::gpu::{AllocatorHandle, LeaseHandle, topology};
+    use super::gpu::{AllocatorHandle, GrantHandle, LeaseHandle, topology};
     #[pymodule_export]
     use super::host::probe;
     #[pymodule_export]

@@ -3,7 +3,7 @@
 
 use crate::describe::{describe, limits, mapping, ours, refuse, stdio};
 use crate::error::raise;
-use crate::gpu::LeaseHandle;
+use crate::gpu::{GrantHandle, LeaseHandle, request};
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
 use crate::work::Callback;
@@ -165,6 +165,19 @@ impl SandboxHandle {
 
     fn gpu_lease(&self, py: Python<'_>) -> PyResult<Option<LeaseHandle>> {
         self.with(py, |sandbox| Ok(sandbox.gpu_lease().map(LeaseHandle::holding)))
+    }
+
+    fn attach_gpus(&self, py: Python<'_>, fields: &Bound<'_, PyDict>) -> PyResult<GrantHandle> {
+        let request = request(fields)?;
+        self.with(py, |sandbox| sandbox.attach_gpus(&request)).map(GrantHandle)
+    }
+
+    fn detach_gpus(&self, py: Python<'_>, grant: &GrantHandle, force: bool) -> PyResult<()> {
+        self.with(py, |sandbox| sandbox.detach_gpus(&grant.0, force))
+    }
+
+    fn granted(&self, py: Python<'_>) -> PyResult<Vec<GrantHandle>> {
+        self.with(py, |sandbox| Ok(sandbox.granted().into_iter().map(GrantHandle).collect()))
     }
 
     fn timeline(&self, py: Python<'_>) -> PyResult<Vec<(&'static str, f64)>> {

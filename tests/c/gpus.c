@@ -31,6 +31,14 @@ int main(void) {
     CHECK(gpuc_gpu_allocator_acquire(allocator, request, 60000, NULL, &error) == NULL);
     CHECK(gpuc_error_kind(error) == GPUC_ERROR_GPU_UNAVAILABLE);
     gpuc_error_free(error);
+    const char *extras[] = {"gds", "nvswitch", NULL};
+    gpuc_gpu_request_set_extras(request, extras);
+    const uint32_t channels[] = {0, 7};
+    gpuc_gpu_request_set_imex_channels(request, channels, 2);
+    gpuc_gpu_request_set_imex_channels(request, NULL, 0);
+    const char *specifications[] = {directory, NULL};
+    gpuc_gpu_request_set_cdi_directories(request, specifications);
+    gpuc_gpu_request_set_vendor_hooks(request, "skip");
     /* A sandbox leases what it asks for. */
     gpuc_config_t *config = gpuc_config_new_from_directory(directory, &error);
     CHECK_NO_ERROR(error);
@@ -59,6 +67,19 @@ int main(void) {
     CHECK(strstr(gpuc_error_message(error), "on top of each other") != NULL);
     gpuc_error_free(error);
     gpuc_gpu_request_free(request);
+    const char *unknown[] = {"gds", "teleport", NULL};
+    request = gpuc_gpu_request_new("image");
+    gpuc_gpu_request_set_extras(request, unknown);
+    CHECK(gpuc_gpu_allocator_acquire(allocator, request, 0, NULL, &error) == NULL);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_INVALID_ARGUMENT);
+    CHECK(strstr(gpuc_error_message(error), "teleport") != NULL);
+    gpuc_error_free(error);
+    gpuc_gpu_request_free(request);
+    CHECK(gpuc_sandbox_attach_gpus(NULL, NULL, &error) == NULL);
+    gpuc_error_free(error);
+    CHECK(gpuc_sandbox_detach_gpus(NULL, NULL, true, NULL) == -1 && gpuc_sandbox_granted(NULL, 0, NULL) == NULL);
+    CHECK(gpuc_gpu_grant_json(NULL, NULL) == NULL);
+    gpuc_gpu_grant_free(NULL);
 
     char *json = gpuc_gpu_allocator_status_json(allocator, &error);
     CHECK_NO_ERROR(error);

@@ -192,6 +192,38 @@ def test_further_processes(start: Start) -> None:
         assert process.wait(30).success
 
 
+@needs_root
+def test_gpus_of_a_running_sandbox(start: Start, tmp_path: Path) -> None:
+    # A device that the host surely has stands for a GPU.
+    edits = {"deviceNodes": [{"path": "/dev/fast", "hostPath": "/dev/zero"}], "env": ["FAST=yes"]}
+    devices = [{"name": "0", "containerEdits": edits}]
+    spec = {"cdiVersion": "0.7.0", "kind": "example.com/accelerator", "devices": devices}
+    (tmp_path / "example.json").write_text(json.dumps(spec))
+    sandbox = start("exec sleep 1000")
+
+    def seen() -> bytes:
+        with sandbox.exec(["sh", "-c", "echo $FAST; test -c /dev/fast && echo node"], stdout=PIPE) as process:
+            return process.communicate(timeout=30).stdout
+
+    assert (seen(), sandbox.granted, sandbox.gpus, sandbox.gpu_lease) == (b"\n", [], [], None)
+    name = "example.com/accelerator=0"
+    grant = sandbox.attach_gpus(GpuRequest(name, cdi_directories=[tmp_path]))
+    assert (grant.gpus, grant.left_out, grant.driver_version, sandbox.gpus) == ([name], [], None, [name])
+    assert grant.facts["device_nodes"][0]["path"] == "/dev/fast" and name in repr(grant)
+    assert seen() == b"yes\nnode\n"
+    assert sandbox.granted == [grant] and hash(sandbox.granted[0]) == hash(grant)
+    with pytest.raises(errors.AlreadyExistsError):
+        sandbox.attach_gpus(GpuRequest(name, cdi_directories=[tmp_path]))
+    sandbox.detach_gpus(grant)
+    assert (seen(), sandbox.granted) == (b"\n", [])
+    with pytest.raises(errors.NotFoundError):
+        sandbox.detach_gpus(grant, force=True)
+    with pytest.raises(errors.InvalidArgumentError, match="teleport"):
+        sandbox.attach_gpus(GpuRequest(1, extras=["gds", "teleport"]))  # type: ignore[list-item]
+    sandbox.kill()
+    sandbox.wait(30)
+
+
 def test_a_terminal(start: Start) -> None:
     sandbox = start("tty; read line; echo got $line", terminal=(24, 80), stdin=None, stdout=None, stderr=None)
     assert sandbox.terminal is not None

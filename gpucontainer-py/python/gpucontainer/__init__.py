@@ -2,7 +2,7 @@
 
 from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
 from .errors import Error
-from .gpu import GpuAllocator, GpuLease, GpuRequest, GpuStatus, HeldGpu, LeaseStatus, TicketStatus
+from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest, GpuStatus, HeldGpu, LeaseStatus, TicketStatus
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
 from .sandbox import (
@@ -30,6 +30,7 @@ __all__ = [
     "ExitStatus",
     "Gpu",
     "GpuAllocator",
+    "GpuGrant",
     "GpuLease",
     "GpuMemory",
     "GpuRequest",

@@ -21,7 +21,8 @@ from .host import Gpu, _gpu
 class GpuRequest:
     """Which GPUs, and which parts of the driver with them."""
 
-    #: How many, ``"all"``, indices as in ``"0,1"``, or identifiers.
+    #: How many, ``"all"``, indices as in ``"0,1"``, identifiers, names of CDI as in ``"vendor.com/class=name"``, or
+    #: ``"image"`` for what ``NVIDIA_VISIBLE_DEVICES`` of the image says.
     gpus: int | str | Sequence[str]
     _: dataclasses.KW_ONLY
     vendor: Literal["nvidia", "amd", "intel"] = "nvidia"
@@ -50,6 +51,15 @@ class GpuRequest:
     capabilities: Sequence[str] | None = None
     #: Whether a running Multi-Process Service is shared with the container.
     multi_process_service: bool = False
+    #: Parts of NVIDIA's software with devices of their own.
+    extras: Sequence[Literal["gds", "mofed", "gdrcopy", "nvswitch"]] = ()
+    #: Channels of IMEX, through which GPUs of several hosts share memory.
+    imex_channels: Sequence[int] = ()
+    #: Where specifications of CDI are looked for, if not in ``/etc/cdi`` and ``/var/run/cdi``.
+    cdi_directories: Sequence[str | os.PathLike[str]] | None = None
+    #: What to do about programs that a specification wants to be run on the host, other than NVIDIA's, which are done
+    #: without being run.
+    vendor_hooks: Literal["refuse", "skip", "run"] = "refuse"
 
     def _fields(self) -> dict[str, Any]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -221,6 +231,45 @@ class GpuLease:
 
     def __repr__(self) -> str:
         return f"<gpucontainer.GpuLease {self._id} {self._description}>"
+
+
+class GpuGrant:
+    """What a sandbox has for some of its GPUs: nodes, files of the driver, variables."""
+
+    def __init__(self, handle: _native._GpuGrant) -> None:
+        """Made by :class:`~gpucontainer.Sandbox`."""
+        self._handle = handle
+        self._facts: dict[str, Any] = json.loads(handle.json())
+
+    @property
+    def gpus(self) -> list[str]:
+        """The identifiers of the GPUs and MIG devices, in the order of their numbers inside."""
+        return list(self._facts["gpus"])
+
+    @property
+    def driver_version(self) -> str | None:
+        """The version of the driver whose files are granted."""
+        version: str | None = self._facts["driver_version"]
+        return version
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was asked for and left out because the image cannot use it, and why: a sentence each."""
+        return list(self._facts["left_out"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it: ``device_nodes``, ``mounts``, ``links``, ``environment`` and more, as JSON has it."""
+        return dict(self._facts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GpuGrant) and self._handle.same(other._handle)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.gpus))
+
+    def __repr__(self) -> str:
+        return f"<gpucontainer.GpuGrant {' '.join(self.gpus)}>"
 
 
 class GpuAllocator:

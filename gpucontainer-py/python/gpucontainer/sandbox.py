@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 from . import _native
 from ._native import Image, ImageStore
 from .errors import TimedOutError
-from .gpu import GpuAllocator, GpuLease, GpuRequest
+from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
 
 #: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
 PIPE = subprocess.PIPE
@@ -477,6 +477,25 @@ class Sandbox(_Running):
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes a published port and its connections; then the host's port is free."""
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
+
+    def attach_gpus(self, gpus: int | str | Sequence[str] | GpuRequest) -> GpuGrant:
+        """Gives the running sandbox GPUs: all that was asked for, or nothing. Nothing is leased.
+
+        What the application executes from now on finds them, and so does :meth:`exec`, which also gets their variables.
+        """
+        return GpuGrant(self._handle.attach_gpus(_gpus(gpus, 0)))
+
+    def detach_gpus(self, grant: GpuGrant, *, force: bool = False) -> None:
+        """Takes away what a grant brought: one of :meth:`attach_gpus`, or of the start, as :attr:`granted` lists them.
+
+        :param force: also if a process inside has a device open, which it keeps then. Otherwise that raises.
+        """
+        self._handle.detach_gpus(grant._handle, force)
+
+    @property
+    def granted(self) -> list[GpuGrant]:
+        """What it has of GPUs: the grant of the start, if there was one, then those that were attached."""
+        return [GpuGrant(handle) for handle in self._handle.granted()]
 
     @property
     def gpu_lease(self) -> GpuLease | None:

@@ -1,7 +1,10 @@
 //! Parts of NVIDIA's software beside the driver that containers may be given.
 
+use crate::error::{Error, ErrorKind, Result};
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
 /// A part of NVIDIA's software that has devices of its own.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -29,6 +32,24 @@ impl DriverExtra {
             Self::Mofed => "NVIDIA_MOFED",
             Self::GdrCopy => "NVIDIA_GDRCOPY",
             Self::NvSwitch => "NVIDIA_NVSWITCH",
+        }
+    }
+}
+
+impl FromStr for DriverExtra {
+    type Err = Error;
+
+    /// Reads `gds`, `mofed`, `gdrcopy` or `nvswitch`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for anything else.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "gds" => Ok(Self::Gds),
+            "mofed" => Ok(Self::Mofed),
+            "gdrcopy" => Ok(Self::GdrCopy),
+            "nvswitch" => Ok(Self::NvSwitch),
+            other => Err(Error::new(ErrorKind::InvalidArgument, format!("no extra of the driver is called {other:?}"))),
         }
     }
 }
