@@ -310,6 +310,62 @@ static void gpu_requests(const gpuc_image_t *image) {
     gpuc_gpu_request_free(NULL);
 }
 
+static bool has_fast(gpuc_sandbox_t *sandbox) {
+    gpuc_error_t *error;
+    const char *const command[] = {"sh", "-c", "test \"$FAST\" = yes && test -c /dev/fast", NULL};
+    gpuc_exec_t *exec = gpuc_exec_new(command);
+    gpuc_process_t *process = gpuc_exec_spawn(exec, sandbox, &error);
+    CHECK_NO_ERROR(error);
+    gpuc_exit_status_t status;
+    CHECK(gpuc_process_wait(process, 30000, &status, &error) == 1);
+    gpuc_process_free(process);
+    gpuc_exec_free(exec);
+    return status.code == 0;
+}
+
+/* A device that the host surely has stands for a GPU. */
+static void attached(const gpuc_image_t *image, const char *directory) {
+    if (geteuid() != 0) return;
+    gpuc_error_t *error;
+    char path[64];
+    snprintf(path, sizeof path, "%s/example.json", directory);
+    FILE *file = fopen(path, "w");
+    CHECK(file != NULL);
+    CHECK(fputs("{\"cdiVersion\": \"0.7.0\", \"kind\": \"example.com/accelerator\", \"devices\": [{\"name\": \"0\","
+                "\"containerEdits\": {\"deviceNodes\": [{\"path\": \"/dev/fast\", \"hostPath\": \"/dev/zero\"}],"
+                "\"env\": [\"FAST=yes\"]}}]}", file) > 0 && fclose(file) == 0);
+    gpuc_sandbox_t *sandbox = spawn(shell(image, "exec sleep 1000"));
+    CHECK(!has_fast(sandbox) && gpuc_sandbox_granted(sandbox, 0, &error) == NULL);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_sandbox_gpu_lease(sandbox, &error) == NULL);
+    CHECK_NO_ERROR(error);
+    gpuc_gpu_request_t *request = gpuc_gpu_request_new("example.com/accelerator=0");
+    const char *const directories[] = {directory, NULL};
+    gpuc_gpu_request_set_cdi_directories(request, directories);
+    gpuc_gpu_grant_t *grant = gpuc_sandbox_attach_gpus(sandbox, request, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(has_fast(sandbox));
+    char *json = gpuc_gpu_grant_json(grant, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"gpus\":[\"example.com/accelerator=0\"]") != NULL);
+    gpuc_string_free(json);
+    CHECK(gpuc_sandbox_attach_gpus(sandbox, request, &error) == NULL);
+    expect(error, GPUC_ERROR_ALREADY_EXISTS, "accelerator=0");
+    gpuc_gpu_grant_t *same = gpuc_sandbox_granted(sandbox, 0, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_sandbox_detach_gpus(sandbox, same, false, &error) == 0);
+    CHECK_NO_ERROR(error);
+    CHECK(!has_fast(sandbox));
+    CHECK(gpuc_sandbox_detach_gpus(sandbox, grant, true, &error) == -1);
+    expect(error, GPUC_ERROR_NOT_FOUND, "no such grant");
+    gpuc_gpu_grant_free(grant);
+    gpuc_gpu_grant_free(same);
+    gpuc_gpu_request_free(request);
+    CHECK(gpuc_sandbox_kill(sandbox, SIGKILL, &error) == 0);
+    close_sandbox(sandbox);
+    CHECK(remove(path) == 0);
+}
+
 static void network(const gpuc_image_t *image) {
     gpuc_error_t *error;
     gpuc_config_t *config = shell(image, "echo hi | nc -l -p 8080 >/dev/null; exec sleep 1000");
@@ -425,6 +481,7 @@ int main(void) {
     limits(image);
     filter(image, directory);
     gpu_requests(image);
+    attached(image, directory);
     network(image);
     CHECK(gpuc_collect_abandoned(store, &error) == 0);
     CHECK_NO_ERROR(error);
