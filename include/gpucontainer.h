@@ -255,7 +255,7 @@ typedef struct gpuc_gpu_allocator_t gpuc_gpu_allocator_t;
 /**
  * What a sandbox has for some of its GPUs: nodes, files of the driver, variables. A copy, which changes with nothing.
  */
-typedef struct GpuGrant GpuGrant;
+typedef struct gpuc_gpu_grant_t gpuc_gpu_grant_t;
 
 /**
  * GPUs that are the holder's, until this is freed and every sandbox that was started with it has ended.
@@ -1931,9 +1931,9 @@ void gpuc_process_free(gpuc_process_t *process);
  * @param error  may be NULL; GPUC_ERROR_GPU_UNAVAILABLE, GPUC_ERROR_ALREADY_EXISTS, GPUC_ERROR_CLOSED
  * @return the caller's, freed with gpuc_gpu_grant_free; NULL on failure
  */
-GpuGrant *gpuc_sandbox_attach_gpus(const gpuc_sandbox_t *sandbox,
-                                   const gpuc_gpu_request_t *request,
-                                   gpuc_error_t **error);
+gpuc_gpu_grant_t *gpuc_sandbox_attach_gpus(const gpuc_sandbox_t *sandbox,
+                                           const gpuc_gpu_request_t *request,
+                                           gpuc_error_t **error);
 
 /**
  * Takes away what a grant brought: one of gpuc_sandbox_attach_gpus or gpuc_sandbox_granted. What other grants have as
@@ -1945,7 +1945,7 @@ GpuGrant *gpuc_sandbox_attach_gpus(const gpuc_sandbox_t *sandbox,
  * @return 0, or -1 on failure
  */
 int gpuc_sandbox_detach_gpus(const gpuc_sandbox_t *sandbox,
-                             const GpuGrant *grant,
+                             const gpuc_gpu_grant_t *grant,
                              bool force,
                              gpuc_error_t **error);
 
@@ -1956,9 +1956,9 @@ int gpuc_sandbox_detach_gpus(const gpuc_sandbox_t *sandbox,
  * @param error   may be NULL; only a failure sets it
  * @return the caller's, freed with gpuc_gpu_grant_free; NULL if there is none of that number, and on failure
  */
-GpuGrant *gpuc_sandbox_granted(const gpuc_sandbox_t *sandbox,
-                               size_t number,
-                               gpuc_error_t **error);
+gpuc_gpu_grant_t *gpuc_sandbox_granted(const gpuc_sandbox_t *sandbox,
+                                       size_t number,
+                                       gpuc_error_t **error);
 
 /**
  * All of a grant as one JSON object: gpus, device_nodes, mounts, links, environment, driver_version, left_out and more.
@@ -1966,7 +1966,7 @@ GpuGrant *gpuc_sandbox_granted(const gpuc_sandbox_t *sandbox,
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure
  */
-char *gpuc_gpu_grant_json(const GpuGrant *grant,
+char *gpuc_gpu_grant_json(const gpuc_gpu_grant_t *grant,
                           gpuc_error_t **error);
 
 /**
@@ -1974,7 +1974,7 @@ char *gpuc_gpu_grant_json(const GpuGrant *grant,
  *
  * @param grant  may be NULL
  */
-void gpuc_gpu_grant_free(GpuGrant *grant);
+void gpuc_gpu_grant_free(gpuc_gpu_grant_t *grant);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -49,6 +49,7 @@ fn generate() -> String {
         ("Error", "gpuc_error_t"),
         ("Exec", "gpuc_exec_t"),
         ("GpuAllocator", "gpuc_gpu_allocator_t"),
+        ("GpuGrant", "gpuc_gpu_grant_t"),
         ("GpuLease", "gpuc_gpu_lease_t"),
         ("GpuRequest", "gpuc_gpu_request_t"),
         ("Host", "gpuc_host_t"),
