@@ -1426,7 +1426,7 @@ gpuc_gpu_lease_t *gpuc_gpu_allocator_acquire(const gpuc_gpu_allocator_t *allocat
                                              gpuc_error_t **error);
 
 /**
- * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting.
+ * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -1441,6 +1441,28 @@ char *gpuc_gpu_allocator_status_json(const gpuc_gpu_allocator_t *allocator,
  * @return the caller's, freed with gpuc_string_free; NULL on failure
  */
 char *gpuc_gpu_allocator_status_text(const gpuc_gpu_allocator_t *allocator, gpuc_error_t **error);
+
+/**
+ * Keeps a GPU from new leases, until gpuc_gpu_allocator_readmit.
+ *
+ * @param gpu    its identifier
+ * @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+ * @return 1, or 0 if it was kept back so before, or -1 on failure
+ */
+int gpuc_gpu_allocator_quarantine(const gpuc_gpu_allocator_t *allocator,
+                                  const char *gpu,
+                                  gpuc_error_t **error);
+
+/**
+ * Lets a GPU be leased again, whatever it was kept back for.
+ *
+ * @param gpu    its identifier
+ * @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+ * @return 1, or 0 if it was not kept back, or -1 on failure
+ */
+int gpuc_gpu_allocator_readmit(const gpuc_gpu_allocator_t *allocator,
+                               const char *gpu,
+                               gpuc_error_t **error);
 
 /**
  * Frees an allocator. Leases live on.

@@ -1,7 +1,7 @@
 //! Leases on GPUs, as C sees them.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
-use crate::boundary::{c_string, call, given, path, release};
+use crate::boundary::{c_string, call, given, path, release, text};
 use crate::config::Config;
 use crate::error::Error;
 use crate::gpu::GpuRequest;
@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::output::time;
 use crate::sandbox::Sandbox;
 use crate::transfer::Cancel;
-use gpucontainer::gpu::{DriverRoot, Topology, Wait};
+use gpucontainer::gpu::{DriverRoot, GpuFault, Topology, Wait};
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;
 use std::os::fd::IntoRawFd;
@@ -137,7 +137,7 @@ fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
     }
 }
 
-/// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting.
+/// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined.
 ///
 /// @param error  may be NULL
 /// @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -170,6 +170,42 @@ pub extern "C" fn gpuc_gpu_allocator_status_text(
 fn json(encoded: serde_json::Result<String>) -> gpucontainer::Result<CString> {
     let wrong = |cause| gpucontainer::Error::new(gpucontainer::ErrorKind::Corrupt, format!("leases as JSON: {cause}"));
     encoded.map(|text| c_string(text.as_bytes())).map_err(wrong)
+}
+
+/// Keeps a GPU from new leases, until gpuc_gpu_allocator_readmit.
+///
+/// @param gpu    its identifier
+/// @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+/// @return 1, or 0 if it was kept back so before, or -1 on failure
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_allocator_quarantine(
+    allocator: Option<&GpuAllocator>,
+    gpu: *const c_char,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let gpu = unsafe { text(gpu, "gpu") }?;
+        given(allocator, "allocator")?.allocator.quarantine().report(gpu, GpuFault::Requested).map(c_int::from)
+    })
+}
+
+/// Lets a GPU be leased again, whatever it was kept back for.
+///
+/// @param gpu    its identifier
+/// @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+/// @return 1, or 0 if it was not kept back, or -1 on failure
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_gpu_allocator_readmit(
+    allocator: Option<&GpuAllocator>,
+    gpu: *const c_char,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let gpu = unsafe { text(gpu, "gpu") }?;
+        given(allocator, "allocator")?.allocator.quarantine().release(gpu).map(c_int::from)
+    })
 }
 
 /// Frees an allocator. Leases live on.

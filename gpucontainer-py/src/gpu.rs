@@ -7,14 +7,15 @@ use crate::slot::Slot;
 use crate::work::{Callback, Cancel};
 use gpucontainer::gpu::cdi::VendorHooks;
 use gpucontainer::gpu::{
-    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuGrant, GpuLease, GpuRequest, Placement, Sharing,
-    Topology, Vendor, Wait,
+    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuFault, GpuGrant, GpuLease, GpuRequest, Placement,
+    QuarantinedGpu, Sharing, Topology, Vendor, Wait,
 };
 use gpucontainer::{Error, ErrorKind, Host, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
 /// Which GPUs: how many, words, or a list of names.
 fn which(value: &Bound<'_, PyAny>) -> PyResult<GpuRequest> {
@@ -141,13 +142,23 @@ impl AllocatorHandle {
         Ok(LeaseHandle::holding(&lease))
     }
 
-    /// As JSON, and as a table for people.
-    fn status(&self, py: Python<'_>) -> PyResult<(String, String)> {
+    /// As JSON, and as a table for people; then the GPUs in quarantine: which, why, and since which second of Unix time.
+    fn status(&self, py: Python<'_>) -> PyResult<(String, String, Vec<(String, String, f64)>)> {
         ours(py.detach(|| {
             let status = self.0.status()?;
             let wrong = |cause| Error::new(ErrorKind::Corrupt, format!("leases as JSON: {cause}"));
-            Ok((serde_json::to_string(&status).map_err(wrong)?, status.to_string()))
+            let since = |one: &QuarantinedGpu| one.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            let quarantined = status.quarantined.iter().map(|one| (one.gpu.clone(), one.reason(), since(one)));
+            Ok((serde_json::to_string(&status).map_err(wrong)?, status.to_string(), quarantined.collect()))
         }))
+    }
+
+    fn quarantine(&self, py: Python<'_>, gpu: &str) -> PyResult<bool> {
+        ours(py.detach(|| self.0.quarantine().report(gpu, GpuFault::Requested)))
+    }
+
+    fn readmit(&self, py: Python<'_>, gpu: &str) -> PyResult<bool> {
+        ours(py.detach(|| self.0.quarantine().release(gpu)))
     }
 }
 

@@ -81,6 +81,22 @@ int main(void) {
     CHECK(gpuc_gpu_grant_json(NULL, NULL) == NULL);
     gpuc_gpu_grant_free(NULL);
 
+    const char *kept = "GPU-00000000-0000-0000-0000-000000000000";
+    CHECK(gpuc_gpu_allocator_quarantine(allocator, kept, &error) == 1);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_gpu_allocator_quarantine(allocator, kept, &error) == 0);
+    CHECK_NO_ERROR(error);
+    char *with = gpuc_gpu_allocator_status_json(allocator, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(with, kept) != NULL);
+    gpuc_string_free(with);
+    CHECK(gpuc_gpu_allocator_readmit(allocator, kept, &error) == 1);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_gpu_allocator_readmit(allocator, kept, &error) == 0);
+    CHECK(gpuc_gpu_allocator_quarantine(allocator, "../../x", &error) == -1);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_INVALID_ARGUMENT);
+    gpuc_error_free(error);
+
     char *json = gpuc_gpu_allocator_status_json(allocator, &error);
     CHECK_NO_ERROR(error);
     CHECK(strstr(json, "\"leases\":[]") != NULL && strstr(json, "\"waiting\":[]") != NULL);

@@ -132,5 +132,23 @@ def test_what_cannot_be_is_said_at_once(
         allocator.acquire(request_, timeout=60)
 
 
+def test_a_gpu_can_be_kept_back(allocator: GpuAllocator) -> None:
+    uuid = allocator.status().gpus[3].uuid
+    assert allocator.quarantine(uuid) and not allocator.quarantine(uuid)
+    with allocator.acquire(7, timeout=0) as seven:
+        assert uuid not in seven.gpus
+        with pytest.raises(errors.GpuUnavailableError, match="in quarantine: kept back on request"):
+            allocator.acquire([uuid], timeout=0)
+    status = allocator.status()
+    (kept,) = status.quarantined
+    assert (kept.gpu, kept.reason) == (uuid, "kept back on request") and kept.since.tzinfo is not None
+    assert "in quarantine: kept back on request" in status._repr_html_()
+    assert allocator.readmit(uuid) and not allocator.readmit(uuid)
+    assert allocator.status().quarantined == ()
+    allocator.acquire([uuid], timeout=0).release()
+    with pytest.raises(errors.InvalidArgumentError):
+        allocator.quarantine("../../x")
+
+
 def test_the_topology_is_a_table() -> None:
     assert "NUMA" in gpucontainer.Host.topology()

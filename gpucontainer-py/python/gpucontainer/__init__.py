@@ -2,7 +2,17 @@
 
 from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
 from .errors import Error
-from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest, GpuStatus, HeldGpu, LeaseStatus, TicketStatus
+from .gpu import (
+    GpuAllocator,
+    GpuGrant,
+    GpuLease,
+    GpuRequest,
+    GpuStatus,
+    HeldGpu,
+    LeaseStatus,
+    QuarantinedGpu,
+    TicketStatus,
+)
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
 from .sandbox import (
@@ -50,6 +60,7 @@ __all__ = [
     "Port",
     "Process",
     "Progress",
+    "QuarantinedGpu",
     "Sandbox",
     "TicketStatus",
     "__version__",

@@ -121,6 +121,18 @@ class TicketStatus:
 
 
 @dataclasses.dataclass(frozen=True)
+class QuarantinedGpu:
+    """A GPU that gets no new leases."""
+
+    #: Its identifier.
+    gpu: str
+    #: What is wrong with it, in words.
+    reason: str
+    #: When that was first seen.
+    since: datetime.datetime
+
+
+@dataclasses.dataclass(frozen=True)
 class GpuStatus:
     """The GPUs, leases and queue of an allocator at one moment. ``str()`` is a table, and so is it in a notebook."""
 
@@ -132,6 +144,7 @@ class GpuStatus:
     leases: tuple[LeaseStatus, ...]
     #: In the order in which they are served.
     waiting: tuple[TicketStatus, ...]
+    quarantined: tuple[QuarantinedGpu, ...]
     _text: str = dataclasses.field(repr=False, compare=False)
 
     def leases_of(self, uuid: str) -> list[LeaseStatus]:
@@ -156,6 +169,7 @@ class GpuStatus:
             ages = [_time(lease.age) for lease in leases]
             if not leases and gpu.processes:
                 holders = ["foreign process " + ", ".join(map(str, gpu.processes))]
+            holders += [f"in quarantine: {one.reason}" for one in self.quarantined if one.gpu == gpu.uuid]
             rows.append(row("td", str(gpu.index), gpu.name, free, "; ".join(holders) or "free", "; ".join(ages)))
         for ticket in self.waiting:
             who = f"process {ticket.pid} ({ticket.program}, user {ticket.user})"
@@ -315,9 +329,17 @@ class GpuAllocator:
         request = gpus if isinstance(gpus, GpuRequest) else GpuRequest(gpus)
         return GpuLease(self._handle.acquire(request._fields(), timeout, cancel))
 
+    def quarantine(self, gpu: str) -> bool:
+        """Keeps a GPU from new leases, by its identifier, until :meth:`readmit`; whether it was not so before."""
+        return self._handle.quarantine(gpu)
+
+    def readmit(self, gpu: str) -> bool:
+        """Lets a GPU be leased again, whatever it was kept back for; whether it was."""
+        return self._handle.readmit(gpu)
+
     def status(self) -> GpuStatus:
         """Who holds what since when, and who waits."""
-        encoded, text = self._handle.status()
+        encoded, text, quarantined = self._handle.status()
         facts: dict[str, Any] = json.loads(encoded)
         return GpuStatus(
             directory=Path(facts["directory"]),
@@ -325,6 +347,10 @@ class GpuAllocator:
             gpus=tuple(_gpu(gpu) for gpu in facts["gpus"]),
             leases=tuple(_lease(lease) for lease in facts["leases"]),
             waiting=tuple(TicketStatus(**{**ticket, "age": _seconds(ticket["age"])}) for ticket in facts["waiting"]),
+            quarantined=tuple(
+                QuarantinedGpu(gpu, reason, datetime.datetime.fromtimestamp(since, datetime.timezone.utc))
+                for gpu, reason, since in quarantined
+            ),
             _text=text,
         )
 
