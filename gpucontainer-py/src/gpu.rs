@@ -96,6 +96,9 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
     Ok(request)
 }
 
+/// A GPU in quarantine: which, why, and since which second of Unix time.
+type Quarantined = (String, String, f64);
+
 /// The handle of an allocator, which holds nothing open.
 #[pyclass(frozen, name = "_GpuAllocator", module = "gpucontainer._native")]
 pub(crate) struct AllocatorHandle(pub(crate) GpuAllocator);
@@ -142,8 +145,8 @@ impl AllocatorHandle {
         Ok(LeaseHandle::holding(&lease))
     }
 
-    /// As JSON, and as a table for people; then the GPUs in quarantine: which, why, and since which second of Unix time.
-    fn status(&self, py: Python<'_>) -> PyResult<(String, String, Vec<(String, String, f64)>)> {
+    /// As JSON, and as a table for people; then the GPUs in quarantine.
+    fn status(&self, py: Python<'_>) -> PyResult<(String, String, Vec<Quarantined>)> {
         ours(py.detach(|| {
             let status = self.0.status()?;
             let wrong = |cause| Error::new(ErrorKind::Corrupt, format!("leases as JSON: {cause}"));
