@@ -15,6 +15,7 @@ __all__ = [
     "ImageStore",
     "Progress",
     "_GpuAllocator",
+    "_GpuGrant",
     "_GpuLease",
     "_Process",
     "_Sandbox",
