@@ -130,7 +130,7 @@ fn exec_joins_the_sandbox() {
     let fixture = Fixture::new();
     let sandbox = fixture.shell("echo main > /tmp/x; sleep 1000").spawn().unwrap();
     let process = sandbox
-        .exec(["sh", "-c", "while ! cat /tmp/x; do :; done; hostname; ps; exit 9"])
+        .exec(["sh", "-c", "until read -r word </tmp/x; do :; done; echo $word; hostname; ps; exit 9"])
         .stdin(Stdio::Null)
         .stdout(Stdio::Piped)
         .spawn()
