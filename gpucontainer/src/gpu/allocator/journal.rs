@@ -77,6 +77,7 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_last_whole_line_counts() {
@@ -120,5 +121,21 @@ mod tests {
         gpus.sort();
         assert_eq!(gpus, ["GPU-1", "GPU-2"]);
         held.release().unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn rubbish_after_a_line_leaves_the_line(
+            start in any::<u32>(),
+            size in any::<u32>(),
+            rubbish in prop::collection::vec(any::<u8>(), 0..120),
+        ) {
+            let entry =
+                Entry { gpu: "GPU-1".into(), profile: 0, start, size, gpu_instance: None, device: None, found: false };
+            let note = [entry.line().unwrap(), rubbish].concat();
+            prop_assert_eq!(Entry::parse(&note), Some(entry));
+        }
     }
 }

@@ -127,6 +127,7 @@ pub(crate) fn decode<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn locks_say_the_same_as_text() {
@@ -149,6 +150,53 @@ mod tests {
             let mut other = text.clone();
             other[at] ^= 1;
             assert_eq!(decode::<LeaseRecord>(&other), None, "changed at {at}");
+        }
+    }
+
+    fn lease() -> impl Strategy<Value = LeaseRecord> {
+        let sharing = prop_oneof![
+            Just(Sharing::Exclusive),
+            any::<u32>().prop_map(Sharing::Shared),
+            any::<u64>().prop_map(Sharing::Fraction),
+        ];
+        let held = (".{0,20}", ".{0,20}", sharing).prop_map(|(device, gpu, sharing)| Held { device, gpu, sharing });
+        (any::<u32>(), any::<u64>(), ".{0,20}", prop::collection::vec(held, 0..4)).prop_map(
+            |(pid, since, program, held)| LeaseRecord {
+                owner: Owner { pid, since, program, ..Owner::default() },
+                held,
+                ..LeaseRecord::default()
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), body in ".{0,80}") {
+            let _ = decode::<LeaseRecord>(&bytes);
+            let forged = format!("{:016x}\n{body}\n", hash(body.as_bytes()));
+            prop_assert_eq!(decode::<LeaseRecord>(forged.as_bytes()), serde_json::from_str(&body).ok());
+        }
+
+        /// The digits of the sum have two forms, so that a change may be none.
+        #[test]
+        fn a_changed_record_is_never_another(record in lease(), at in any::<prop::sample::Index>(), change in 1_u8..) {
+            let mut text = encode(&record);
+            prop_assert_eq!(decode::<LeaseRecord>(&text), Some(record.clone()));
+            let at = at.index(text.len());
+            text[at] ^= change;
+            prop_assert!(decode::<LeaseRecord>(&text).is_none_or(|read| read == record));
+        }
+
+        #[test]
+        fn locks_stay_in_the_region_of_their_device(record in lease(), start in any::<u64>(), length in any::<u64>()) {
+            for held in &record.held {
+                let ((start, length), (from, size)) = (held.range(), region_of(&held.device));
+                prop_assert!(length > 0 && start >= from && start + length <= from + size);
+                prop_assert_eq!(Held::from_range(&held.device, &held.gpu, (start, length)).range(), (start, length));
+            }
+            let _ = Held::from_range("GPU-1", "GPU-1", (start, length));
         }
     }
 }
