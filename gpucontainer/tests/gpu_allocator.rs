@@ -7,7 +7,8 @@ mod driver;
 
 use driver::{FakeDriver, profile};
 use gpucontainer::gpu::{
-    DriverRoot, ForeignProcesses, GpuAllocator, GpuLease, GpuTicket, Inventory, Placement, Sharing, Vendor, Wait,
+    DriverRoot, ForeignProcesses, GpuAllocator, GpuFault, GpuLease, GpuTicket, Inventory, Placement, Sharing, Vendor,
+    Wait,
 };
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result};
 use serde_json::json;
@@ -319,6 +320,20 @@ fn slices_are_leased_and_their_gpu_is_not() {
     let gpu = status.gpus[0].uuid.clone();
     let (lease, held) = status.leases_of(&gpu).next().unwrap();
     assert_eq!((lease.id.as_str(), &held.uuid), (slice.id(), &slice.gpus()[0]));
+}
+
+#[test]
+fn a_gpu_that_is_kept_back_is_not_shown_as_free() {
+    if !driver::available() {
+        return;
+    }
+    let host = Host::new("dgx-a100");
+    let uuid = host.inventory().gpus()[3].uuid.clone();
+    assert!(host.allocator.quarantine().report(&uuid, GpuFault::Requested).unwrap());
+    let table = host.allocator.status().unwrap().to_string();
+    let kept: Vec<&str> = table.lines().filter(|line| line.contains("in quarantine: kept back on request")).collect();
+    assert!(kept.len() == 1 && kept[0].starts_with("3 "), "{table}");
+    assert_eq!(table.matches("  free\n").count(), 7, "{table}");
 }
 
 #[test]

@@ -7,9 +7,10 @@
 
 mod common;
 mod driver;
+mod gpu_machine;
 
 use driver::{FakeDriver, MAJORS, VERSION, library_directory};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuGrant};
+use gpucontainer::gpu::{DriverCapability, DriverRoot, GpuAllocator, GpuGrant};
 use gpucontainer::image::ImageStore;
 use gpucontainer::sandbox::{SandboxBuilder, Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, GpuRequest, Sandbox};
@@ -71,7 +72,10 @@ fn ask(sandbox: &Sandbox, script: &str) -> String {
 fn inside(sandbox: &Sandbox) -> String {
     let files = "find / -xdev \\( -type f -o -type l \\); find /dev -type c; cat /proc/self/mountinfo | while read -r a b \
                  c root place rest; do echo mount $root $place; done";
-    let mut lines: Vec<String> = ask(sandbox, files).lines().map(str::to_owned).collect();
+    // Texts of the sandbox's own are in files whose names are random, and gone.
+    let nameless = |line: &str| line.split_once("//deleted ").map(|(_, place)| format!("mount own {place}"));
+    let mut lines: Vec<String> =
+        ask(sandbox, files).lines().map(|line| nameless(line).unwrap_or_else(|| line.to_owned())).collect();
     lines.sort();
     lines.join("\n")
 }
@@ -135,6 +139,52 @@ fn gpus_come_and_go() {
     sandbox.detach_gpus(&second, false).unwrap();
     assert_eq!(inside(&sandbox), empty, "all is as it was, the image's own link too");
     assert!(sandbox.gpus().is_empty() && ask(&sandbox, "echo $NVIDIA_VISIBLE_DEVICES") == "\n");
+    sandbox.close().unwrap();
+}
+
+#[test]
+fn each_grant_brings_its_own_parts_of_the_driver() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    // With a loader that has a cache, which is the container's own then.
+    let fixture = gpu_machine::Fixture::new("l40s-pair");
+    let image = fixture.commit(fixture.debian().symlink("busybox", "/bin/find").symlink("busybox", "/bin/grep"));
+    let sandbox = fixture.sandbox(&image, "void", "while read -r line; do :; done").stdin(Stdio::Piped);
+    let sandbox = sandbox.spawn().unwrap();
+    let empty = inside(&sandbox);
+    let with = |index: u32, part: DriverCapability| sandbox.attach_gpus(&one(index).capabilities([part])).unwrap();
+    // Whether the loader finds the library for management, and that for computing.
+    let found = || {
+        let count = |name: &str| ask(&sandbox, &format!("grep -c {name} /etc/ld.so.cache || true")) == "1\n";
+        (count("libnvidia-ml.so.1"), count("libcuda.so.1"))
+    };
+    // Where it could be thought that files of ours are made.
+    ask(&sandbox, "echo mine >/dev/.own");
+    let first = with(0, DriverCapability::Utility);
+    assert_eq!(ask(&sandbox, "cat /dev/.own; rm /dev/.own"), "mine\n");
+    assert_eq!(found(), (true, false));
+    let with_first = inside(&sandbox);
+    let second = with(1, DriverCapability::Compute);
+    assert_eq!(found(), (true, true));
+    sandbox.detach_gpus(&second, false).unwrap();
+    assert_eq!((found(), inside(&sandbox)), ((true, false), with_first));
+    let second = with(1, DriverCapability::Compute);
+    sandbox.detach_gpus(&first, false).unwrap();
+    assert!(found().1, "what took another one's place stays");
+    // Something else in the place of what is there: all is left as it is.
+    let before = inside(&sandbox);
+    let mut other = second.clone();
+    other.gpus.clear();
+    other.device_nodes.clear();
+    other.mounts[0].source = "/etc/passwd".into();
+    let error = sandbox.attach_grant(&other).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+    assert!(error.to_string().contains(&other.mounts[0].target.display().to_string()), "{error}");
+    assert_eq!(inside(&sandbox), before);
+    sandbox.detach_gpus(&second, false).unwrap();
+    assert_eq!(inside(&sandbox), empty);
     sandbox.close().unwrap();
 }
 

@@ -7,7 +7,7 @@
 
 use crate::cgroup::{Cgroup, DeviceRule};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{DriverRoot, FileTree, GpuGrant, GpuRequest, ImageFacts};
+use crate::gpu::{DeviceNode, DriverRoot, FileMount, FileTree, GpuGrant, GpuRequest, ImageFacts, OwnFile, Symlink};
 use crate::sandbox::granted::{granted_device, granted_file, granted_mount, tree_steps};
 use crate::sandbox::holders::{holders, neighbours};
 use crate::sandbox::launch::{Broken, perform};
@@ -90,8 +90,46 @@ impl Attachments {
         (environment, grants().flat_map(|grant| grant.groups.iter().copied()).collect())
     }
 
-    fn places(&self) -> BTreeSet<&Path> {
-        self.list.iter().flat_map(|attached| &attached.undo).map(|undo| undo.place.as_path()).collect()
+    /// What the last of the grants has put there.
+    fn item(&self, place: &Path) -> Option<Item<'_>> {
+        self.list.iter().rev().find_map(|attached| Item::at(&attached.grant, place))
+    }
+
+    /// Whether the sandbox has the item already.
+    fn has(&self, place: &Path, item: Item<'_>) -> Result<bool> {
+        match self.item(place) {
+            None => Ok(false),
+            Some(known) if known == item => Ok(true),
+            Some(_) => {
+                let message = format!("the GPUs of the sandbox have brought something else to {}", place.display());
+                Err(Error::new(ErrorKind::AlreadyExists, message).with_path(place))
+            }
+        }
+    }
+
+    /// Who comes after the grant number `place` and has something where it has, in its place or the same.
+    fn heir(&self, place: usize, path: &Path) -> Option<usize> {
+        let later = self.list.iter().enumerate().skip(place + 1);
+        later.into_iter().find(|(_, other)| Item::at(&other.grant, path).is_some()).map(|(number, _)| number)
+    }
+}
+
+/// What a grant puts somewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Item<'a> {
+    Node(&'a DeviceNode),
+    Mount(&'a FileMount),
+    File(&'a OwnFile),
+    Link(&'a Symlink),
+}
+
+impl<'a> Item<'a> {
+    fn at(grant: &'a GpuGrant, place: &Path) -> Option<Self> {
+        let node = grant.device_nodes.iter().find(|node| node.path == place).map(Self::Node);
+        let mount = || grant.mounts.iter().find(|mount| mount.target == place).map(Self::Mount);
+        let file = || grant.files.iter().find(|file| file.path == place).map(Self::File);
+        let link = || grant.links.iter().find(|link| link.link == place).map(Self::Link);
+        node.or_else(mount).or_else(file).or_else(link)
     }
 }
 
@@ -104,7 +142,7 @@ fn node_undo(path: &Path, bound: bool) -> Result<Vec<Step>> {
 /// Takes away what covers `place`, and the empty file below it if there was none before.
 fn cover_undo(root: &Root, place: &Path) -> Result<Vec<Step>> {
     let path = text(place)?;
-    let missing = matches!(root.look(place)?, Entry::Missing);
+    let missing = matches!(root.look_at_end(place)?, Entry::Missing);
     let discard = missing.then(|| Step::Discard { path: path.clone() });
     Ok([Step::Unmount { path }].into_iter().chain(discard).collect())
 }
@@ -153,7 +191,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] if the sandbox has ended, [`ErrorKind::AlreadyExists`] if a GPU of the grant is attached
-    /// or the container has something in a node's place, [`ErrorKind::Unsupported`] if the grant has programs of
+    /// or the container has something in a node's place, or another grant something else in a file's,
+    /// [`ErrorKind::Unsupported`] if the grant has programs of
     /// vendors to be run.
     pub fn attach_grant(&self, grant: &GpuGrant) -> Result<()> {
         self.attach(grant).with_context(|| format!("attach GPUs to sandbox {}", self.name()))
@@ -236,7 +275,7 @@ impl Sandbox {
         }
         self.forget(&mut state, place);
         // Steps of removal go on when one fails; what counts is whether the nodes are gone.
-        let left = gone.iter().find(|node| !matches!(root.look(&node.path), Ok(Entry::Missing) | Err(_)));
+        let left = gone.iter().find(|node| !matches!(root.look_at_end(&node.path), Ok(Entry::Missing) | Err(_)));
         left.map_or(Ok(()), |node| {
             Err(Error::new(ErrorKind::Busy, format!("the container keeps something at {}", node.path.display())))
         })
@@ -287,7 +326,6 @@ impl Sandbox {
     fn steps(&self, state: &Attachments, grant: &GpuGrant) -> Result<(Vec<Step>, Vec<Undo>)> {
         let root = self.inner_root()?;
         let in_user_namespace = self.context.namespaces.contains(&Namespace::User);
-        let known = state.places();
         let mut take = Vec::new();
         // The steps for one thing, its place, and what takes it away.
         let mut work: Vec<(Vec<Step>, &Path, Vec<Step>)> = Vec::new();
@@ -296,8 +334,11 @@ impl Sandbox {
             take.len() - 1
         };
         let application = (self.context.identity.user, self.context.identity.group);
-        for node in grant.device_nodes.iter().filter(|node| !known.contains(node.path.as_path())) {
-            if !matches!(root.look(&node.path)?, Entry::Missing) {
+        for node in &grant.device_nodes {
+            if state.has(&node.path, Item::Node(node))? {
+                continue;
+            }
+            if !matches!(root.look_at_end(&node.path)?, Entry::Missing) {
                 let message = format!("the container has something at {}", node.path.display());
                 return Err(Error::new(ErrorKind::AlreadyExists, message).with_path(&node.path));
             }
@@ -317,19 +358,34 @@ impl Sandbox {
             let undo = vec![Step::Unmount { path: text(&tree.path)? }];
             work.push((tree_steps(&all.unwrap_or_else(|| tree.clone()))?, &tree.path, undo));
         }
-        for mount in grant.mounts.iter().filter(|mount| !known.contains(mount.target.as_path())) {
+        for mount in &grant.mounts {
+            if state.has(&mount.target, Item::Mount(mount))? {
+                continue;
+            }
             let number = source(&mount.source, mount.recursive);
             let undo = cover_undo(&root, &mount.target)?;
             let bind = granted_mount(mount, number)?;
             work.push((vec![bind], &mount.target, undo));
         }
-        for file in grant.files.iter().filter(|file| !known.contains(file.path.as_path())) {
-            let undo = cover_undo(&root, &file.path)?;
-            work.push((vec![granted_file(file)?], &file.path, undo));
+        for file in &grant.files {
+            let (mut more, undo) = match state.item(&file.path) {
+                // One text takes the place of the other: the kernel mounts nothing over a file that has no name.
+                Some(Item::File(before)) if before != file => {
+                    let away = Step::Unmount { path: text(&file.path)? };
+                    (vec![away.clone()], vec![away, granted_file(before)?])
+                }
+                _ if state.has(&file.path, Item::File(file))? => continue,
+                _ => (Vec::new(), cover_undo(&root, &file.path)?),
+            };
+            more.push(granted_file(file)?);
+            work.push((more, &file.path, undo));
         }
-        for link in grant.links.iter().filter(|link| !known.contains(link.link.as_path())) {
+        for link in &grant.links {
+            if state.has(&link.link, Item::Link(link))? {
+                continue;
+            }
             let path = text(&link.link)?;
-            let undo = match root.look(&link.link)? {
+            let undo = match root.look_at_end(&link.link)? {
                 Entry::Link(before) => vec![Step::Link { target: text(&before)?, path: path.clone() }],
                 // It could not be brought back.
                 Entry::File | Entry::Directory => {
@@ -370,7 +426,7 @@ impl Sandbox {
         let mut steps = self.enter(Vec::new());
         let trees: BTreeSet<&Path> = attached.grant.trees.iter().map(|tree| tree.path.as_path()).collect();
         for undo in attached.undo.iter().rev() {
-            if !trees.contains(undo.place.as_path()) && !is_granted(remaining, &undo.place) {
+            if !trees.contains(undo.place.as_path()) && state.heir(place, &undo.place).is_none() {
                 steps.extend(undo.steps.iter().cloned());
             }
         }
@@ -387,13 +443,15 @@ impl Sandbox {
 
     /// Forgets the grant number `place`, which was taken away; what others share is theirs to undo from now on.
     fn forget(&self, state: &mut Attachments, place: usize) {
-        let attached = state.list.remove(place);
-        for undo in attached.undo {
-            let heir = state.list.iter_mut().find(|other| is_granted(std::slice::from_ref(&other.grant), &undo.place));
-            if let Some(heir) = heir.filter(|heir| heir.undo.iter().all(|known| known.place != undo.place)) {
-                heir.undo.push(undo);
-            }
+        let inherited: Vec<(usize, Undo)> = std::mem::take(&mut state.list[place].undo)
+            .into_iter()
+            .filter_map(|undo| Some((state.heir(place, &undo.place)?, undo)))
+            .collect();
+        // What was done earlier is undone later.
+        for (heir, undo) in inherited.into_iter().rev() {
+            state.list[heir].undo.insert(0, undo);
         }
+        let attached = state.list.remove(place);
         for tree in &attached.grant.trees {
             let others = state.grants().any(|grant| grant.trees.iter().any(|other| other.path == tree.path));
             state.trees.insert(tree.path.clone(), usize::from(others));
@@ -426,15 +484,6 @@ impl Sandbox {
     fn ruled(&self) -> Option<&Cgroup> {
         self.cgroup.as_ref().filter(|_| !self.context.namespaces.contains(&Namespace::User))
     }
-}
-
-fn is_granted(grants: &[GpuGrant], place: &Path) -> bool {
-    grants.iter().any(|grant| {
-        grant.device_nodes.iter().any(|node| node.path == place)
-            || grant.mounts.iter().any(|mount| mount.target == place)
-            || grant.files.iter().any(|file| file.path == place)
-            || grant.links.iter().any(|link| link.link == place)
-    })
 }
 
 /// The error with what failed while its consequences were undone.

@@ -98,7 +98,16 @@ impl Root {
 
     /// What is at `path`; no link is followed, neither on the way nor at its end.
     pub(crate) fn look(&self, path: &Path) -> Result<Entry> {
-        let fd = match self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        self.look_with(path, ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// The same where the links on the way are followed, inside.
+    pub(crate) fn look_at_end(&self, path: &Path) -> Result<Entry> {
+        self.look_with(path, ResolveFlags::empty())
+    }
+
+    fn look_with(&self, path: &Path, flags: ResolveFlags) -> Result<Entry> {
+        let fd = match self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty(), flags) {
             Ok(fd) => fd,
             Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(Entry::Missing),
             Err(e) if matches!(e.errno(), Some(libc::ENOTDIR | libc::ELOOP)) => return Ok(Entry::Covered),
@@ -162,7 +171,12 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", directory.path().join("absolute")).unwrap();
         std::os::unix::fs::symlink("../../../../etc/passwd", directory.path().join("dots")).unwrap();
         std::os::unix::fs::symlink("/proc/self/root/etc/passwd", directory.path().join("magic")).unwrap();
+        std::os::unix::fs::symlink("/etc", directory.path().join("settings")).unwrap();
         let root = Root::open(directory.path()).unwrap();
+        let through = Path::new("/settings/passwd");
+        assert_eq!((root.look(through).unwrap(), root.look_at_end(through).unwrap()), (Entry::Covered, Entry::File));
+        assert_eq!(root.look_at_end(Path::new("/settings/shadow")).unwrap(), Entry::Missing);
+        assert!(matches!(root.look_at_end(Path::new("/absolute")).unwrap(), Entry::Link(_)));
         assert_eq!(root.read(Path::new("/absolute"), 100).unwrap(), b"inside");
         assert_eq!(root.read(Path::new("dots"), 100).unwrap(), b"inside");
         assert!(root.read(Path::new("magic"), 100).is_err());

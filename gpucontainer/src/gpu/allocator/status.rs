@@ -142,6 +142,8 @@ impl GpuStatus {
             let pids: Vec<String> = processes.iter().map(u32::to_string).collect();
             words.push(format!("busy with foreign process {}", pids.join(", ")));
         }
+        let kept = self.quarantined.iter().filter(|one| one.gpu == gpu.uuid);
+        words.extend(kept.map(|one| format!("in quarantine: {}", one.reason())));
         if words.is_empty() { "free".to_owned() } else { words.join("; ") }
     }
 }

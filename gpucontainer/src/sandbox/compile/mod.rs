@@ -5,6 +5,7 @@ mod overlay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sandbox::plan::{Device, Masked, Namespace, Plan, Step};
 use crate::sys::calls::{At, Attributes, Message, Travel, namespace};
+use crate::sys::fs;
 use crate::sys::program::{Argument, Jump, Program, Register};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -519,9 +520,10 @@ impl Compiler<'_, '_> {
     /// Mounts a file of memory over `path`, so that nothing of it is ever among what the container wrote.
     fn own_file(&mut self, path: &str, contents: &[u8], mode: u32) -> Result<()> {
         let program = &mut self.program;
-        // It lives in the tmpfs of /dev, under a name that is gone before the application comes.
-        let name = "/dev/.own";
-        let file = program.create_file_in(At::Cwd, name, mode)?;
+        // It lives in the tmpfs of /dev, under a name that is gone before the application comes, and that one which
+        // runs already cannot know. Mounts of files without a name are refused.
+        let name = &format!("/dev/.{}", fs::unique());
+        let file = program.create_new_file(At::Cwd, name, mode)?;
         program.write(file, contents);
         program.close(file);
         program.release(file);

@@ -73,6 +73,11 @@ impl Program<'_> {
         self.open_in(at, path, bits, mode, Fail)
     }
 
+    /// Makes a file that must not be there yet, and opens it for writing.
+    pub(crate) fn create_new_file(&mut self, at: At, path: &str, mode: u32) -> Result<Register> {
+        self.open_in(at, path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_CLOEXEC, mode, Fail)
+    }
+
     fn open_in(&mut self, at: At, path: impl AsRef<[u8]>, bits: i32, mode: u32, on_error: OnError) -> Result<Register> {
         let (file, path) = (self.register()?, self.text(path)?);
         // struct open_how: flags, mode, resolve
