@@ -1465,6 +1465,17 @@ int gpuc_gpu_allocator_readmit(const gpuc_gpu_allocator_t *allocator,
                                gpuc_error_t **error);
 
 /**
+ * Looks after the health of the GPUs, and says who is in quarantine then: those that are faulty by their own account,
+ * or by the XIDs of the kernel's log as far as the caller may read it, get no new leases from now on; those that a
+ * reset has mended do again.
+ *
+ * @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+ * @return a JSON list of objects with gpu, faults and since; the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_gpu_allocator_review_json(const gpuc_gpu_allocator_t *allocator,
+                                     gpuc_error_t **error);
+
+/**
  * Frees an allocator. Leases live on.
  *
  * @param allocator  may be NULL
@@ -1997,6 +2008,29 @@ char *gpuc_gpu_grant_json(const gpuc_gpu_grant_t *grant,
  * @param grant  may be NULL
  */
 void gpuc_gpu_grant_free(gpuc_gpu_grant_t *grant);
+
+/**
+ * The specification of what sandboxes with the GPUs of a request would be given, for other engines to read.
+ *
+ * @param request      mostly for "all"
+ * @param driver_root  where the GPU driver's user space is; NULL is where GPUCONTAINER_DRIVER_ROOT says, or the host's
+ * @param error        may be NULL; GPUC_ERROR_GPU_UNAVAILABLE
+ * @return JSON of CDI 1.1; the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_cdi_spec_json(const gpuc_gpu_request_t *request,
+                         const char *driver_root,
+                         gpuc_error_t **error);
+
+/**
+ * The devices that the specifications of this host describe, by the names that a request can have.
+ *
+ * @param directories  strings, and NULL after the last; NULL is /etc/cdi and /var/run/cdi
+ * @param error        may be NULL
+ * @return a JSON object with lists: devices, and problems, what could not be read or is described twice; the caller's,
+ *         freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_cdi_devices_json(const char *const *directories,
+                            gpuc_error_t **error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -208,6 +208,23 @@ pub unsafe extern "C" fn gpuc_gpu_allocator_readmit(
     })
 }
 
+/// Looks after the health of the GPUs, and says who is in quarantine then: those that are faulty by their own account,
+/// or by the XIDs of the kernel's log as far as the caller may read it, get no new leases from now on; those that a
+/// reset has mended do again.
+///
+/// @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+/// @return a JSON list of objects with gpu, faults and since; the caller's, freed with gpuc_string_free; NULL on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_allocator_review_json(
+    allocator: Option<&GpuAllocator>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> *mut c_char {
+    call(error, std::ptr::null_mut(), || {
+        let kept = given(allocator, "allocator")?.allocator.review()?;
+        Ok(json(serde_json::to_string(&kept))?.into_raw())
+    })
+}
+
 /// Frees an allocator. Leases live on.
 ///
 /// @param allocator  may be NULL

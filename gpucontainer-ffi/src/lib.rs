@@ -44,3 +44,5 @@ pub mod sandbox;
 pub mod process;
 
 pub mod grant;
+
+pub mod cdi;

@@ -99,6 +99,10 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
 /// A GPU in quarantine: which, why, and since which second of Unix time.
 type Quarantined = (String, String, f64);
 
+fn quarantined(one: &QuarantinedGpu) -> Quarantined {
+    (one.gpu.clone(), one.reason(), one.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+}
+
 /// The handle of an allocator, which holds nothing open.
 #[pyclass(frozen, name = "_GpuAllocator", module = "gpucontainer._native")]
 pub(crate) struct AllocatorHandle(pub(crate) GpuAllocator);
@@ -145,14 +149,18 @@ impl AllocatorHandle {
         Ok(LeaseHandle::holding(&lease))
     }
 
+    /// The GPUs in quarantine, once their health was looked after.
+    fn review(&self, py: Python<'_>) -> PyResult<Vec<Quarantined>> {
+        ours(py.detach(|| Ok(self.0.review()?.iter().map(quarantined).collect())))
+    }
+
     /// As JSON, and as a table for people; then the GPUs in quarantine.
     fn status(&self, py: Python<'_>) -> PyResult<(String, String, Vec<Quarantined>)> {
         ours(py.detach(|| {
             let status = self.0.status()?;
             let wrong = |cause| Error::new(ErrorKind::Corrupt, format!("leases as JSON: {cause}"));
-            let since = |one: &QuarantinedGpu| one.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            let quarantined = status.quarantined.iter().map(|one| (one.gpu.clone(), one.reason(), since(one)));
-            Ok((serde_json::to_string(&status).map_err(wrong)?, status.to_string(), quarantined.collect()))
+            let kept = status.quarantined.iter().map(quarantined).collect();
+            Ok((serde_json::to_string(&status).map_err(wrong)?, status.to_string(), kept))
         }))
     }
 

@@ -1,5 +1,6 @@
 //! The Python face of gpucontainer: conversions alone, no behaviour.
 
+mod cdi;
 mod describe;
 mod error;
 mod gpu;
@@ -16,6 +17,8 @@ use pyo3::prelude::*;
 mod _native {
     use super::*;
 
+    #[pymodule_export]
+    use super::cdi::{cdi_devices, cdi_spec};
     #[pymodule_export]
     use super::gpu::{AllocatorHandle, GrantHandle, LeaseHandle, topology};
     #[pymodule_export]

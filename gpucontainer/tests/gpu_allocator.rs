@@ -334,6 +334,12 @@ fn a_gpu_that_is_kept_back_is_not_shown_as_free() {
     let kept: Vec<&str> = table.lines().filter(|line| line.contains("in quarantine: kept back on request")).collect();
     assert!(kept.len() == 1 && kept[0].starts_with("3 "), "{table}");
     assert_eq!(table.matches("  free\n").count(), 7, "{table}");
+    // Nothing is wrong with it, which does not matter; another one has an error.
+    assert_eq!(host.allocator.review().unwrap().len(), 1);
+    host.driver.change(|state| state["gpus"][5]["health"] = json!({ "uncorrectable_errors": 1 }));
+    let kept = host.allocator.review().unwrap();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    assert!(host.refusal(&GpuRequest::count(7)).contains("6 of this host's 8 GPUs suit"));
 }
 
 #[test]

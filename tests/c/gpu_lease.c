@@ -106,6 +106,32 @@ int main(void) {
     CHECK(gpuc_sandbox_close(sandbox, &error) == 0);
     CHECK(leases(allocator) == 1);
 
+    /* What other engines are told of the machine, and what they tell. */
+    gpuc_gpu_request_t *all = gpuc_gpu_request_new("all");
+    json = gpuc_cdi_spec_json(all, NULL, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"nvidia.com/gpu\"") != NULL);
+    char specification[64];
+    snprintf(specification, sizeof specification, "%s/nvidia.json", directory);
+    FILE *file = fopen(specification, "w");
+    CHECK(file != NULL && fputs(json, file) >= 0 && fclose(file) == 0);
+    gpuc_string_free(json);
+    const char *const directories[] = {directory, NULL};
+    json = gpuc_cdi_devices_json(directories, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"nvidia.com/gpu=all\"") != NULL && strstr(json, "\"problems\":[]") != NULL);
+    gpuc_string_free(json);
+    CHECK(gpuc_cdi_spec_json(NULL, NULL, &error) == NULL);
+    gpuc_error_free(error);
+    CHECK(gpuc_cdi_spec_json(all, "/no/such/directory", &error) == NULL);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_GPU_UNAVAILABLE);
+    gpuc_error_free(error);
+    gpuc_gpu_request_free(all);
+    json = gpuc_gpu_allocator_review_json(allocator, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strcmp(json, "[]") == 0);
+    gpuc_string_free(json);
+
     /* Handed on as a descriptor, it ends with that. */
     int held = gpuc_gpu_lease_into_fd(lease, &error);
     CHECK_NO_ERROR(error);

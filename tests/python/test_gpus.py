@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import gpucontainer
-from gpucontainer import Cancel, GpuAllocator, GpuRequest, Sandbox, errors
+from gpucontainer import Cancel, GpuAllocator, GpuRequest, Sandbox, cdi, errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -148,6 +149,43 @@ def test_a_gpu_can_be_kept_back(allocator: GpuAllocator) -> None:
     allocator.acquire([uuid], timeout=0).release()
     with pytest.raises(errors.InvalidArgumentError):
         allocator.quarantine("../../x")
+
+
+def test_a_faulty_gpu_is_kept_back(allocator: GpuAllocator, tmp_path: Path) -> None:
+    assert allocator.review() == ()
+    (machine,) = tmp_path.glob("driver/usr/lib/*/fake-nvml.json")
+    state = json.loads(machine.read_text())
+    healthy = json.dumps(state)
+    state["gpus"][2]["health"] = {"uncorrectable_errors": 3}
+    machine.write_text(json.dumps(state))
+    (kept,) = allocator.review()
+    assert kept.gpu == state["gpus"][2]["uuid"] and "could not be corrected" in kept.reason
+    with allocator.acquire(7, timeout=0) as seven:
+        assert kept.gpu not in seven.gpus
+    assert allocator.status().quarantined == (kept,)
+    machine.write_text(healthy)
+    assert allocator.review() == (), "after a reset"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_other_engines_are_told_of_the_gpus(tmp_path: Path) -> None:
+    if shutil.which("cargo") is None:
+        pytest.skip("cargo is not installed")
+    machine = tmp_path / "machine"
+    subprocess.run([REPOSITORY / "tests/fake-host", "dgx-a100", machine], check=True)
+    described = cdi.spec(driver_root=machine)
+    assert described["kind"] == "nvidia.com/gpu" and cdi.spec("0", driver_root=machine) != described
+    names = {device["name"] for device in described["devices"]}
+    assert {"all", "0", "7"} <= names
+    (tmp_path / "cdi").mkdir()
+    (tmp_path / "cdi/nvidia.json").write_text(json.dumps(described))
+    (tmp_path / "cdi/broken.json").write_text("{")
+    known = cdi.devices([tmp_path / "cdi"])
+    assert set(known.names) == {f"nvidia.com/gpu={name}" for name in names}
+    (problem,) = known.problems
+    assert "broken.json" in problem
+    with pytest.raises(errors.GpuUnavailableError):
+        cdi.spec(driver_root=tmp_path / "nowhere")
 
 
 def test_the_topology_is_a_table() -> None:

@@ -1,5 +1,6 @@
 """GPU containers as a function call."""
 
+from . import cdi
 from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
 from .errors import Error
 from .gpu import (
@@ -64,5 +65,6 @@ __all__ = [
     "Sandbox",
     "TicketStatus",
     "__version__",
+    "cdi",
     "collect_abandoned",
 ]

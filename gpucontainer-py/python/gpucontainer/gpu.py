@@ -337,6 +337,14 @@ class GpuAllocator:
         """Lets a GPU be leased again, whatever it was kept back for; whether it was."""
         return self._handle.readmit(gpu)
 
+    def review(self) -> tuple[QuarantinedGpu, ...]:
+        """Looks after the health of the GPUs, and says who is in quarantine then.
+
+        Those that are faulty by their own account, or by the XIDs of the kernel's log as far as the caller may read it,
+        get no new leases from now on; those that a reset has mended do again. Leases that are held stay.
+        """
+        return _quarantined(self._handle.review())
+
     def status(self) -> GpuStatus:
         """Who holds what since when, and who waits."""
         encoded, text, quarantined = self._handle.status()
@@ -347,15 +355,19 @@ class GpuAllocator:
             gpus=tuple(_gpu(gpu) for gpu in facts["gpus"]),
             leases=tuple(_lease(lease) for lease in facts["leases"]),
             waiting=tuple(TicketStatus(**{**ticket, "age": _seconds(ticket["age"])}) for ticket in facts["waiting"]),
-            quarantined=tuple(
-                QuarantinedGpu(gpu, reason, datetime.datetime.fromtimestamp(since, datetime.timezone.utc))
-                for gpu, reason, since in quarantined
-            ),
+            quarantined=_quarantined(quarantined),
             _text=text,
         )
 
     def __repr__(self) -> str:
         return f"<gpucontainer.GpuAllocator {self.path}>"
+
+
+def _quarantined(facts: Sequence[tuple[str, str, float]]) -> tuple[QuarantinedGpu, ...]:
+    def when(since: float) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(since, datetime.timezone.utc)
+
+    return tuple(QuarantinedGpu(gpu, reason, when(since)) for gpu, reason, since in facts)
 
 
 def _seconds(duration: dict[str, int]) -> float:

@@ -218,6 +218,24 @@ impl GpuAllocator {
         Quarantine::at(self.path().with_file_name(name))
     }
 
+    /// Looks after the health of the GPUs, and says who is in quarantine then: those that are faulty by their own
+    /// account, or by the XIDs of the kernel's log as far as the caller may read it, get no new leases from now on;
+    /// those that a reset has mended do again. Leases that are held stay.
+    ///
+    /// # Errors
+    /// Those of [`Quarantine::review`].
+    pub fn review(&self) -> Result<Vec<QuarantinedGpu>> {
+        let inventory = Inventory::discover_with(&self.root);
+        let quarantine = self.quarantine();
+        match quarantine.read_kernel_log(&self.root, &inventory) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+                tracing::debug!(%error, "the health of GPUs without the kernel's log");
+            }
+            counted => drop(counted?),
+        }
+        quarantine.review(&inventory)
+    }
+
     /// Devices that may not be used, and why.
     fn refused(&self, inventory: &Inventory) -> Result<outer::Refused> {
         let mut refused = if self.outer { outer::refused(inventory, &self.root) } else { outer::Refused::new() };
