@@ -62,11 +62,14 @@ fn measure(directory: &Path, samples: usize) -> Result<()> {
     let steps = |builder: SandboxBuilder| Ok::<_, String>(builder.plan().map_err(words)?.explain().lines().count());
     println!("{} steps without, {} with {LIBRARIES} libraries", steps(plain())?, steps(injected())?);
     let mut times = [Vec::new(), Vec::new()];
+    // The phases of the starts, without and with.
+    let mut phases: [Vec<(&'static str, Vec<Duration>)>; 2] = Default::default();
     for number in 0..samples + 10 {
-        for (row, builder) in times.iter_mut().zip([plain(), injected()]) {
+        for ((row, phases), builder) in times.iter_mut().zip(&mut phases).zip([plain(), injected()]) {
             let start = Instant::now();
             let sandbox = builder.spawn().map_err(words)?;
             let spawned = start.elapsed();
+            let timeline = sandbox.timeline().to_vec();
             let status = sandbox.wait().map_err(words)?;
             sandbox.close().map_err(words)?;
             if !status.success() {
@@ -74,6 +77,12 @@ fn measure(directory: &Path, samples: usize) -> Result<()> {
             }
             if number >= 10 {
                 row.push((spawned, start.elapsed()));
+                for phase in timeline {
+                    match phases.iter_mut().find(|(name, _)| *name == phase.name) {
+                        Some((_, durations)) => durations.push(phase.duration),
+                        None => phases.push((phase.name, vec![phase.duration])),
+                    }
+                }
             }
         }
     }
@@ -90,6 +99,12 @@ fn measure(directory: &Path, samples: usize) -> Result<()> {
             whole[samples / 2]
         );
         medians.push((spawned[samples / 2], whole[samples / 2]));
+    }
+    for (name, durations) in &phases[1] {
+        let median = |durations: &[Duration]| sorted(durations.iter().copied())[durations.len() / 2];
+        let without = phases[0].iter().find(|(other, _)| other == name);
+        let without = without.map_or(Duration::ZERO, |(_, durations)| median(durations));
+        println!("  {name:10} {without:?} without, {:?} with", median(durations));
     }
     println!(
         "injection adds {:?} until it runs, {:?} to the whole",

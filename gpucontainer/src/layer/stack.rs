@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fs::File;
-use crate::sys::root::{Entry, Root};
+use crate::sys::root::{Description, Entry, Root};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
@@ -20,6 +20,11 @@ impl Stack {
     pub(crate) fn open(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
         let layers = layers.into_iter().map(|path| Root::open(path.as_ref())).collect::<Result<_>>()?;
         Ok(Self { layers })
+    }
+
+    /// How many layers there are.
+    pub(crate) fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// The text of a small file (at most 4 MiB), or `None` if it is not there.
@@ -46,6 +51,14 @@ impl Stack {
             // Links in a circle.
             Err(e) if e.kind() == ErrorKind::InvalidImage => Ok(None),
             Err(e) => Err(e),
+        }
+    }
+
+    /// What the directory at `path`, which goes through no link, is like; `None` if there is none.
+    pub(crate) fn describe(&self, path: &Path) -> Result<Option<Description>> {
+        match self.look(path)? {
+            Some((layer, Entry::Directory)) => layer.describe(path).map(Some),
+            _ => Ok(None),
         }
     }
 

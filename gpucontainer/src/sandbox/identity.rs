@@ -153,6 +153,18 @@ impl IdMaps {
         within(&self.users, user) && within(&self.groups, group)
     }
 
+    /// As whom the owner of a file in a layer is known inside; `None` for somebody who does not exist there.
+    pub(crate) fn of_layer(&self, user: u32, group: u32) -> Option<(u32, u32)> {
+        if self.is_shifted() {
+            return self.has(user, group).then_some((user, group));
+        }
+        let inside = |ranges: &[IdRange], id: u32| {
+            let range = ranges.iter().find(|range| id >= range.outside && id - range.outside < range.count)?;
+            Some(range.inside + (id - range.outside))
+        };
+        inside(&self.users, user).zip(inside(&self.groups, group))
+    }
+
     /// Whether the container may set supplementary groups.
     pub(crate) fn allows_groups(&self) -> bool {
         self.author != Author::Oneself

@@ -18,6 +18,7 @@ mod identity;
 mod launch;
 mod mount;
 mod options;
+mod places;
 mod plan;
 mod ports;
 mod prepare;

@@ -6,6 +6,7 @@
 
 use crate::gpu::VendorHook;
 use crate::rootfs::{OverlayMount, Writes};
+use crate::sandbox::places::Place;
 use crate::sys::calls::{Attributes, Travel};
 use serde::Serialize;
 use std::fmt;
@@ -159,6 +160,8 @@ pub(crate) struct Overlay {
     pub(crate) mount_at: PathBuf,
     /// Whether the kernel takes layers one by one.
     pub(crate) one_by_one: bool,
+    /// What is made in memory on top of the layers.
+    pub(crate) places: Vec<Place>,
     /// Whether the layers come as mounts whose owners are shifted into the user namespace.
     pub(crate) shifted: bool,
 }
@@ -252,7 +255,11 @@ impl fmt::Display for Step {
                     Writes::Memory { .. } => "writes to memory".to_owned(),
                     Writes::Nowhere => "no writes".to_owned(),
                 };
-                write!(f, "mount root: overlay of {} layers, {writes}", overlay.mount.lower.len())
+                write!(f, "mount root: overlay of {} layers", overlay.mount.lower.len())?;
+                if !overlay.places.is_empty() {
+                    write!(f, " and {} places of granted files", overlay.places.len())?;
+                }
+                write!(f, ", {writes}")
             }
             Self::RootDirectory { path } => write!(f, "mount root: directory {path:?}"),
             Self::Prepare { sys: false } => write!(f, "make /proc"),

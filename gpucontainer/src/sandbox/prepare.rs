@@ -10,6 +10,7 @@ use crate::sandbox::gpus::Gpus;
 use crate::sandbox::granted::{granted_device, granted_file, granted_mount, host_path, tree_steps};
 use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::mount::Kind;
+use crate::sandbox::places::Places;
 use crate::sandbox::plan::{Device, Namespace, Overlay, Plan, Step};
 use crate::sandbox::root::Root;
 use crate::store::LayerHandle;
@@ -198,8 +199,14 @@ pub(crate) fn prepare(
         application: (identity.user, identity.group),
     };
     planner.before_fork(cgroup);
-    planner.root(&root, scratch)?;
-    planner.file_systems(cgroup, grant.as_ref())?;
+    let places = grant.as_ref().map(|grant| {
+        let owners = |user, group| maps.as_ref().map_or(Some((user, group)), |maps| maps.of_layer(user, group));
+        let covered: Vec<&str> = builder.mounts.iter().map(|mount| mount.target.as_str()).collect();
+        Places::of(grant, &tree, &covered, &owners)
+    });
+    let places = places.transpose()?.unwrap_or_default();
+    let places = planner.root(&root, scratch, places)?;
+    planner.file_systems(cgroup, grant.as_ref(), &places)?;
     let hooks = grant.iter().flat_map(|grant| &grant.hooks).filter(|hook| hook.moment == HookMoment::CreateRuntime);
     let hooks: Vec<_> = hooks.cloned().collect();
     if !hooks.is_empty() {
@@ -358,21 +365,27 @@ impl Planner<'_> {
         self.add(Step::Travel { travel: if shared { Travel::Slave } else { Travel::Private } });
     }
 
-    fn root(&mut self, root: &Root, scratch: Option<&Scratch>) -> Result<()> {
+    /// Returns what is made of `places`: nothing, where there are no layers.
+    fn root(&mut self, root: &Root, scratch: Option<&Scratch>, places: Places) -> Result<Places> {
         let mount = root.rootfs(self.builder).plan(scratch, self.in_user_namespace)?;
         match mount {
-            RootMount::Bind { directory, .. } => self.add(Step::RootDirectory { path: directory }),
+            RootMount::Bind { directory, .. } => {
+                self.add(Step::RootDirectory { path: directory });
+                Ok(Places::default())
+            }
             RootMount::Overlay(overlay) => {
                 let mount_at = root.scratch(self.builder)?;
                 let features = crate::sys::fs::overlay::overlay_features();
                 let (one_by_one, shifted) = (features.lowerdir_add, self.shifted);
-                self.add(Step::RootOverlay { overlay: Overlay { mount: overlay, mount_at, one_by_one, shifted } });
+                let list = places.list.clone();
+                let overlay = Overlay { mount: overlay, mount_at, one_by_one, places: list, shifted };
+                self.add(Step::RootOverlay { overlay });
+                Ok(places)
             }
         }
-        Ok(())
     }
 
-    fn file_systems(&mut self, cgroup: &CgroupFacts, grant: Option<&GpuGrant>) -> Result<()> {
+    fn file_systems(&mut self, cgroup: &CgroupFacts, grant: Option<&GpuGrant>, places: &Places) -> Result<()> {
         let builder = self.builder;
         let at = self.steps.len();
         let mut devices: Vec<Device> = defaults::DEVICES.iter().map(defaults::device).collect();
@@ -390,7 +403,7 @@ impl Planner<'_> {
         let sys_bound =
             (self.in_user_namespace && builder.network == Network::Host).then(|| self.take(Path::new("/sys"), true));
         let mounts = self.mounts()?;
-        let granted = grant.map(|grant| self.granted(grant)).transpose()?.unwrap_or_default();
+        let granted = grant.map(|grant| self.granted(grant, places)).transpose()?.unwrap_or_default();
         debug_assert!(self.steps.len() >= at);
         self.add(Step::Prepare { sys: sys_bound.is_none() });
         self.add(Step::Pivot);
@@ -473,7 +486,7 @@ impl Planner<'_> {
         Step::Bind { source, target, directory, attributes, recursive: mount.recursive, travel }
     }
 
-    fn granted(&mut self, grant: &GpuGrant) -> Result<Vec<Step>> {
+    fn granted(&mut self, grant: &GpuGrant, places: &Places) -> Result<Vec<Step>> {
         let mut later = Vec::new();
         for tree in &grant.trees {
             later.extend(tree_steps(tree)?);
@@ -485,7 +498,7 @@ impl Planner<'_> {
         for file in &grant.files {
             later.push(granted_file(file)?);
         }
-        for link in &grant.links {
+        for link in grant.links.iter().filter(|link| !places.has_link(&link.link)) {
             later.push(Step::Link { target: text(&link.target)?, path: text(&link.link)? });
         }
         Ok(later)

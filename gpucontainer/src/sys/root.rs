@@ -127,6 +127,27 @@ impl Root {
         })
     }
 
+    /// What the directory at `path` is like; no link is followed.
+    pub(crate) fn describe(&self, path: &Path) -> Result<Description> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let fd = self.resolve(path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| failed(format!("fstat({path:?})"), e).with_path(path))?;
+        let mut names = vec![0_u8; 4096];
+        let attributes = match rustix::fs::flistxattr(&fd, names.as_mut_slice()) {
+            Ok(length) => names[..length].split(|byte| *byte == 0).any(|name| {
+                // The stack's own, and the label that every file has where there are labels.
+                !name.is_empty()
+                    && ![&b"trusted.overlay."[..], b"user.overlay."].iter().any(|own| name.starts_with(own))
+                    && name != b"security.selinux"
+            }),
+            Err(rustix::io::Errno::NOTSUP) => false,
+            // More than fit.
+            Err(rustix::io::Errno::RANGE) => true,
+            Err(e) => return Err(failed(format!("flistxattr({path:?})"), e).with_path(path)),
+        };
+        Ok(Description { mode: stat.st_mode & 0o7777, owner: stat.st_uid, group: stat.st_gid, attributes })
+    }
+
     /// Whether the directory at `path` hides those of the layers below (overlayfs `opaque`).
     pub(crate) fn is_opaque(&self, path: &Path) -> bool {
         let Ok(fd) = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) else {
@@ -136,6 +157,23 @@ impl Root {
             let mut value = [0_u8; 1];
             rustix::fs::fgetxattr(&fd, *name, &mut value[..]) == Ok(1) && value == *b"y"
         })
+    }
+}
+
+/// What a directory is like.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Description {
+    pub(crate) mode: u32,
+    pub(crate) owner: u32,
+    pub(crate) group: u32,
+    /// Whether it has attributes such as access control lists.
+    attributes: bool,
+}
+
+impl Description {
+    /// Whether mode and owner tell all about it, and `mkdir(2)` can make one like it.
+    pub(crate) fn is_plain(self) -> bool {
+        !self.attributes && self.mode & !0o1777 == 0
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod catalog;
 pub(crate) mod elf;
 pub(crate) mod loader_cache;
 pub(crate) mod root;
+pub(crate) mod trail;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver::elf::{CLibrary, Machine};
@@ -46,6 +47,9 @@ const PROGRAM_DIRECTORIES: &[&str] = &[
     "/run/opengl-driver/bin",
     "/bin",
 ];
+
+/// The variable that says where the pipes of the Multi-Process Service are.
+const PIPES_VARIABLE: &str = "CUDA_MPS_PIPE_DIRECTORY";
 
 /// A file of the driver.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -97,6 +101,10 @@ impl Driver {
     /// # Errors
     /// [`ErrorKind::GpuUnavailable`] if there is none, or none that fits the loaded kernel module.
     pub fn discover(root: &DriverRoot) -> Result<Self> {
+        trail::known(root).map(|driver| Self::clone(&driver))
+    }
+
+    fn look(root: &DriverRoot) -> Result<Self> {
         let directories = library_directories(root);
         let version = version(root, &directories)?;
         let mut libraries = Vec::new();
@@ -311,7 +319,7 @@ fn sockets(root: &DriverRoot) -> Vec<DriverFile> {
 }
 
 fn multi_process_service(root: &DriverRoot) -> Option<PathBuf> {
-    let configured = std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").filter(|path| !path.is_empty() && root.is_host());
+    let configured = std::env::var_os(PIPES_VARIABLE).filter(|path| !path.is_empty() && root.is_host());
     let directory = configured.map_or_else(|| PathBuf::from("/tmp/nvidia-mps"), PathBuf::from);
     // The pipe is there while the daemon runs.
     root.resolve(&directory.join("control")).ok()?;

@@ -1,6 +1,7 @@
 //! Where a driver's user space and the kernel's account of its devices are looked for.
 
 use crate::error::Result;
+use crate::gpu::driver::trail::Recorder;
 use crate::sys::root::Root;
 
 use std::path::{Component, Path, PathBuf};
@@ -18,19 +19,20 @@ const VARIABLE: &str = "GPUCONTAINER_DRIVER_ROOT";
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DriverRoot {
     path: PathBuf,
+    recorder: Recorder,
 }
 
 impl Default for DriverRoot {
     /// The host's own root directory.
     fn default() -> Self {
-        Self { path: "/".into() }
+        Self::new("/")
     }
 }
 
 impl DriverRoot {
     /// The directory `path`; a relative one starts at the working directory of each use.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), recorder: Recorder::default() }
     }
 
     /// The directory that the variable `GPUCONTAINER_DRIVER_ROOT` names; `/` if it is not set, or empty.
@@ -57,15 +59,24 @@ impl DriverRoot {
         self.path.join(relative.collect::<PathBuf>())
     }
 
+    /// The same root, which remembers in `recorder` what is come by.
+    pub(crate) fn recorded(&self, recorder: Recorder) -> Self {
+        Self { path: self.path.clone(), recorder }
+    }
+
     /// The path of the host, without links, that `inside` leads to when links are resolved inside.
     pub(crate) fn resolve(&self, inside: &Path) -> Result<PathBuf> {
-        crate::sys::fs::host_path(&Root::open(&self.path)?, inside)
+        let path = crate::sys::fs::host_path(&Root::open(&self.path)?, inside);
+        self.recorder.resolved(self, inside, path.as_deref().ok());
+        path
     }
 
     /// The text of a small file, mostly one of the kernel; `None` if it cannot be read.
     pub(crate) fn text(&self, inside: impl AsRef<Path>) -> Option<String> {
-        let path = self.join(inside);
-        crate::sys::fs::read_small(&path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        let path = self.join(inside.as_ref());
+        let text = crate::sys::fs::read_small(&path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        self.recorder.read(inside.as_ref(), text.as_ref());
+        text
     }
 
     /// The names in the directory `inside`, sorted; none if it cannot be read.

@@ -12,7 +12,7 @@ mod require;
 mod user_space;
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::driver::Driver;
+use crate::gpu::driver::trail::known;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{GpuGrant, Symlink};
 use crate::gpu::injection::devices::{Devices, parse_capabilities};
@@ -83,7 +83,7 @@ fn grant_of_inventory(
         return Ok(grant);
     }
     let driver = if request.wants_driver() {
-        Some(Driver::discover(driver_root).context("find the NVIDIA driver")?)
+        Some(known(driver_root).context("find the NVIDIA driver")?)
     } else {
         None
     };

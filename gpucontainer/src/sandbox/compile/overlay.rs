@@ -3,11 +3,15 @@
 use crate::error::Result;
 use crate::rootfs::{Setting, Writes, needs_other_path};
 use crate::sandbox::compile::Compiler;
+use crate::sandbox::places::Place;
 use crate::sandbox::plan::Overlay;
 use crate::sys::calls::{At, Attributes};
 use crate::sys::program::{Argument, Register};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// The name of the layer of places in the file system in memory.
+const PLACES: &str = "places";
 
 impl Compiler<'_, '_> {
     pub(super) fn overlay(&mut self, overlay: &Overlay) -> Result<()> {
@@ -15,12 +19,15 @@ impl Compiler<'_, '_> {
         let mut numbers = Vec::new();
         let mut base = overlay.mount_at.clone();
         let in_memory = matches!(mount.writes, Writes::Memory { .. });
+        // Whether what is in memory lies on `/`, where it covers no path and is reached by descriptor: in a shifted user
+        // namespace nobody may walk the host's paths, and beside writes to disk it would cover their directory.
+        let on_root = overlay.shifted || (!in_memory && !overlay.places.is_empty());
         let memory = match &mount.writes {
-            Writes::Memory { bytes, .. } => Some(self.memory_at(&base, *bytes, overlay.shifted)?),
-            _ if overlay.shifted => Some(self.memory_at(&base, None, true)?),
+            Writes::Memory { bytes, .. } => Some(self.memory_at(&base, *bytes, on_root)?),
+            _ if on_root => Some(self.memory_at(&base, None, true)?),
             _ => None,
         };
-        if let (Some(memory), true) = (memory, overlay.shifted) {
+        if let (Some(memory), true) = (memory, on_root) {
             base = self.number(memory, &mut numbers);
         }
         if let (Some(memory), Writes::Memory { mode, owner, group, .. }) = (memory, &mount.writes) {
@@ -48,6 +55,10 @@ impl Compiler<'_, '_> {
                 }
             }
         }
+        if let (Some(memory), false) = (memory, overlay.places.is_empty()) {
+            self.places(memory, &overlay.places)?;
+            mount.lower.insert(0, base.join(PLACES));
+        }
         let memory = in_memory.then(|| (base.join("upper"), base.join("work")));
         let places = memory.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
         let attributes = Attributes { no_devices: true, ..Attributes::default() };
@@ -64,7 +75,7 @@ impl Compiler<'_, '_> {
                 }
             }
             let root = self.program.fsmount(context, attributes)?;
-            if overlay.shifted {
+            if on_root {
                 self.program.uncover_root()?;
             }
             self.program.move_mount(root, At::Cwd, "/")?;
@@ -79,7 +90,7 @@ impl Compiler<'_, '_> {
             })?;
             let target = overlay.mount_at.to_string_lossy();
             self.program.mount("overlay", &target, attributes, options.as_bytes())?;
-            if overlay.shifted {
+            if on_root {
                 self.program.uncover_root()?;
             }
             self.program.open_path(&overlay.mount_at)?
@@ -91,16 +102,34 @@ impl Compiler<'_, '_> {
         Ok(())
     }
 
+    /// Makes the layer of places in a tmpfs.
+    fn places(&mut self, memory: Register, places: &[Place]) -> Result<()> {
+        let (at, inside) = (At::from(memory), |path: &str| format!("{PLACES}/{path}"));
+        self.program.mkdir(at, PLACES, 0o755)?;
+        for place in places {
+            match place {
+                Place::Directory { path, mode, owner } => {
+                    self.program.mkdir(at, inside(path), *mode)?;
+                    if let Some((user, group)) = owner {
+                        self.program.chown(at, &inside(path), *user, *group)?;
+                    }
+                }
+                Place::File { path } => self.program.touch(at, &inside(path), 0o644)?,
+                Place::Link { path, target } => self.program.symlink(target, at, inside(path))?,
+            }
+        }
+        Ok(())
+    }
+
     /// Mounts a new tmpfs on a directory of the host, in the container's own mount namespace alone.
-    fn memory_at(&mut self, base: &Path, bytes: Option<u64>, shifted: bool) -> Result<Register> {
+    fn memory_at(&mut self, base: &Path, bytes: Option<u64>, on_root: bool) -> Result<Register> {
         let context = self.program.fsopen("tmpfs")?;
         self.program.fsconfig_string(context, "mode", "0755")?;
         if let Some(bytes) = bytes {
             self.program.fsconfig_string(context, "size", bytes.to_string())?;
         }
         let memory = self.program.fsmount(context, Attributes::default())?;
-        // In a shifted user namespace nobody may walk the host's paths; what lies on `/` is reached by descriptor.
-        let target = if shifted { "/".into() } else { base.to_string_lossy() };
+        let target = if on_root { "/".into() } else { base.to_string_lossy() };
         self.program.move_mount(memory, At::Cwd, &target)?;
         Ok(memory)
     }

@@ -1,0 +1,255 @@
+//! What a look at a driver depended on, so that the next start knows whether another look would find the same.
+//!
+//! To look at a driver takes longer than to make the rest of a sandbox, and it changes once in months. So a look is
+//! remembered in the process, with the identity of every directory and file that it came by and every text that it
+//! read; it counts only as long as all of them are the same.
+
+use crate::error::Result;
+use crate::gpu::driver::Driver;
+use crate::gpu::driver::root::DriverRoot;
+use crate::sys::fs;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The looks of this process: more driver roots than one are rare.
+static LOOKS: Mutex<Vec<Look>> = Mutex::new(Vec::new());
+const MOST_LOOKS: usize = 4;
+
+/// Kernels give times by their tick: what was changed within so long may change once more and show the same time.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A driver, and what to compare.
+struct Look {
+    root: PathBuf,
+    variable: Option<std::ffi::OsString>,
+    trail: Trail,
+    driver: Arc<Driver>,
+}
+
+/// What was come by on the way.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Trail {
+    /// Places of the host without links.
+    places: BTreeMap<PathBuf, Option<Identity>>,
+    /// Directories, as paths inside that may lead through links.
+    directories: BTreeMap<PathBuf, Option<Identity>>,
+    texts: BTreeMap<PathBuf, Option<String>>,
+}
+
+/// Changes with every change of a file or of a directory's entries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// A trail that is being made; a root without one leaves none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recorder(Option<Arc<Mutex<Trail>>>);
+
+// It is no part of what a root is.
+impl PartialEq for Recorder {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Recorder {}
+
+impl Recorder {
+    fn new() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    fn trail(&self) -> Option<MutexGuard<'_, Trail>> {
+        self.0.as_ref().map(|trail| trail.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// `inside` was resolved, to `found` or to nothing.
+    pub(crate) fn resolved(&self, root: &DriverRoot, inside: &Path, found: Option<&Path>) {
+        let Some(mut trail) = self.trail() else { return };
+        let directory = inside.parent().unwrap_or(inside);
+        if !trail.directories.contains_key(directory) {
+            // This look is not part of the trail.
+            let root = root.recorded(Self::default());
+            trail.directories.insert(directory.to_owned(), Identity::inside(&root, directory));
+        }
+        if let Some(found) = found {
+            let above = found.parent().unwrap_or(found);
+            for place in [above, found] {
+                if !trail.places.contains_key(place) {
+                    trail.places.insert(place.to_owned(), Identity::of(place));
+                }
+            }
+        }
+    }
+
+    /// The text of `inside` was read.
+    pub(crate) fn read(&self, inside: &Path, text: Option<&String>) {
+        if let Some(mut trail) = self.trail() {
+            trail.texts.insert(inside.to_owned(), text.cloned());
+        }
+    }
+}
+
+impl Identity {
+    fn of(place: &Path) -> Option<Self> {
+        fs::metadata(place).ok().as_ref().map(Self::from)
+    }
+
+    fn inside(root: &DriverRoot, directory: &Path) -> Option<Self> {
+        // On the host's own root links lead where they lead.
+        let place = if root.is_host() { Some(directory.to_owned()) } else { root.resolve(directory).ok() };
+        Self::of(&place?)
+    }
+
+    fn newest(self) -> (i64, i64) {
+        self.modified.max(self.changed)
+    }
+}
+
+impl From<&std::fs::Metadata> for Identity {
+    fn from(data: &std::fs::Metadata) -> Self {
+        let modified = (data.mtime(), data.mtime_nsec());
+        Self { device: data.dev(), inode: data.ino(), modified, changed: (data.ctime(), data.ctime_nsec()) }
+    }
+}
+
+impl Trail {
+    /// Whether somebody who looks now would come by the same.
+    fn holds(&self, root: &DriverRoot) -> bool {
+        self.texts.iter().all(|(path, text)| root.text(path) == *text)
+            && self.directories.iter().all(|(path, known)| Identity::inside(root, path) == *known)
+            && self.places.iter().all(|(path, known)| Identity::of(path) == *known)
+    }
+
+    /// Whether everything on it was old when the look began.
+    fn is_settled(&self, began: SystemTime) -> bool {
+        let Some(before) = began.checked_sub(TICK).and_then(|before| before.duration_since(UNIX_EPOCH).ok()) else {
+            return false;
+        };
+        let limit = (i64::try_from(before.as_secs()).unwrap_or(i64::MAX), i64::from(before.subsec_nanos()));
+        self.places.values().chain(self.directories.values()).flatten().all(|identity| identity.newest() < limit)
+    }
+}
+
+/// The driver in `root`, by a look of now or one that would be the same now.
+pub(crate) fn known(root: &DriverRoot) -> Result<Arc<Driver>> {
+    let variable = std::env::var_os(crate::gpu::driver::PIPES_VARIABLE);
+    let same = |look: &&Look| look.root == root.path() && look.variable == variable;
+    let looks = || LOOKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = looks().iter().find(same).map(|look| (look.trail.clone(), look.driver.clone()));
+    if let Some((trail, driver)) = found {
+        if trail.holds(root) {
+            return Ok(driver);
+        }
+    }
+    let began = SystemTime::now();
+    let recorder = Recorder::new();
+    let driver = Arc::new(Driver::look(&root.recorded(recorder.clone()))?);
+    let trail = recorder.trail().map(|trail| trail.clone()).unwrap_or_default();
+    let mut looks = looks();
+    looks.retain(|look| !same(&look));
+    // A relative root is another directory as soon as the working directory is.
+    if trail.is_settled(began) && root.path().is_absolute() {
+        looks.truncate(MOST_LOOKS - 1);
+        looks.insert(0, Look { root: root.path().to_owned(), variable, trail, driver: driver.clone() });
+    }
+    Ok(driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    struct Host {
+        directory: tempfile::TempDir,
+        root: DriverRoot,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let host = Self { root: DriverRoot::new(directory.path().join("root")), directory };
+            host.write("usr/lib64/libcuda.so.550.163.01");
+            host.write("usr/bin/nvidia-smi");
+            host.mode(0o755);
+            host
+        }
+
+        fn path(&self, inside: &str) -> PathBuf {
+            self.root.path().join(inside)
+        }
+
+        fn write(&self, inside: &str) {
+            std::fs::create_dir_all(self.path(inside).parent().unwrap()).unwrap();
+            std::fs::write(self.path(inside), "").unwrap();
+        }
+
+        fn mode(&self, mode: u32) {
+            std::fs::set_permissions(self.path("usr/bin/nvidia-smi"), PermissionsExt::from_mode(mode)).unwrap();
+        }
+
+        /// A look that is remembered, which takes until the clock of the file system has gone on.
+        fn settled(&self) -> Arc<Driver> {
+            let probe = self.directory.path().join("probe");
+            let time = || {
+                std::fs::write(&probe, "").unwrap();
+                std::fs::metadata(&probe).unwrap().modified().unwrap()
+            };
+            let start = time();
+            while time().duration_since(start).unwrap() < TICK * 2 {}
+            known(&self.root).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_look_is_made_once() {
+        let host = Host::new();
+        let first = known(&host.root).unwrap();
+        assert!(!Arc::ptr_eq(&first, &known(&host.root).unwrap()), "what is new may change within the same tick");
+        let settled = host.settled();
+        assert!(Arc::ptr_eq(&settled, &known(&host.root).unwrap()));
+        let other = Host::new();
+        assert!(!Arc::ptr_eq(&settled, &known(&other.root).unwrap()));
+    }
+
+    #[test]
+    fn every_change_is_seen_at_once() {
+        type Change = fn(&Host);
+        let changes: [(&str, Change); 6] = [
+            ("a program that is none any more", |host| host.mode(0o644)),
+            ("a program that is gone", |host| std::fs::remove_file(host.path("usr/bin/nvidia-smi")).unwrap()),
+            ("a setting in a directory that was not there", |host| host.write("etc/OpenCL/vendors/nvidia.icd")),
+            ("another version", |host| {
+                std::fs::remove_file(host.path("usr/lib64/libcuda.so.550.163.01")).unwrap();
+                host.write("usr/lib64/libcuda.so.570.86.15");
+            }),
+            ("a directory that is a link now", |host| {
+                host.write("opt/libcuda.so.535.54");
+                std::fs::remove_dir_all(host.path("usr/lib64")).unwrap();
+                symlink("/opt", host.path("usr/lib64")).unwrap();
+            }),
+            ("a kernel module of another version", |host| {
+                host.write("usr/lib64/libcuda.so.570.86.15");
+                host.write("proc/driver/nvidia/version");
+                std::fs::write(host.path("proc/driver/nvidia/version"), "NVRM version: 570.86.15\n").unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            let host = Host::new();
+            let before = host.settled();
+            change(&host);
+            let after = known(&host.root).unwrap();
+            assert_ne!(before, after, "{what}");
+            assert_eq!(*after, Driver::look(&host.root).unwrap(), "{what}");
+        }
+    }
+}
