@@ -12,7 +12,8 @@ mod gpu_machine;
 use driver::{MAJORS, VERSION, library_directory};
 use gpu_machine::{Fixture, possible, run};
 use gpucontainer::image::ImageBuilder;
-use gpucontainer::sandbox::{Capability, Stdio, UserNamespace};
+use gpucontainer::rootfs::Writable;
+use gpucontainer::sandbox::{Capability, Mount, Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, GpuRequest, Sandbox};
 use std::path::Path;
 use std::process::Command;
@@ -234,7 +235,8 @@ fn hostile_images_reach_nothing_of_the_host() {
         let (target, path) = (target.to_owned(), path.to_owned());
         Box::new(move |builder| builder.symlink(&target, &path))
     };
-    // What is in the image where something of the driver goes, and whether the driver can be used nevertheless.
+    // What is in the image where something of the driver goes, and whether the driver can be used nevertheless: what
+    // is at the end of its way is hidden, what is on its way leads where it leads inside.
     let table: Vec<(&str, Change<'_>, bool)> = vec![
         ("the place of libraries leads to a directory of the host", link(&victim, &place), false),
         ("the same, upwards", link(&up, &place), false),
@@ -243,13 +245,13 @@ fn hostile_images_reach_nothing_of_the_host() {
         ("a place that is a file", Box::new(|builder| builder.file(&place, "file", 0o644)), false),
         ("a link to /etc/passwd where a link goes", link("/etc/passwd", &format!("{place}/libcuda.so.1")), true),
         ("a link to the host's file where a link goes", link(&file, &format!("{place}/libcuda.so.1")), true),
-        ("a link to the host's file where a library goes", link(&file, &library), false),
-        ("the same, upwards", link(&format!("{up}/file"), &library), false),
-        ("a link to a directory where a library goes", link("/tmp", &library), false),
-        ("a directory where a library goes", Box::new(|builder| builder.directory(&library, 0o755)), false),
-        ("a directory where a link goes", Box::new(|b| b.directory(format!("{place}/libcuda.so.1/x"), 0o755)), false),
+        ("a link to the host's file where a library goes", link(&file, &library), true),
+        ("the same, upwards", link(&format!("{up}/file"), &library), true),
+        ("a link to a directory where a library goes", link("/tmp", &library), true),
+        ("a directory where a library goes", Box::new(|builder| builder.directory(&library, 0o755)), true),
+        ("a directory where a link goes", Box::new(|b| b.directory(format!("{place}/libcuda.so.1/x"), 0o755)), true),
         ("a file where a library goes", Box::new(|builder| builder.file(&library, "of the image", 0o600)), true),
-        ("a program that is a link to the host's file", link(&file, "/usr/bin/nvidia-smi"), false),
+        ("a program that is a link to the host's file", link(&file, "/usr/bin/nvidia-smi"), true),
         ("/dev that leads to the host", link(&victim, "/dev"), false),
         ("/proc that leads to the host", link(&victim, "/proc"), false),
         ("/run that leads to the host", link(&victim, "/run"), false),
@@ -275,6 +277,52 @@ fn hostile_images_reach_nothing_of_the_host() {
         }
         fixture.check(&before, what);
     }
+}
+
+#[test]
+fn directories_of_the_image_stay_as_they_are() {
+    let root = common::is_root();
+    if !possible(if root { "root" } else { "rootless" }) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let place = format!("/{}", library_directory());
+    // Everybody may write to it and nobody may remove what others have there; its neighbour is behind a link.
+    let image = fixture.busybox().file("/etc/debian_version", "13\n", 0o644).directory(&place, 0o1777);
+    let image = image.directory("/opt/programs", 0o750).symlink("../opt/programs", "/usr/bin").file(
+        "/opt/programs/own",
+        "own",
+        0o600,
+    );
+    let image = fixture.commit(image.file(format!("{place}/own"), "own\n", 0o640));
+    let script =
+        format!("stat -c '%n %a %u:%g' / /usr /usr/lib {place} {place}/own /opt /opt/programs; readlink /usr/bin");
+    let before = fixture.host();
+    let mut ways = vec![("the default", UserNamespace::Auto)];
+    if root {
+        ways.push(("root alone", UserNamespace::Oneself));
+        ways.push(("a range of ids", UserNamespace::Shifted { first: 200_000, count: 65_536 }));
+    }
+    for writable in [Writable::Disk, Writable::Memory] {
+        for (what, users) in &ways {
+            let with = |gpus: &str, script: &str| {
+                run(fixture.sandbox(&image, gpus, script).user_namespace(*users).writable(writable)).unwrap()
+            };
+            let what = format!("{what}, {writable:?}");
+            assert_eq!(with("none", &script), with("", &script), "{what}");
+            let loaded = format!(
+                "cd {place}; cat own; stat -c %s libcuda.so.1 >/dev/null && readlink libcuda.so.1; ls /opt/programs"
+            );
+            let said = with("none", &loaded);
+            assert_eq!(said, format!("own\nlibcuda.so.{VERSION}\nnvidia-smi\nown\n"), "{what}");
+            // What comes later than the places is found, too: a mount of the caller's over a directory of theirs.
+            let mounted = fixture.sandbox(&image, "none", &format!("ls {place}")).user_namespace(*users);
+            let said = run(mounted.writable(writable).mount(Mount::tmpfs(&place))).unwrap();
+            assert!(said.contains("libcuda.so.1\n") && !said.contains("own"), "{what}: {said}");
+        }
+    }
+    fixture.check(&before, "the host");
 }
 
 /// What is neither file nor directory is mounted over like a file: opening it would wait for ever.

@@ -12,8 +12,8 @@ mod require;
 mod user_space;
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::driver::trail::known;
 use crate::gpu::driver::root::DriverRoot;
+use crate::gpu::driver::trail::known;
 use crate::gpu::grant::{GpuGrant, Symlink};
 use crate::gpu::injection::devices::{Devices, parse_capabilities};
 use crate::gpu::injection::image_facts::ImageFacts;
@@ -82,11 +82,8 @@ fn grant_of_inventory(
         render_nodes(&choices, driver_root, &mut grant)?;
         return Ok(grant);
     }
-    let driver = if request.wants_driver() {
-        Some(known(driver_root).context("find the NVIDIA driver")?)
-    } else {
-        None
-    };
+    let driver =
+        if request.wants_driver() { Some(known(driver_root).context("find the NVIDIA driver")?) } else { None };
     let version = driver.as_ref().map(|driver| driver.version.clone());
     grant.driver_version = version.or_else(|| inventory.driver_version().map(str::to_owned));
     let offers = offers(&choices, inventory, grant.driver_version.as_deref());
