@@ -76,6 +76,11 @@ impl Entry {
         Self { flags, name: name.into(), path: path.into(), kernel: 0, hardware: Hardware::Bits(0) }
     }
 
+    /// What is asked for, and what is found.
+    pub(crate) fn key(&self) -> (&str, &str) {
+        (&self.name, &self.path)
+    }
+
     /// As `ldconfig` sorts, and as the loader's binary search wants it: names descending, those of this machine
     /// first, those for special hardware before those for any.
     fn order(&self, other: &Self) -> Ordering {
@@ -188,9 +193,9 @@ fn hardware_names<'a>(file: &[u8], cache: &'a [u8]) -> Option<Vec<Option<&'a str
 }
 
 /// Writes a cache. Of entries that are equal but for their paths the first wins.
-pub(crate) fn write(mut entries: Vec<Entry>) -> Vec<u8> {
-    entries.truncate(MAX_ENTRIES);
-    entries.sort_by(Entry::order);
+pub(crate) fn write<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<u8> {
+    let mut entries: Vec<&Entry> = entries.into_iter().take(MAX_ENTRIES).collect();
+    entries.sort_by(|one, other| one.order(other));
     let hardware: BTreeMap<&str, u64> = {
         let names: BTreeSet<&str> = entries
             .iter()
@@ -201,7 +206,11 @@ pub(crate) fn write(mut entries: Vec<Entry>) -> Vec<u8> {
             .collect();
         names.into_iter().zip(0..).collect()
     };
-    let mut strings = Strings { base: HEADER + entries.len() * ENTRY, bytes: Vec::new(), places: HashMap::new() };
+    let mut strings = Strings {
+        base: HEADER + entries.len() * ENTRY,
+        bytes: Vec::new(),
+        places: HashMap::with_capacity(2 * entries.len()),
+    };
     let mut table = Vec::with_capacity(entries.len() * ENTRY);
     for entry in &entries {
         let bits = match &entry.hardware {
@@ -281,7 +290,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn cache(libraries: &[(&str, &str)]) -> Vec<u8> {
-        write(libraries.iter().map(|(name, path)| Entry::new(*name, *path, false)).collect())
+        let entries: Vec<Entry> = libraries.iter().map(|(name, path)| Entry::new(*name, *path, false)).collect();
+        write(&entries)
     }
 
     fn is_cuda(name: &str) -> bool {
@@ -314,13 +324,13 @@ mod tests {
         assert!(!directories(&bytes, |name| name == "libc.so.6").is_empty());
         let entries = read(&bytes);
         let mixed: Vec<Entry> = entries.iter().rev().cloned().collect();
-        let again = read(&write(mixed));
+        let again = read(&write(&mixed));
         assert_eq!(again.len(), entries.len());
         // Turned round, equal entries are too; everything else is as ldconfig sorts it.
         for (own, theirs) in again.iter().zip(&entries) {
             assert_eq!((&own.name, own.flags, &own.hardware), (&theirs.name, theirs.flags, &theirs.hardware));
         }
-        assert_eq!(read(&write(entries.clone())), entries);
+        assert_eq!(read(&write(&entries)), entries);
     }
 
     #[test]
@@ -355,7 +365,7 @@ mod tests {
             named("x86-64-v3", "/v3"),
             Entry { hardware: Hardware::Bits(1 << 4), ..Entry::new("libx.so.1", "/old", false) },
         ];
-        let read = read(&write(entries));
+        let read = read(&write(&entries));
         let paths: Vec<&str> = read.iter().map(|entry| entry.path.as_str()).collect();
         assert_eq!(paths, ["/v3", "/v4", "/old", "/first", "/second", "/narrow"]);
         assert_eq!(read[0].hardware, Hardware::Named(NAMED | 3 << 32, "x86-64-v3".to_owned()));
@@ -376,7 +386,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(names in prop::collection::vec("lib[a-z0-9.]{1,12}", 0..40)) {
             let entries: Vec<Entry> = names.iter().map(|name| Entry::new(name, format!("/lib/{name}"), false)).collect();
-            let again = read(&write(entries.clone()));
+            let again = read(&write(&entries));
             prop_assert_eq!(again.len(), entries.len());
             for pair in again.windows(2) {
                 prop_assert!(compare_names(pair[0].name.as_bytes(), pair[1].name.as_bytes()) != Ordering::Less);

@@ -27,13 +27,11 @@ pub(crate) fn tell(image: &ImageFacts, grant: &mut GpuGrant) {
     let compatibility = image.compatibility.as_ref().zip(driver).filter(|(own, driver)| own.serves(driver));
     let compatibility = compatibility.map(|(own, _)| own);
     if let Some(cached) = &image.loader_cache {
-        let mut entries: Vec<Entry> = compatibility.into_iter().flat_map(Compatibility::entries).collect();
-        entries.extend(granted(image, grant));
-        let known: HashSet<(String, String)> =
-            entries.iter().map(|entry| (entry.name.clone(), entry.path.clone())).collect();
-        let own = |entry: &&Entry| !known.contains(&(entry.name.clone(), entry.path.clone()));
-        entries.extend(cached.iter().filter(own).cloned());
-        let contents = loader_cache::write(entries);
+        let mut new: Vec<Entry> = compatibility.into_iter().flat_map(Compatibility::entries).collect();
+        new.extend(granted(image, grant));
+        let known: HashSet<(&str, &str)> = new.iter().map(Entry::key).collect();
+        let own = cached.iter().filter(|entry| !known.contains(&entry.key()));
+        let contents = loader_cache::write(new.iter().chain(own));
         grant.files.push(OwnFile { path: "/etc/ld.so.cache".into(), contents, mode: 0o644 });
         if let Some(compatibility) = compatibility {
             tracing::debug!(version = compatibility.version(), "the image's compatibility libraries come first");
