@@ -33,9 +33,23 @@ pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
     "/lib",
 ];
 
-/// Directories of 32-bit libraries.
-const LIBRARY_DIRECTORIES_32: &[&str] =
-    &["/usr/lib/i386-linux-gnu", "/usr/lib32", "/usr/lib", "/run/opengl-driver-32/lib"];
+/// Directories of 32-bit libraries, in the same order.
+const LIBRARY_DIRECTORIES_32: &[&str] = &[
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/arm-linux-gnueabihf",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/usr/lib/i386-linux-gnu",
+    "/usr/lib32",
+    "/usr/lib",
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/arm-linux-gnueabihf/nvidia/current",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/usr/lib/i386-linux-gnu/nvidia/current",
+    "/usr/local/nvidia/lib",
+    "/run/opengl-driver-32/lib",
+    "/lib32",
+    "/lib",
+];
 
 const PROGRAM_DIRECTORIES: &[&str] = &[
     "/usr/bin",
@@ -97,22 +111,16 @@ impl Driver {
     /// # Errors
     /// [`ErrorKind::GpuUnavailable`] if there is none, or none that fits the loaded kernel module.
     pub fn discover(root: &DriverRoot) -> Result<Self> {
-        let directories = library_directories(root);
+        let directories = library_directories(root, LIBRARY_DIRECTORIES);
         let version = version(root, &directories)?;
+        let narrow = library_directories(root, LIBRARY_DIRECTORIES_32);
         let mut libraries = Vec::new();
-        for directory in &directories {
-            add_libraries(root, directory, Path::new(""), &version, Machine::Native, &mut libraries);
-            add_libraries(
-                root,
-                &directory.join("vdpau"),
-                Path::new("vdpau"),
-                &version,
-                Machine::Native,
-                &mut libraries,
-            );
-        }
-        for directory in LIBRARY_DIRECTORIES_32 {
-            add_libraries(root, Path::new(directory), Path::new(""), &version, Machine::X86, &mut libraries);
+        for (directories, machine) in [(directories, Machine::Native), (narrow, Machine::Narrow)] {
+            for directory in directories {
+                for below in ["", "vdpau"] {
+                    add_libraries(root, &directory.join(below), Path::new(below), &version, machine, &mut libraries);
+                }
+            }
         }
         libraries.sort_by(|a, b| (a.thirty_two_bit, &a.file.place).cmp(&(b.thirty_two_bit, &b.file.place)));
         Ok(Self {
@@ -147,10 +155,10 @@ pub(crate) fn cached_directories(root: &DriverRoot) -> Vec<PathBuf> {
     loader_cache::directories(&cache, |name| name.starts_with("libcuda.so.") || name.starts_with("libnvidia-ml.so."))
 }
 
-/// Every directory with libraries of a driver, best first, each once however it is linked.
-fn library_directories(root: &DriverRoot) -> Vec<PathBuf> {
+/// Every directory with libraries of a driver, the `usual` ones first, each once however it is linked.
+fn library_directories(root: &DriverRoot, usual: &[&str]) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
-    let all = LIBRARY_DIRECTORIES.iter().map(PathBuf::from).chain(cached_directories(root));
+    let all = usual.iter().map(PathBuf::from).chain(cached_directories(root));
     all.filter(|directory| root.resolve(directory).is_ok_and(|path| seen.insert(path))).collect()
 }
 
@@ -212,7 +220,7 @@ fn add_libraries(
         let Some(own) = host_path.file_name().and_then(|own| own.to_str()).filter(|own| elf::is_file_name(own)) else {
             continue;
         };
-        let thirty_two_bit = machine == Machine::X86;
+        let thirty_two_bit = machine == Machine::Narrow;
         let place = below.join(own);
         if libraries.iter().any(|known| known.file.place == place && known.thirty_two_bit == thirty_two_bit) {
             continue;

@@ -119,7 +119,7 @@ fn search(files: &dyn ImageFiles) -> Vec<Entry> {
             let Some(Ok(object)) = files.open(Path::new(&path)).map(|file| elf::read(&file)) else { continue };
             let narrow = match object.machine {
                 Machine::Native => false,
-                Machine::X86 => true,
+                Machine::Narrow => true,
                 Machine::Foreign => continue,
             };
             let wanted = object.soname.unwrap_or_else(|| name.clone());

@@ -21,17 +21,19 @@ pub(crate) fn user_space(
 ) -> Result<()> {
     let native = image.library_directory();
     let narrow = image.library_directory_32();
-    let wanted: Vec<&DriverLibrary> = driver
-        .libraries
-        .iter()
-        .filter(|library| request.wants(library.file.capability))
-        .filter(|library| !library.thirty_two_bit || request.wants(DriverCapability::Compat32))
-        // One directory cannot hold both.
-        .filter(|library| !library.thirty_two_bit || native != narrow)
-        .filter(|library| fits(library, image, grant))
-        .collect();
+    let thirty_two = request.wants(DriverCapability::Compat32);
+    let asked = driver.libraries.iter().filter(|library| request.wants(library.file.capability));
+    let asked: Vec<&DriverLibrary> = asked.filter(|library| !library.thirty_two_bit || thirty_two).collect();
+    if narrow.is_none() && asked.iter().any(|library| library.thirty_two_bit) {
+        grant.left_out.push("the 32-bit libraries need a 32-bit loader, and the image's musl has none".to_owned());
+    }
+    let asked = asked.into_iter().filter(|library| !library.thirty_two_bit || narrow.is_some());
+    let wanted: Vec<&DriverLibrary> = asked.filter(|library| fits(library, image, grant)).collect();
     let compute = request.wants(DriverCapability::Compute);
-    let has = |name: &str| wanted.iter().any(|library| library.file.place.to_string_lossy().starts_with(name));
+    let has = |name: &str| {
+        let mut native = wanted.iter().filter(|library| !library.thirty_two_bit);
+        native.any(|library| library.file.place.to_string_lossy().starts_with(name))
+    };
     if let Some(why) = grant.left_out.iter().find(|why| ESSENTIAL.iter().any(|name| why.starts_with(name))) {
         return Err(Error::new(ErrorKind::GpuUnavailable, format!("driver {}: {why}", driver.version)));
     }
@@ -40,7 +42,7 @@ pub(crate) fn user_space(
         return Err(Error::new(ErrorKind::GpuUnavailable, why));
     }
     for library in &wanted {
-        let directory = if library.thirty_two_bit { &narrow } else { &native };
+        let directory = narrow.as_ref().filter(|_| library.thirty_two_bit).unwrap_or(&native);
         add_library(library, directory, grant);
     }
     for directory in grant.library_directories.clone() {
