@@ -85,6 +85,8 @@ pub struct DriverLibrary {
     pub thirty_two_bit: bool,
     /// The oldest glibc that it works with, if it uses any.
     pub(crate) needs: Option<CLibrary>,
+    /// The name without a version, if the host has it by that too.
+    pub(crate) plain_name: Option<String>,
 }
 
 /// The user space of an installed NVIDIA driver.
@@ -228,8 +230,10 @@ fn add_libraries(
         if !is_file(&host_path) {
             continue;
         }
-        let object = match crate::sys::fs::open(&host_path).map(|file| elf::read(&file)) {
-            Ok(Ok(object)) if object.machine == machine => object,
+        let read =
+            |file| elf::read(&file).map(|object| (object.machine == machine && catalog::is_right(own, &file), object));
+        let object = match crate::sys::fs::open(&host_path).map(read) {
+            Ok(Ok((true, object))) => object,
             Ok(Ok(_)) => continue,
             Ok(Err(why)) => {
                 tracing::debug!(library = %host_path.display(), why, "driver library left out");
@@ -241,8 +245,11 @@ fn add_libraries(
             }
         };
         let soname = object.soname.filter(|soname| soname != own);
+        let plain_name = own.find(".so.").map(|end| own[..end + 3].to_owned());
+        let plain_name =
+            plain_name.filter(|plain| root.resolve(&directory.join(plain)).is_ok_and(|to| to == host_path));
         let file = DriverFile { host_path, place, capability };
-        libraries.push(DriverLibrary { file, soname, thirty_two_bit, needs: object.needs });
+        libraries.push(DriverLibrary { file, soname, thirty_two_bit, needs: object.needs, plain_name });
     }
 }
 

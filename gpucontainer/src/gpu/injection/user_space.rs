@@ -95,13 +95,19 @@ fn add_library(library: &DriverLibrary, directory: &Path, grant: &mut GpuGrant) 
     if parent == directory && !grant.library_directories.contains(&parent) {
         grant.library_directories.push(parent.clone());
     }
-    let mut link = |name: &str| grant.links.push(Symlink { link: parent.join(name), target: own.clone() });
+    let mut link_to =
+        |name: &str, target: &Path| grant.links.push(Symlink { link: parent.join(name), target: target.to_owned() });
     if let Some(soname) = &library.soname {
-        link(soname);
+        link_to(soname, &own);
+    }
+    let soname = library.soname.as_ref().map_or(own.as_path(), Path::new);
+    // A name without a version that is what programs ask for anyway is no second name.
+    if let Some(plain) = library.plain_name.as_ref().filter(|plain| Path::new(plain) != soname) {
+        link_to(plain, soname);
     }
     // GLVND asks for the vendor's library under this name where there is no display.
     if library.soname.as_deref() == Some("libGLX_nvidia.so.0") {
-        link("libGLX_indirect.so.0");
+        link_to("libGLX_indirect.so.0", &own);
     }
     grant.mounts.push(mount(&library.file, target, MountKind::File, true, true));
 }
