@@ -58,6 +58,9 @@ const OTHERWISE_VERSIONED: &[(&str, DriverCapability)] = &[
     ("nvidia-egl-xlib", Graphics),
 ];
 
+/// Libraries that only the driver of Windows has.
+const WINDOWS: &[(&str, DriverCapability)] = &[("nvwgf2umx", Graphics)];
+
 /// The drawing libraries themselves, which come from a driver only where it has no use for GLVND's.
 const WITHOUT_DISPATCH: &[&str] = &["GL", "EGL", "GLESv1_CM", "GLESv2"];
 
@@ -146,6 +149,18 @@ pub(crate) fn capability(file: &str, version: &str) -> Option<DriverCapability> 
     if numbers { find(OTHERWISE_VERSIONED) } else { None }
 }
 
+/// The part of the driver that the file `name` of a driver of Windows belongs to: `compute` if no table knows.
+pub(crate) fn of_windows(name: &str) -> DriverCapability {
+    let stem = name.strip_prefix("lib").unwrap_or(name);
+    let stem = stem.split_once(['.']).map_or(stem, |(stem, _)| stem);
+    let stem = stem.strip_suffix("_loader").unwrap_or(stem);
+    if stem.starts_with("nvngx") || stem.starts_with("nvidia-ngx") {
+        return Ngx;
+    }
+    let tables = VERSIONED.iter().chain(OTHERWISE_VERSIONED).chain(WINDOWS);
+    tables.into_iter().find(|(known, _)| *known == stem).map_or(Compute, |(_, capability)| *capability)
+}
+
 /// Whether the library `file`, which is read from `source`, is one that programs are to load.
 pub(crate) fn is_right<R: ReadAt + ?Sized>(file: &str, source: &R) -> bool {
     let name = file.strip_prefix("lib").and_then(|rest| rest.split_once(".so.")).map(|(name, _)| name);
@@ -183,6 +198,21 @@ mod tests {
         ];
         for (file, expected) in table {
             assert_eq!(capability(file, "550.163.01"), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn files_of_windows_are_sorted_too() {
+        for (file, expected) in [
+            ("libnvidia-ml_loader.so", Utility),
+            ("libnvidia-encode.so.1", Video),
+            ("libnvoptix_loader.so.1", Graphics),
+            ("libnvwgf2umx.so", Graphics),
+            ("nvngx_dlss.dll", Ngx),
+            ("libnvrtum64.so", Compute),
+            ("x.bin", Compute),
+        ] {
+            assert_eq!(of_windows(file), expected, "{file}");
         }
     }
 }

@@ -3,10 +3,14 @@
 pub(crate) mod catalog;
 pub(crate) mod elf;
 pub(crate) mod loader_cache;
+pub(crate) mod platform;
 pub(crate) mod root;
+pub(crate) mod tegra;
+pub(crate) mod wsl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver::elf::{CLibrary, Machine};
+use crate::gpu::driver::platform::Platform;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::request::DriverCapability;
 
@@ -14,7 +18,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Directories of native libraries, best first: distributions, NVIDIA's installer, Google's nodes, NixOS, WSL.
+/// Directories of native libraries, best first: distributions, NVIDIA's installer, Google's nodes, NixOS.
 pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
     #[cfg(target_arch = "aarch64")]
     "/usr/lib/aarch64-linux-gnu",
@@ -67,7 +71,7 @@ const PROGRAM_DIRECTORIES: &[&str] = &[
 pub struct DriverFile {
     /// The file on the host, without links.
     pub host_path: PathBuf,
-    /// Its place in a container; for a library, its place below the directory of libraries.
+    /// Its place in a container; for a library, its place below the directory of libraries, or an absolute one.
     pub place: PathBuf,
     /// What it is for.
     pub capability: DriverCapability,
@@ -93,7 +97,7 @@ pub struct DriverLibrary {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Driver {
-    /// The version, as in `550.163.01`.
+    /// The version, as in `550.163.01`; empty under WSL, where the files do not say.
     pub version: String,
     /// The libraries, by name.
     pub libraries: Vec<DriverLibrary>,
@@ -108,11 +112,14 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Finds the driver in `root`.
+    /// Finds the driver in `root`; under WSL, that of Windows.
     ///
     /// # Errors
     /// [`ErrorKind::GpuUnavailable`] if there is none, or none that fits the loaded kernel module.
     pub fn discover(root: &DriverRoot) -> Result<Self> {
+        if Platform::of(root) == Platform::Wsl {
+            return wsl::discover(root);
+        }
         let directories = library_directories(root, LIBRARY_DIRECTORIES);
         let version = version(root, &directories)?;
         let narrow = library_directories(root, LIBRARY_DIRECTORIES_32);

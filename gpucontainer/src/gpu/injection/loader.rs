@@ -21,10 +21,11 @@ pub(crate) fn tell(image: &ImageFacts, grant: &mut GpuGrant) {
     if grant.library_directories.is_empty() {
         return;
     }
-    let cuda =
-        |target: &Path| target.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"libcuda.so."));
-    let has_cuda = grant.mounts.iter().any(|mount| cuda(&mount.target));
-    let driver = grant.driver_version.as_deref().filter(|_| has_cuda);
+    // A library without the driver's version in its name is of WSL or of a board, where others have no kernel to work on.
+    let driver = grant.driver_version.as_deref().filter(|version| {
+        let cuda = format!("libcuda.so.{version}");
+        grant.mounts.iter().any(|mount| mount.target.file_name().is_some_and(|name| name == cuda.as_str()))
+    });
     let compatibility = image.compatibility.as_ref().zip(driver).filter(|(own, driver)| own.serves(driver));
     let compatibility = compatibility.map(|(own, _)| own);
     if let Some(cached) = &image.loader_cache {
@@ -73,7 +74,7 @@ fn musl_path(own: Option<&str>, directories: &[&PathBuf], first: bool) -> Option
 fn granted(image: &ImageFacts, grant: &GpuGrant) -> Vec<Entry> {
     let narrow = image.library_directory_32();
     let entry = |path: &Path| {
-        let name = path.file_name()?.to_str()?;
+        let name = path.file_name()?.to_str().filter(|name| name.starts_with("lib") && name.contains(".so"))?;
         let directory =
             path.parent().filter(|directory| grant.library_directories.iter().any(|one| one == directory))?;
         let thirty_two_bit = Some(directory) == narrow.as_deref() && is_narrow(path, grant);

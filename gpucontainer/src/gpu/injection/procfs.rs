@@ -23,6 +23,10 @@ pub(crate) fn proc_files(choices: &[Choice<'_>], root: &DriverRoot, grant: &mut 
     add("registry".to_owned());
     for choice in choices {
         let gpu = choice.gpu();
+        // The GPU in a processor is on no bus.
+        if gpu.pci_bus_id.is_empty() {
+            continue;
+        }
         for name in ["information", "registry"] {
             add(format!("gpus/{}/{name}", gpu.pci_bus_id));
         }

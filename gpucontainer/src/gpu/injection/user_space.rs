@@ -54,7 +54,8 @@ pub(crate) fn user_space(
             let link = directory.join(link);
             // Wherever the link itself is, it leads to a library of this directory.
             let leads_to = directory.join(Path::new(target).file_name().unwrap_or_default());
-            if there(&leads_to, grant) {
+            let linked = grant.links.iter().any(|known| known.link == link);
+            if there(&leads_to, grant) && !linked {
                 grant.links.push(Symlink { link, target: target.into() });
             }
         }
@@ -118,7 +119,7 @@ fn mount(file: &DriverFile, target: PathBuf, kind: MountKind, read_only: bool, e
 }
 
 /// Whether the image's C library is new enough for the library; if not, the grant says so.
-fn fits(library: &DriverLibrary, image: &ImageFacts, grant: &mut GpuGrant) -> bool {
+pub(crate) fn fits(library: &DriverLibrary, image: &ImageFacts, grant: &mut GpuGrant) -> bool {
     let (Some(needed), Some(has)) = (library.needs, image.glibc) else { return true };
     if library.thirty_two_bit || needed <= has {
         return true;
