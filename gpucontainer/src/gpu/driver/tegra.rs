@@ -101,7 +101,8 @@ fn add(root: &DriverRoot, kind: Kind, place: PathBuf, listed: &mut Listed) {
     };
     let Ok(facts) = fs::metadata(&host_path) else { return };
     match kind {
-        Kind::Device => listed.devices.push(place),
+        // A pattern for nodes may match a directory of others.
+        Kind::Device if !facts.is_dir() => listed.devices.push(place),
         Kind::Directory if facts.is_dir() => put(&mut listed.directories, place, host_path),
         Kind::Library | Kind::Link => {
             let end = follow(root, place, &host_path, &mut listed.links);
@@ -109,7 +110,7 @@ fn add(root: &DriverRoot, kind: Kind, place: PathBuf, listed: &mut Listed) {
                 put(&mut listed.files, end, host_path);
             }
         }
-        Kind::Directory => tracing::debug!(path = %place.display(), "listed as a directory, and none"),
+        other => tracing::debug!(path = %place.display(), kind = ?other, "listed as what it is not"),
     }
 }
 
