@@ -118,7 +118,12 @@ pub(crate) const CONFIGURATION: &[(&str, &str, DriverCapability)] = &[
 ];
 
 /// Where a host has configuration. The last is that of Google's nodes, whose driver root is a directory of the driver.
-pub(crate) const CONFIGURATION_DIRECTORIES: &[&str] = &["/etc", "/usr/local/share", "/usr/share", "/"];
+pub(crate) const CONFIGURATION_DIRECTORIES: &[&str] =
+    &["/etc", "/usr/local/share", "/usr/share", "/run/opengl-driver/share", "/"];
+
+/// Where X servers have their modules.
+pub(crate) const X_SERVERS: &[&str] =
+    &["/usr/lib/xorg/modules", "/usr/lib64/xorg/modules", "/usr/X11R6/lib/modules", "/usr/X11R6/lib64/modules"];
 
 /// Links that programs expect and that no library asks for by its own name: the link, and what it says.
 pub(crate) const LINKS: &[(&str, &str)] = &[

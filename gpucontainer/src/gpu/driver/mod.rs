@@ -33,6 +33,11 @@ pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
     "/usr/local/nvidia/lib64",
     "/home/kubernetes/bin/nvidia/lib64",
     "/run/opengl-driver/lib",
+    // On systems that keep them apart from those below /usr.
+    #[cfg(target_arch = "aarch64")]
+    "/lib/aarch64-linux-gnu",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/lib/x86_64-linux-gnu",
     "/lib64",
     "/lib",
 ];
@@ -105,6 +110,8 @@ pub struct Driver {
     pub programs: Vec<DriverFile>,
     /// Configuration files, and the firmware.
     pub data: Vec<DriverFile>,
+    /// Modules of the X server, at their places on the host.
+    pub modules: Vec<DriverFile>,
     /// Sockets of the driver's services.
     pub sockets: Vec<DriverFile>,
     /// The directory of pipes of a running Multi-Process Service.
@@ -123,17 +130,22 @@ impl Driver {
         let directories = library_directories(root, LIBRARY_DIRECTORIES);
         let version = version(root, &directories)?;
         let narrow = library_directories(root, LIBRARY_DIRECTORIES_32);
-        let mut libraries = Vec::new();
+        let (mut libraries, mut own) = (Vec::new(), Vec::new());
         for (directories, machine) in [(directories, Machine::Native), (narrow, Machine::Narrow)] {
             for directory in directories {
+                let before = libraries.len();
                 for below in ["", "vdpau"] {
                     add_libraries(root, &directory.join(below), Path::new(below), &version, machine, &mut libraries);
+                }
+                if libraries.len() > before && machine == Machine::Native {
+                    own.push(directory);
                 }
             }
         }
         libraries.sort_by(|a, b| (a.thirty_two_bit, &a.file.place).cmp(&(b.thirty_two_bit, &b.file.place)));
         Ok(Self {
             libraries,
+            modules: modules(root, &version, &own),
             programs: programs(root),
             data: configuration(root).into_iter().chain(firmware(root, &version)).collect(),
             sockets: sockets(root),
@@ -269,6 +281,26 @@ fn programs(root: &DriverRoot) -> Vec<DriverFile> {
     catalog::PROGRAMS.iter().filter_map(find).collect()
 }
 
+/// The X server's modules: its driver, and its part of OpenGL.
+fn modules(root: &DriverRoot, version: &str, libraries: &[PathBuf]) -> Vec<DriverFile> {
+    let own = libraries.iter().flat_map(|directory| [directory.join("nvidia/xorg"), directory.join("xorg/modules")]);
+    let usual = catalog::X_SERVERS.iter().map(PathBuf::from);
+    let below = |directory: PathBuf| {
+        ["", "drivers", "extensions", "updates/drivers", "updates/extensions"].map(|below| directory.join(below))
+    };
+    let mut found: Vec<DriverFile> = Vec::new();
+    for directory in own.chain(usual).filter(|directory| root.resolve(directory).is_ok()).flat_map(below) {
+        for name in ["nvidia_drv.so".to_owned(), format!("libglxserver_nvidia.so.{version}")] {
+            let place = directory.join(name);
+            let Ok(host_path) = root.resolve(&place) else { continue };
+            if is_file(&host_path) && !found.iter().any(|known| known.host_path == host_path) {
+                found.push(DriverFile { host_path, place, capability: DriverCapability::Display });
+            }
+        }
+    }
+    found
+}
+
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     crate::sys::fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
@@ -279,17 +311,27 @@ fn is_file(path: &Path) -> bool {
 }
 
 fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
-    let directory = |place: &str| root.resolve(Path::new(place)).ok();
-    let there: Vec<PathBuf> = catalog::CONFIGURATION_DIRECTORIES.iter().filter_map(|place| directory(place)).collect();
+    let directories = configuration_directories(root);
+    let there: Vec<PathBuf> = directories.iter().filter_map(|place| root.resolve(place).ok()).collect();
     let find = |(place, below, capability): &(&str, &str, DriverCapability)| {
         // Most are not there at all, which is seen at once.
         let probable = there.iter().any(|directory| crate::sys::fs::symlink_metadata(&directory.join(below)).is_ok());
-        let places = catalog::CONFIGURATION_DIRECTORIES.iter().map(|place| Path::new(place).join(below));
+        let places = directories.iter().map(|place| place.join(below));
         let mut found = places.take(if probable { usize::MAX } else { 0 }).filter_map(|path| root.resolve(&path).ok());
         let host_path = found.find(|path| is_file(path))?;
         Some(DriverFile { host_path, place: Path::new(place).join(below), capability: *capability })
     };
     catalog::CONFIGURATION.iter().filter_map(find).collect()
+}
+
+/// Where the host has configuration: what its environment says stands for the usual directories of shared data.
+fn configuration_directories(root: &DriverRoot) -> Vec<PathBuf> {
+    let data = std::env::var_os("XDG_DATA_DIRS").filter(|list| !list.is_empty() && root.is_host());
+    let data: Vec<PathBuf> = data.iter().flat_map(std::env::split_paths).filter(|path| path.is_absolute()).collect();
+    let usual = catalog::CONFIGURATION_DIRECTORIES.iter().map(PathBuf::from);
+    // After the directory of configuration itself.
+    let (first, rest): (Vec<PathBuf>, Vec<PathBuf>) = usual.partition(|path| path == Path::new("/etc"));
+    [first, data, rest].concat()
 }
 
 /// The firmware of the GPUs' own processors, which the management library reads the version of.

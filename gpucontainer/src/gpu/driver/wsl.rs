@@ -68,6 +68,7 @@ pub(crate) fn discover(root: &DriverRoot) -> Result<Driver> {
         libraries: Vec::new(),
         programs: Vec::new(),
         data: Vec::new(),
+        modules: Vec::new(),
         sockets: Vec::new(),
         multi_process_service: None,
     };

@@ -241,9 +241,18 @@ fn nodes(request: &GpuRequest, choices: &[Choice<'_>], root: &DriverRoot, grant:
                 }
             }
         }
-        if request.wants(DriverCapability::Graphics) && matches!(choice, Choice::Whole(_)) {
+        // Of slices, only those that say so can draw.
+        let draws = match choice {
+            Choice::Whole(_) => true,
+            Choice::Slice(_, slice) => slice.profile.contains("gfx"),
+        };
+        if request.wants(DriverCapability::Graphics) && draws {
             for path in &gpu.render_nodes {
-                nodes.push(devices.existing(path)?);
+                let node = devices.existing(path)?;
+                if nodes.contains(&node) {
+                    continue;
+                }
+                nodes.push(node);
                 grant.links.extend(by_path(path, &gpu.pci_bus_id));
             }
         }

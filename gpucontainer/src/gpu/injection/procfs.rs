@@ -27,7 +27,7 @@ pub(crate) fn proc_files(choices: &[Choice<'_>], root: &DriverRoot, grant: &mut 
         if gpu.pci_bus_id.is_empty() {
             continue;
         }
-        for name in ["information", "registry"] {
+        for name in ["information", "power", "registry"] {
             add(format!("gpus/{}/{name}", gpu.pci_bus_id));
         }
         if let Choice::Slice(gpu, slice) = choice {

@@ -65,7 +65,16 @@ pub(crate) fn user_space(
             grant.links.push(Symlink { link, target: producer.into() });
         }
     }
-    let files = driver.programs.iter().map(|file| (file, true)).chain(driver.data.iter().map(|file| (file, false)));
+    let programs = driver.programs.iter().chain(&driver.modules).map(|file| (file, true));
+    for module in driver.modules.iter().filter(|module| request.wants(module.capability)) {
+        let name = module.place.file_name().unwrap_or_default().to_string_lossy();
+        // The X server asks for its part of OpenGL by the name without a version.
+        if let Some((plain, _)) = name.split_once(".so.") {
+            let link = module.place.with_file_name(format!("{plain}.so"));
+            grant.links.push(Symlink { link, target: PathBuf::from(&*name) });
+        }
+    }
+    let files = programs.chain(driver.data.iter().map(|file| (file, false)));
     for (file, executable) in files.filter(|(file, _)| request.wants(file.capability)) {
         grant.mounts.push(mount(file, file.place.clone(), MountKind::File, true, executable));
     }

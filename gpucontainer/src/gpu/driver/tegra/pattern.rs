@@ -91,14 +91,13 @@ fn ranges(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Vec<(ch
         None => Err(open),
     };
     loop {
-        if rest.peek() == Some(&']') && !ranges.is_empty() {
-            rest.next();
-            return Ok(ranges);
+        if rest.next_if_eq(&']').is_some() {
+            return if ranges.is_empty() { Err("its [] is empty") } else { Ok(ranges) };
         }
         let first = one(rest)?;
         let last = if rest.next_if_eq(&'-').is_some() { one(rest)? } else { first };
-        if first == ']' && last == ']' || first > last {
-            return Err("its [] is empty");
+        if first > last {
+            return Err("its [] goes backwards");
         }
         ranges.push((first, last));
     }
