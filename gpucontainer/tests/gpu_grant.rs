@@ -283,3 +283,96 @@ fn nothing_is_granted_for_nothing() {
     check(&host, &driver_only);
     assert!(driver_only.device_nodes.is_empty() && !driver_only.mounts.is_empty());
 }
+
+/// An object that asks for a library of this name.
+fn asking(for_library: &str, soname: &str) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let (needed, object) = (directory.path().join(for_library), directory.path().join("object.so"));
+    std::fs::copy(driver::compile(for_library, "int core(void) { return 1; }\n"), &needed).unwrap();
+    let source = directory.path().join("object.c");
+    std::fs::write(&source, "extern int core(void);\nint draw(void) { return core(); }\n").unwrap();
+    let mut cc = std::process::Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-nostdlib", "-o"]).arg(&object).arg(&source).arg(&needed);
+    assert!(cc.arg(format!("-Wl,-soname,{soname}")).status().unwrap().success());
+    std::fs::read(object).unwrap()
+}
+
+#[test]
+fn of_several_libraries_of_a_name_the_right_one_comes() {
+    if !driver::available() {
+        return;
+    }
+    let host = FakeDriver::new("t4");
+    let place = |name: &str| format!("{}/{name}", library_directory());
+    let base = if common::is_root() { GpuRequest::count(1) } else { "none".parse().unwrap() };
+    let drawing = base.capabilities([DriverCapability::Graphics]);
+    let has = |name: &str| {
+        let grant = ask(&host, &drawing).unwrap();
+        check(&host, &grant);
+        targets(&grant).contains(&format!("/{}", place(name)))
+    };
+    // Drawing libraries without GLVND, which ask for the driver's own core; of others there may be any number.
+    let (gl, egl) = (format!("libGL.so.{VERSION}"), format!("libEGL.so.{VERSION}"));
+    host.write(&place(&gl), asking(&format!("libnvidia-glcore.so.{VERSION}"), "libGL.so.1"));
+    host.write(&place(&egl), asking("libGLdispatch.so.0", "libEGL.so.1"));
+    assert!(has(&gl) && !has(&egl));
+    // Variables of threads as kernels since 2.4 have them, by the note in the library.
+    let tls = format!("libnvidia-tls.so.{VERSION}");
+    let note = |kernel: &str| {
+        let source = format!(
+            "asm(\".section .note.ABI-tag,\\\"a\\\",@note\\n.long 4,16,1\\n.asciz \\\"GNU\\\"\\n.long 0,{kernel}\\n.text\\n\");\n"
+        );
+        std::fs::read(driver::compile(&tls, &source)).unwrap()
+    };
+    host.write(&place(&tls), note("2,2,5"));
+    assert!(!has(&tls));
+    host.write(&place(&tls), note("2,3,99"));
+    assert!(has(&tls));
+}
+
+#[test]
+fn names_without_a_version_come_if_the_host_has_them() {
+    if !driver::available() {
+        return;
+    }
+    let host = FakeDriver::new("t4");
+    let link = |name: &str, target: &str| {
+        std::os::unix::fs::symlink(target, host.path().join(library_directory()).join(name)).unwrap();
+    };
+    link("libnvidia-cfg.so", "libnvidia-cfg.so.1");
+    link("libnvidia-ptxjitcompiler.so", "/etc/passwd");
+    link("libnvidia-nvvm.so", "libnvidia-cfg.so.1");
+    let request = if common::is_root() { GpuRequest::count(1) } else { "none".parse().unwrap() };
+    let grant = ask(&host, &request).unwrap();
+    check(&host, &grant);
+    let found = |name: &str| {
+        let link = Path::new("/").join(library_directory()).join(name);
+        grant.links.iter().find(|known| known.link == link).map(|link| link.target.display().to_string())
+    };
+    assert_eq!(found("libnvidia-cfg.so").as_deref(), Some("libnvidia-cfg.so.1"));
+    assert_eq!(found("libnvidia-ptxjitcompiler.so"), None, "it leads to something else");
+    assert_eq!(found("libnvidia-nvvm.so"), None, "it leads to another library");
+    assert_eq!(found("libcudadebugger.so"), None);
+}
+
+#[test]
+fn an_x_server_gets_its_modules() {
+    if !driver::available() {
+        return;
+    }
+    let host = FakeDriver::new("t4");
+    host.write("usr/lib/xorg/modules/drivers/nvidia_drv.so", "module");
+    host.write(&format!("usr/lib/xorg/modules/extensions/libglxserver_nvidia.so.{VERSION}"), "module");
+    host.write(&format!("{}/nvidia/xorg/libglxserver_nvidia.so.1.2.3", library_directory()), "of another driver");
+    let base = if common::is_root() { GpuRequest::count(1) } else { "none".parse().unwrap() };
+    for (capability, expected) in [(DriverCapability::Display, true), (DriverCapability::Graphics, false)] {
+        let grant = ask(&host, &base.clone().capabilities([capability])).unwrap();
+        check(&host, &grant);
+        let modules: Vec<_> =
+            grant.mounts.iter().filter(|mount| mount.target.to_string_lossy().contains("xorg")).collect();
+        assert_eq!(modules.len(), if expected { 2 } else { 0 });
+        assert!(modules.iter().all(|mount| mount.executable));
+        let link = grant.links.iter().find(|link| link.link.ends_with("extensions/libglxserver_nvidia.so"));
+        assert_eq!(link.is_some(), expected);
+    }
+}

@@ -64,7 +64,10 @@ pub enum DriverCapability {
     Video,
     /// The neural graphics library.
     Ngx,
-    /// The 32-bit twins of the libraries of the other capabilities.
+    /// The 32-bit twins of the libraries of the other capabilities, as far as the host has them.
+    ///
+    /// They go where the image's 32-bit loader looks. That 32-bit programs run at all is for the caller to allow: the
+    /// default system call filter kills them.
     Compat32,
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 /// The version of the driver that [`FakeDriver`] builds.
@@ -318,6 +318,23 @@ fn shared_object(name: &str) -> PathBuf {
 
 /// Compiles a shared object from C, once for all tests that want the same.
 pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
+    compile_with(name, source, &[])
+}
+
+/// Compiles a shared object for 32-bit programs; `None` if the compiler makes none, which is said.
+#[track_caller]
+pub(crate) fn compile_32(name: &str, source: &str) -> Option<PathBuf> {
+    let mut probe = Command::new("cc");
+    probe.args(["-m32", "-shared", "-fPIC", "-nostdlib", "-o", "/dev/null", "-x", "c", "-"]);
+    let status = probe.stdin(Stdio::null()).stderr(Stdio::null()).status();
+    if cfg!(target_arch = "x86_64") && status.is_ok_and(|status| status.success()) {
+        return Some(compile_with(name, source, &["-m32"]));
+    }
+    common::skip("toolchain", "cc makes no 32-bit objects");
+    None
+}
+
+fn compile_with(name: &str, source: &str, options: &[&str]) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
         let target = cargo_target().map(|target| target.join("tmp"));
@@ -327,7 +344,7 @@ pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
         directory
     });
     let mut hash = std::hash::DefaultHasher::new();
-    std::hash::Hash::hash(source, &mut hash);
+    std::hash::Hash::hash(&(source, options), &mut hash);
     let built = directory.join(format!("{:016x}-{name}", std::hash::Hasher::finish(&hash)));
     if !built.exists() {
         // Whoever is second replaces a file by its equal.
@@ -335,7 +352,11 @@ pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
         let (code, object) = (temporary.path().join("source.c"), temporary.path().join("object.so"));
         std::fs::write(&code, source).unwrap();
         let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-nostdlib", "-o"]).arg(&object).arg(&code).arg(format!("-Wl,-soname,{name}"));
+        cc.args(options)
+            .args(["-shared", "-fPIC", "-nostdlib", "-o"])
+            .arg(&object)
+            .arg(&code)
+            .arg(format!("-Wl,-soname,{name}"));
         let status = cc.status().expect("cc, which Rust itself needs to link");
         assert!(status.success(), "{cc:?}");
         std::fs::rename(object, &built).unwrap();

@@ -24,7 +24,10 @@ pub(crate) fn hide_other_gpus(root: &DriverRoot, grant: &mut GpuGrant) {
         let information = root.text(Path::new(PROC).join("gpus").join(&bus_id).join("information"));
         let minor = information.as_deref().and_then(minor_of);
         if minor.is_some_and(|minor| grant.device_nodes.iter().any(|node| is_gpu(node, minor))) {
-            ["information", "registry"].map(|name| format!("gpus/{bus_id}/{name}")).into_iter().for_each(&mut add);
+            ["information", "power", "registry"]
+                .map(|name| format!("gpus/{bus_id}/{name}"))
+                .into_iter()
+                .for_each(&mut add);
         }
     }
     let capabilities = root.text("/proc/driver/nvidia-caps/mig-minors").unwrap_or_default();

@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::cdi::spec::{ContainerEdits, Device, DeviceNode, Hook, Mount, Spec};
 use crate::gpu::cdi::version;
+use crate::gpu::driver::platform::Platform;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{self, FileMount, GpuGrant, NodeAccess};
 use crate::gpu::injection::grant_from;
@@ -23,7 +24,7 @@ impl Spec {
     /// Describes the GPUs that `request` asks for, mostly [`GpuRequest::all`], as grants for them would be.
     ///
     /// The kind is `nvidia.com/gpu`, `amd.com/gpu` or `intel.com/gpu`. Each GPU has its index and its identifier as
-    /// names, a MIG device `0:1` and its identifier; `all` is all of them. Links and the loader's cache are hooks of
+    /// names, a MIG device `0:1` and its identifier; `all` is all of them, and under WSL nothing else is. Links and the loader's cache are hooks of
     /// NVIDIA's container toolkit, which other engines need for them; reading the specification here needs nothing.
     /// The places of libraries are those for an image with the facts `image`.
     ///
@@ -44,7 +45,12 @@ impl Spec {
             let one = request.clone().only(vec![GpuName::Uuid(choice.uuid().to_owned())]);
             grant_from(&one, inventory, driver_root, image).map(|grant| (names(*choice), edits(&grant)))
         };
-        let mut devices: Vec<Named> = choices.iter().map(alone).collect::<Result<_>>()?;
+        // Under WSL they cannot be told apart.
+        let together = Platform::of(driver_root) == Platform::Wsl && request.wanted_vendor() == Vendor::Nvidia;
+        let mut devices: Vec<Named> = match together {
+            true => vec![(Vec::new(), edits(&grant_from(request, inventory, driver_root, image)?))],
+            false => choices.iter().map(alone).collect::<Result<_>>()?,
+        };
         let common = common(&devices);
         for (_, edits) in &mut devices {
             remove(edits, &common);
@@ -86,7 +92,13 @@ fn edits(grant: &GpuGrant) -> ContainerEdits {
         .iter()
         .flat_map(|link| ["--link".to_owned(), format!("{}::{}", link.target.display(), link.link.display())]);
     hooks.extend(hook("create-symlinks", links));
-    if let Some(version) = grant.driver_version.iter().find(|_| !grant.mounts.is_empty()) {
+    let other_cuda = |mount: &FileMount, version: &str| {
+        let name = mount.target.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix("libcuda.so.").is_some_and(|own| own != version)
+    };
+    // Under WSL and on boards CUDA's library has no version, and those of images are of no use there.
+    let versioned = |version: &&String| !grant.mounts.iter().any(|mount| other_cuda(mount, version));
+    if let Some(version) = grant.driver_version.iter().filter(|_| !grant.mounts.is_empty()).find(versioned) {
         hooks.extend(hook("enable-cuda-compat", [format!("--host-driver-version={version}")]));
     }
     let folders = grant.library_directories.iter().flat_map(|folder| ["--folder".to_owned(), text(folder)]);

@@ -4,6 +4,7 @@
 //! The names are those of the files in the driver's own package; see the list of installed components in
 //! <https://download.nvidia.com/XFree86/Linux-x86_64/550.163.01/README/installedcomponents.html>.
 
+use crate::gpu::driver::elf::{self, ReadAt};
 use crate::gpu::request::DriverCapability;
 
 use DriverCapability::{Compute, Display, Graphics, Ngx, Utility, Video};
@@ -57,8 +58,29 @@ const OTHERWISE_VERSIONED: &[(&str, DriverCapability)] = &[
     ("nvidia-egl-xlib", Graphics),
 ];
 
-/// Parts of the desktop: the settings program's windows, and modules of the X server.
-const NEVER: &[&str] = &["nvidia-gtk2", "nvidia-gtk3", "nvidia-wfb", "nvidia-wayland-client", "glxserver_nvidia"];
+/// Libraries that only the driver of Windows has.
+const WINDOWS: &[(&str, DriverCapability)] = &[("nvwgf2umx", Graphics)];
+
+/// The drawing libraries themselves, which come from a driver only where it has no use for GLVND's.
+const WITHOUT_DISPATCH: &[&str] = &["GL", "EGL", "GLESv1_CM", "GLESv2"];
+
+/// What those of a driver ask for, and nobody else's.
+const OWN_CORES: &[&str] = &["libnvidia-glcore.so.", "libnvidia-eglcore.so."];
+
+/// Of the two libraries for variables of threads that old drivers have, the right one says this in its note.
+const THREADS_OF_KERNEL: [u32; 3] = [2, 3, 99];
+
+/// Parts of the desktop: the settings program's windows, and modules of the X server; and GLVND, which images bring.
+const NEVER: &[&str] = &[
+    "nvidia-gtk2",
+    "nvidia-gtk3",
+    "nvidia-wfb",
+    "nvidia-wayland-client",
+    "glxserver_nvidia",
+    "GLX",
+    "OpenGL",
+    "GLdispatch",
+];
 
 /// Programs, which go to `/usr/bin`.
 pub(crate) const PROGRAMS: &[(&str, DriverCapability)] = &[
@@ -96,7 +118,12 @@ pub(crate) const CONFIGURATION: &[(&str, &str, DriverCapability)] = &[
 ];
 
 /// Where a host has configuration. The last is that of Google's nodes, whose driver root is a directory of the driver.
-pub(crate) const CONFIGURATION_DIRECTORIES: &[&str] = &["/etc", "/usr/local/share", "/usr/share", "/"];
+pub(crate) const CONFIGURATION_DIRECTORIES: &[&str] =
+    &["/etc", "/usr/local/share", "/usr/share", "/run/opengl-driver/share", "/"];
+
+/// Where X servers have their modules.
+pub(crate) const X_SERVERS: &[&str] =
+    &["/usr/lib/xorg/modules", "/usr/lib64/xorg/modules", "/usr/X11R6/lib/modules", "/usr/X11R6/lib64/modules"];
 
 /// Links that programs expect and that no library asks for by its own name: the link, and what it says.
 pub(crate) const LINKS: &[(&str, &str)] = &[
@@ -108,7 +135,8 @@ pub(crate) const LINKS: &[(&str, &str)] = &[
 /// The part of the driver that the library `file` of the driver `version` belongs to.
 ///
 /// A library of the driver's own version that no table knows counts as `compute`: each new driver
-/// splits libraries, and a container must not lose CUDA for it.
+/// splits libraries, and a container must not lose CUDA for it. Whether it is the right one of several of a name,
+/// [`is_right`] says.
 pub(crate) fn capability(file: &str, version: &str) -> Option<DriverCapability> {
     let (name, suffix) = file.strip_prefix("lib")?.split_once(".so.")?;
     if NEVER.contains(&name) {
@@ -118,14 +146,34 @@ pub(crate) fn capability(file: &str, version: &str) -> Option<DriverCapability> 
         table.iter().find(|(known, _)| *known == name).map(|(_, capability)| *capability)
     };
     if suffix == version {
-        return find(VERSIONED).or_else(|| find(OTHERWISE_VERSIONED)).or(if name.starts_with("nvidia-") {
-            Some(Compute)
-        } else {
-            None
-        });
+        let without_dispatch = WITHOUT_DISPATCH.contains(&name).then_some(Graphics);
+        let own = ["nv", "cuda"].iter().any(|prefix| name.starts_with(prefix)).then_some(Compute);
+        return find(VERSIONED).or_else(|| find(OTHERWISE_VERSIONED)).or(without_dispatch).or(own);
     }
     let numbers = suffix.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
     if numbers { find(OTHERWISE_VERSIONED) } else { None }
+}
+
+/// The part of the driver that the file `name` of a driver of Windows belongs to: `compute` if no table knows.
+pub(crate) fn of_windows(name: &str) -> DriverCapability {
+    let stem = name.strip_prefix("lib").unwrap_or(name);
+    let stem = stem.split_once(['.']).map_or(stem, |(stem, _)| stem);
+    let stem = stem.strip_suffix("_loader").unwrap_or(stem);
+    if stem.starts_with("nvngx") || stem.starts_with("nvidia-ngx") {
+        return Ngx;
+    }
+    let tables = VERSIONED.iter().chain(OTHERWISE_VERSIONED).chain(WINDOWS);
+    tables.into_iter().find(|(known, _)| *known == stem).map_or(Compute, |(_, capability)| *capability)
+}
+
+/// Whether the library `file`, which is read from `source`, is one that programs are to load.
+pub(crate) fn is_right<R: ReadAt + ?Sized>(file: &str, source: &R) -> bool {
+    let name = file.strip_prefix("lib").and_then(|rest| rest.split_once(".so.")).map(|(name, _)| name);
+    match name {
+        Some("nvidia-tls") => elf::kernel_of_note(source) == Some(THREADS_OF_KERNEL),
+        Some(name) if WITHOUT_DISPATCH.contains(&name) => elf::needs_library(source, OWN_CORES),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +190,11 @@ mod tests {
             ("libnvidia-nvvm70.so.4", Some(Compute)),
             ("libnvidia-invented.so.550.163.01", Some(Compute)),
             ("libnvidia-gtk3.so.550.163.01", None),
+            ("libnvcuextend.so.550.163.01", Some(Compute)),
+            ("libGL.so.550.163.01", Some(Graphics)),
             ("libGLX.so.550.163.01", None),
+            ("libOpenGL.so.550.163.01", None),
+            ("libOpenCL.so.550.163.01", None),
             ("libcuda.so.1", None),
             ("libcuda.so.535.1.1", None),
             ("libcuda.so", None),
@@ -151,6 +203,21 @@ mod tests {
         ];
         for (file, expected) in table {
             assert_eq!(capability(file, "550.163.01"), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn files_of_windows_are_sorted_too() {
+        for (file, expected) in [
+            ("libnvidia-ml_loader.so", Utility),
+            ("libnvidia-encode.so.1", Video),
+            ("libnvoptix_loader.so.1", Graphics),
+            ("libnvwgf2umx.so", Graphics),
+            ("nvngx_dlss.dll", Ngx),
+            ("libnvrtum64.so", Compute),
+            ("x.bin", Compute),
+        ] {
+            assert_eq!(of_windows(file), expected, "{file}");
         }
     }
 }

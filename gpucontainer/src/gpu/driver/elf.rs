@@ -4,9 +4,11 @@
 //! The bytes are not trusted: every offset and size is checked against the file, every table is
 //! bounded, and nothing is read that is not needed; driver libraries are up to hundreds of megabytes.
 
+mod asked;
 pub(crate) mod section;
 mod versions;
 
+pub(crate) use asked::{kernel_of_note, needs_library};
 pub(crate) use versions::CLibrary;
 
 use std::cell::RefCell;
@@ -27,14 +29,13 @@ const DT_STRTAB: u64 = 5;
 const DT_STRSZ: u64 = 10;
 const DT_SONAME: u64 = 14;
 const ET_DYN: u16 = 3;
-const EM_386: u16 = 3;
 
-/// The machine of this program, as ELF numbers it.
+/// The machine of this program and its twin of 32 bits, as ELF numbers them.
 #[cfg(target_arch = "aarch64")]
-const NATIVE: u16 = 183;
-/// The machine of this program, as ELF numbers it.
+const MACHINES: [u16; 2] = [183, 40];
+/// The machine of this program and its twin of 32 bits, as ELF numbers them.
 #[cfg(not(target_arch = "aarch64"))]
-const NATIVE: u16 = 62;
+const MACHINES: [u16; 2] = [62, 3];
 
 /// Bytes that can be read at an offset: a file, or a slice in tests.
 pub(crate) trait ReadAt {
@@ -72,8 +73,8 @@ impl ReadAt for [u8] {
 pub(crate) enum Machine {
     /// Those of this architecture.
     Native,
-    /// 32-bit x86 programs.
-    X86,
+    /// Those of its twin of 32 bits: x86 on x86-64, 32-bit ARM on aarch64.
+    Narrow,
     /// None on this host.
     Foreign,
 }
@@ -234,9 +235,10 @@ fn header<R: ReadAt + ?Sized>(reader: &Reader<'_, R>) -> Result<(Layout, Machine
     if reader.half(16)? != ET_DYN {
         return Err("it is no shared object");
     }
+    let [native, narrow] = MACHINES;
     let machine = match (reader.half(18)?, layout.wide) {
-        (NATIVE, true) => Machine::Native,
-        (EM_386, false) if cfg!(target_arch = "x86_64") => Machine::X86,
+        (machine, true) if machine == native => Machine::Native,
+        (machine, false) if machine == narrow => Machine::Narrow,
         _ => Machine::Foreign,
     };
     Ok((layout, machine))
@@ -320,7 +322,7 @@ mod tests {
         let mut bytes = vec![0_u8; 64 + 2 * 56];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
         bytes[16..18].copy_from_slice(&ET_DYN.to_le_bytes());
-        bytes[18..20].copy_from_slice(&NATIVE.to_le_bytes());
+        bytes[18..20].copy_from_slice(&MACHINES[0].to_le_bytes());
         bytes[32..40].copy_from_slice(&64_u64.to_le_bytes());
         bytes[54..56].copy_from_slice(&56_u16.to_le_bytes());
         bytes[56..58].copy_from_slice(&2_u16.to_le_bytes());
@@ -363,7 +365,7 @@ mod tests {
         let mut bytes = b"\x7fELF\x01\x01".to_vec();
         bytes.resize(16, 0);
         bytes.extend(ET_DYN.to_le_bytes());
-        bytes.extend(EM_386.to_le_bytes());
+        bytes.extend(MACHINES[1].to_le_bytes());
         bytes.resize(28, 0);
         bytes.extend(52_u32.to_le_bytes());
         bytes.resize(42, 0);
@@ -384,8 +386,11 @@ mod tests {
     fn libraries_of_32_bits_are_told_apart() {
         let found = read(&narrow_object(b"libcuda.so.1")[..]).unwrap();
         assert_eq!(found.soname.as_deref(), Some("libcuda.so.1"));
-        let expected = if cfg!(target_arch = "x86_64") { Machine::X86 } else { Machine::Foreign };
-        assert_eq!(found.machine, expected);
+        assert_eq!(found.machine, Machine::Narrow);
+        // Programs with addresses of 32 bits on the machine of 64 (x32) load neither kind.
+        let mut short = narrow_object(b"libcuda.so.1");
+        short[18..20].copy_from_slice(&MACHINES[0].to_le_bytes());
+        assert_eq!(read(&short[..]).unwrap().machine, Machine::Foreign);
         let mut foreign = object(b"libcuda.so.1");
         foreign[18..20].copy_from_slice(&243_u16.to_le_bytes());
         assert_eq!(read(&foreign[..]).unwrap().machine, Machine::Foreign, "RISC-V");

@@ -38,14 +38,12 @@ const NAMED: u64 = 1 << 62;
 /// More entries than any system has; the rest of a larger cache is ignored.
 const MAX_ENTRIES: usize = 65_536;
 
-/// The flags of a library of this machine: one of glibc, for the machine.
+/// The flags of a library of glibc for this machine, and for its twin of 32 bits (ARM: of hard floats).
 #[cfg(target_arch = "aarch64")]
-const NATIVE: i32 = 0x0a03;
-/// The flags of a library of this machine: one of glibc, for the machine.
+const FLAGS: [i32; 2] = [0x0a03, 0x0903];
+/// The flags of a library of glibc for this machine, and for its twin of 32 bits.
 #[cfg(not(target_arch = "aarch64"))]
-const NATIVE: i32 = 0x0303;
-/// The flags of a library of 32-bit x86.
-const X86: i32 = 0x0003;
+const FLAGS: [i32; 2] = [0x0303, 0x0003];
 
 /// Where one library is.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -72,7 +70,7 @@ enum Hardware {
 impl Entry {
     /// A library for any hardware that this system runs on.
     pub(crate) fn new(name: impl Into<String>, path: impl Into<String>, thirty_two_bit: bool) -> Self {
-        let flags = if thirty_two_bit { X86 } else { NATIVE };
+        let flags = FLAGS[usize::from(thirty_two_bit)];
         Self { flags, name: name.into(), path: path.into(), kernel: 0, hardware: Hardware::Bits(0) }
     }
 

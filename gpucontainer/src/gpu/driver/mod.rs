@@ -3,11 +3,15 @@
 pub(crate) mod catalog;
 pub(crate) mod elf;
 pub(crate) mod loader_cache;
+pub(crate) mod platform;
 pub(crate) mod root;
+pub(crate) mod tegra;
 pub(crate) mod trail;
+pub(crate) mod wsl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver::elf::{CLibrary, Machine};
+use crate::gpu::driver::platform::Platform;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::request::DriverCapability;
 
@@ -15,7 +19,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Directories of native libraries, best first: distributions, NVIDIA's installer, Google's nodes, NixOS, WSL.
+/// Directories of native libraries, best first: distributions, NVIDIA's installer, Google's nodes, NixOS.
 pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
     #[cfg(target_arch = "aarch64")]
     "/usr/lib/aarch64-linux-gnu",
@@ -30,13 +34,32 @@ pub(crate) const LIBRARY_DIRECTORIES: &[&str] = &[
     "/usr/local/nvidia/lib64",
     "/home/kubernetes/bin/nvidia/lib64",
     "/run/opengl-driver/lib",
+    // On systems that keep them apart from those below /usr.
+    #[cfg(target_arch = "aarch64")]
+    "/lib/aarch64-linux-gnu",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/lib/x86_64-linux-gnu",
     "/lib64",
     "/lib",
 ];
 
-/// Directories of 32-bit libraries.
-const LIBRARY_DIRECTORIES_32: &[&str] =
-    &["/usr/lib/i386-linux-gnu", "/usr/lib32", "/usr/lib", "/run/opengl-driver-32/lib"];
+/// Directories of 32-bit libraries, in the same order.
+const LIBRARY_DIRECTORIES_32: &[&str] = &[
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/arm-linux-gnueabihf",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/usr/lib/i386-linux-gnu",
+    "/usr/lib32",
+    "/usr/lib",
+    #[cfg(target_arch = "aarch64")]
+    "/usr/lib/arm-linux-gnueabihf/nvidia/current",
+    #[cfg(not(target_arch = "aarch64"))]
+    "/usr/lib/i386-linux-gnu/nvidia/current",
+    "/usr/local/nvidia/lib",
+    "/run/opengl-driver-32/lib",
+    "/lib32",
+    "/lib",
+];
 
 const PROGRAM_DIRECTORIES: &[&str] = &[
     "/usr/bin",
@@ -57,7 +80,7 @@ const PIPES_VARIABLE: &str = "CUDA_MPS_PIPE_DIRECTORY";
 pub struct DriverFile {
     /// The file on the host, without links.
     pub host_path: PathBuf,
-    /// Its place in a container; for a library, its place below the directory of libraries.
+    /// Its place in a container; for a library, its place below the directory of libraries, or an absolute one.
     pub place: PathBuf,
     /// What it is for.
     pub capability: DriverCapability,
@@ -75,13 +98,15 @@ pub struct DriverLibrary {
     pub thirty_two_bit: bool,
     /// The oldest glibc that it works with, if it uses any.
     pub(crate) needs: Option<CLibrary>,
+    /// The name without a version, if the host has it by that too.
+    pub(crate) plain_name: Option<String>,
 }
 
 /// The user space of an installed NVIDIA driver.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Driver {
-    /// The version, as in `550.163.01`.
+    /// The version, as in `550.163.01`; empty under WSL, where the files do not say.
     pub version: String,
     /// The libraries, by name.
     pub libraries: Vec<DriverLibrary>,
@@ -89,6 +114,8 @@ pub struct Driver {
     pub programs: Vec<DriverFile>,
     /// Configuration files, and the firmware.
     pub data: Vec<DriverFile>,
+    /// Modules of the X server, at their places on the host.
+    pub modules: Vec<DriverFile>,
     /// Sockets of the driver's services.
     pub sockets: Vec<DriverFile>,
     /// The directory of pipes of a running Multi-Process Service.
@@ -96,7 +123,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Finds the driver in `root`.
+    /// Finds the driver in `root`; under WSL, that of Windows.
     ///
     /// # Errors
     /// [`ErrorKind::GpuUnavailable`] if there is none, or none that fits the loaded kernel module.
@@ -105,26 +132,28 @@ impl Driver {
     }
 
     fn look(root: &DriverRoot) -> Result<Self> {
-        let directories = library_directories(root);
-        let version = version(root, &directories)?;
-        let mut libraries = Vec::new();
-        for directory in &directories {
-            add_libraries(root, directory, Path::new(""), &version, Machine::Native, &mut libraries);
-            add_libraries(
-                root,
-                &directory.join("vdpau"),
-                Path::new("vdpau"),
-                &version,
-                Machine::Native,
-                &mut libraries,
-            );
+        if Platform::of(root) == Platform::Wsl {
+            return wsl::discover(root);
         }
-        for directory in LIBRARY_DIRECTORIES_32 {
-            add_libraries(root, Path::new(directory), Path::new(""), &version, Machine::X86, &mut libraries);
+        let directories = library_directories(root, LIBRARY_DIRECTORIES);
+        let version = version(root, &directories)?;
+        let narrow = library_directories(root, LIBRARY_DIRECTORIES_32);
+        let (mut libraries, mut own) = (Vec::new(), Vec::new());
+        for (directories, machine) in [(directories, Machine::Native), (narrow, Machine::Narrow)] {
+            for directory in directories {
+                let before = libraries.len();
+                for below in ["", "vdpau"] {
+                    add_libraries(root, &directory.join(below), Path::new(below), &version, machine, &mut libraries);
+                }
+                if libraries.len() > before && machine == Machine::Native {
+                    own.push(directory);
+                }
+            }
         }
         libraries.sort_by(|a, b| (a.thirty_two_bit, &a.file.place).cmp(&(b.thirty_two_bit, &b.file.place)));
         Ok(Self {
             libraries,
+            modules: modules(root, &version, &own),
             programs: programs(root),
             data: configuration(root).into_iter().chain(firmware(root, &version)).collect(),
             sockets: sockets(root),
@@ -155,10 +184,10 @@ pub(crate) fn cached_directories(root: &DriverRoot) -> Vec<PathBuf> {
     loader_cache::directories(&cache, |name| name.starts_with("libcuda.so.") || name.starts_with("libnvidia-ml.so."))
 }
 
-/// Every directory with libraries of a driver, best first, each once however it is linked.
-fn library_directories(root: &DriverRoot) -> Vec<PathBuf> {
+/// Every directory with libraries of a driver, the `usual` ones first, each once however it is linked.
+fn library_directories(root: &DriverRoot, usual: &[&str]) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
-    let all = LIBRARY_DIRECTORIES.iter().map(PathBuf::from).chain(cached_directories(root));
+    let all = usual.iter().map(PathBuf::from).chain(cached_directories(root));
     all.filter(|directory| root.resolve(directory).is_ok_and(|path| seen.insert(path))).collect()
 }
 
@@ -220,7 +249,7 @@ fn add_libraries(
         let Some(own) = host_path.file_name().and_then(|own| own.to_str()).filter(|own| elf::is_file_name(own)) else {
             continue;
         };
-        let thirty_two_bit = machine == Machine::X86;
+        let thirty_two_bit = machine == Machine::Narrow;
         let place = below.join(own);
         if libraries.iter().any(|known| known.file.place == place && known.thirty_two_bit == thirty_two_bit) {
             continue;
@@ -228,8 +257,10 @@ fn add_libraries(
         if !is_file(&host_path) {
             continue;
         }
-        let object = match crate::sys::fs::open(&host_path).map(|file| elf::read(&file)) {
-            Ok(Ok(object)) if object.machine == machine => object,
+        let read =
+            |file| elf::read(&file).map(|object| (object.machine == machine && catalog::is_right(own, &file), object));
+        let object = match crate::sys::fs::open(&host_path).map(read) {
+            Ok(Ok((true, object))) => object,
             Ok(Ok(_)) => continue,
             Ok(Err(why)) => {
                 tracing::debug!(library = %host_path.display(), why, "driver library left out");
@@ -241,8 +272,11 @@ fn add_libraries(
             }
         };
         let soname = object.soname.filter(|soname| soname != own);
+        let plain_name = own.find(".so.").map(|end| own[..end + 3].to_owned());
+        let plain_name =
+            plain_name.filter(|plain| root.resolve(&directory.join(plain)).is_ok_and(|to| to == host_path));
         let file = DriverFile { host_path, place, capability };
-        libraries.push(DriverLibrary { file, soname, thirty_two_bit, needs: object.needs });
+        libraries.push(DriverLibrary { file, soname, thirty_two_bit, needs: object.needs, plain_name });
     }
 }
 
@@ -255,6 +289,26 @@ fn programs(root: &DriverRoot) -> Vec<DriverFile> {
     catalog::PROGRAMS.iter().filter_map(find).collect()
 }
 
+/// The X server's modules: its driver, and its part of OpenGL.
+fn modules(root: &DriverRoot, version: &str, libraries: &[PathBuf]) -> Vec<DriverFile> {
+    let own = libraries.iter().flat_map(|directory| [directory.join("nvidia/xorg"), directory.join("xorg/modules")]);
+    let usual = catalog::X_SERVERS.iter().map(PathBuf::from);
+    let below = |directory: PathBuf| {
+        ["", "drivers", "extensions", "updates/drivers", "updates/extensions"].map(|below| directory.join(below))
+    };
+    let mut found: Vec<DriverFile> = Vec::new();
+    for directory in own.chain(usual).filter(|directory| root.resolve(directory).is_ok()).flat_map(below) {
+        for name in ["nvidia_drv.so".to_owned(), format!("libglxserver_nvidia.so.{version}")] {
+            let place = directory.join(name);
+            let Ok(host_path) = root.resolve(&place) else { continue };
+            if is_file(&host_path) && !found.iter().any(|known| known.host_path == host_path) {
+                found.push(DriverFile { host_path, place, capability: DriverCapability::Display });
+            }
+        }
+    }
+    found
+}
+
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     crate::sys::fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
@@ -265,17 +319,27 @@ fn is_file(path: &Path) -> bool {
 }
 
 fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
-    let directory = |place: &str| root.resolve(Path::new(place)).ok();
-    let there: Vec<PathBuf> = catalog::CONFIGURATION_DIRECTORIES.iter().filter_map(|place| directory(place)).collect();
+    let directories = configuration_directories(root);
+    let there: Vec<PathBuf> = directories.iter().filter_map(|place| root.resolve(place).ok()).collect();
     let find = |(place, below, capability): &(&str, &str, DriverCapability)| {
         // Most are not there at all, which is seen at once.
         let probable = there.iter().any(|directory| crate::sys::fs::symlink_metadata(&directory.join(below)).is_ok());
-        let places = catalog::CONFIGURATION_DIRECTORIES.iter().map(|place| Path::new(place).join(below));
+        let places = directories.iter().map(|place| place.join(below));
         let mut found = places.take(if probable { usize::MAX } else { 0 }).filter_map(|path| root.resolve(&path).ok());
         let host_path = found.find(|path| is_file(path))?;
         Some(DriverFile { host_path, place: Path::new(place).join(below), capability: *capability })
     };
     catalog::CONFIGURATION.iter().filter_map(find).collect()
+}
+
+/// Where the host has configuration: what its environment says stands for the usual directories of shared data.
+fn configuration_directories(root: &DriverRoot) -> Vec<PathBuf> {
+    let data = std::env::var_os("XDG_DATA_DIRS").filter(|list| !list.is_empty() && root.is_host());
+    let data: Vec<PathBuf> = data.iter().flat_map(std::env::split_paths).filter(|path| path.is_absolute()).collect();
+    let usual = catalog::CONFIGURATION_DIRECTORIES.iter().map(PathBuf::from);
+    // After the directory of configuration itself.
+    let (first, rest): (Vec<PathBuf>, Vec<PathBuf>) = usual.partition(|path| path == Path::new("/etc"));
+    [first, data, rest].concat()
 }
 
 /// The firmware of the GPUs' own processors, which the management library reads the version of.

@@ -71,6 +71,12 @@ impl DriverRoot {
         path
     }
 
+    /// The absolute path inside of a path of the host without links; `None` if it is outside.
+    pub(crate) fn inside(&self, host_path: &Path) -> Option<PathBuf> {
+        let root = self.resolve(Path::new("/")).ok()?;
+        Some(Path::new("/").join(host_path.strip_prefix(root).ok()?))
+    }
+
     /// The text of a small file, mostly one of the kernel; `None` if it cannot be read.
     pub(crate) fn text(&self, inside: impl AsRef<Path>) -> Option<String> {
         let path = self.join(inside.as_ref());
@@ -103,6 +109,8 @@ mod tests {
         assert_eq!(root.resolve(Path::new("/usr/lib/link.so")).unwrap(), real);
         assert!(root.resolve(Path::new("/usr/lib/outside.so")).is_err());
         assert_eq!(root.names(Path::new("/usr/lib")), ["link.so", "outside.so", "real.so"]);
+        assert_eq!(root.inside(&real).as_deref(), Some(Path::new("/usr/lib/real.so")));
+        assert_eq!(root.inside(Path::new("/etc/passwd")), None);
         assert_eq!(root.join("/a/../b"), directory.path().join("a/b"));
         assert!(DriverRoot::default().is_host() && !root.is_host());
     }

@@ -21,6 +21,10 @@ const MAX_TEXT: u64 = 64 << 10;
 const MAX_LIBRARIES: usize = 4096;
 const MAX_DIRECTORIES: usize = 64;
 
+/// The loader of 32-bit programs with glibc.
+const NARROW_LOADER: &str =
+    if cfg!(target_arch = "aarch64") { "/lib/ld-linux-armhf.so.3" } else { "/lib/ld-linux.so.2" };
+
 /// The files of an image, by absolute paths of the container; links lead nowhere but inside.
 pub(crate) trait ImageFiles {
     /// Whether there is something at `path`.
@@ -86,6 +90,7 @@ pub(crate) fn loader(files: &dyn ImageFiles, facts: &mut ImageFacts) {
     facts.loader_cache = match (cached, facts.glibc) {
         (Some(entries), _) => Some(entries),
         (None, Some(_)) => Some(search(files)),
+        (None, None) if files.exists(Path::new(NARROW_LOADER)) => Some(search(files)),
         // Programs that bring their C library within them have no use for a cache.
         (None, None) => None,
     };
@@ -119,7 +124,7 @@ fn search(files: &dyn ImageFiles) -> Vec<Entry> {
             let Some(Ok(object)) = files.open(Path::new(&path)).map(|file| elf::read(&file)) else { continue };
             let narrow = match object.machine {
                 Machine::Native => false,
-                Machine::X86 => true,
+                Machine::Narrow => true,
                 Machine::Foreign => continue,
             };
             let wanted = object.soname.unwrap_or_else(|| name.clone());

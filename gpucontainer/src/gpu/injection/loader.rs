@@ -3,13 +3,14 @@
 //! What `ldconfig` would do in the image is done here: no program of the image is executed, and nothing in
 //! it is changed; the result is shown over the image's own file.
 
+use crate::gpu::driver::elf::{self, Machine};
 use crate::gpu::driver::loader_cache::{self, Entry};
 use crate::gpu::grant::{GpuGrant, MountKind, OwnFile};
 use crate::gpu::injection::compatibility::Compatibility;
-use crate::gpu::injection::image_facts::{ImageFacts, musl_path_file};
+use crate::gpu::injection::image_facts::{ImageFacts, musl_path_file, narrow_musl};
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where musl searches if nobody says.
 const MUSL_DEFAULT: &str = "/lib:/usr/local/lib:/usr/lib";
@@ -20,10 +21,11 @@ pub(crate) fn tell(image: &ImageFacts, grant: &mut GpuGrant) {
     if grant.library_directories.is_empty() {
         return;
     }
-    let cuda =
-        |target: &Path| target.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"libcuda.so."));
-    let has_cuda = grant.mounts.iter().any(|mount| cuda(&mount.target));
-    let driver = grant.driver_version.as_deref().filter(|_| has_cuda);
+    // A library without the driver's version in its name is of WSL or of a board, where others have no kernel to work on.
+    let driver = grant.driver_version.as_deref().filter(|version| {
+        let cuda = format!("libcuda.so.{version}");
+        grant.mounts.iter().any(|mount| mount.target.file_name().is_some_and(|name| name == cuda.as_str()))
+    });
     let compatibility = image.compatibility.as_ref().zip(driver).filter(|(own, driver)| own.serves(driver));
     let compatibility = compatibility.map(|(own, _)| own);
     if let Some(cached) = &image.loader_cache {
@@ -37,35 +39,43 @@ pub(crate) fn tell(image: &ImageFacts, grant: &mut GpuGrant) {
             tracing::debug!(version = compatibility.version(), "the image's compatibility libraries come first");
         }
     }
-    if let (true, Some(path)) = (image.musl, &image.musl_path) {
-        let listed: Vec<&str> = path.split([':', '\n']).map(str::trim).filter(|part| !part.is_empty()).collect();
-        let missing: Vec<String> = grant
-            .library_directories
-            .iter()
-            .filter_map(|directory| directory.to_str())
-            .filter(|directory| !listed.contains(directory))
-            .map(str::to_owned)
-            .collect();
-        // An empty file means the default, as no file does.
-        let before = if listed.is_empty() { MUSL_DEFAULT.split(':').collect() } else { listed };
-        if !missing.is_empty() {
-            let lines = before.into_iter().map(str::to_owned).chain(missing);
-            let contents: String = lines.map(|line| line + "\n").collect();
-            grant.files.push(OwnFile { path: musl_path_file(), contents: contents.into_bytes(), mode: 0o644 });
+    if image.musl {
+        let narrow = image.library_directory_32();
+        let (thirty_two, native): (Vec<&PathBuf>, Vec<&PathBuf>) =
+            grant.library_directories.iter().partition(|directory| narrow.as_ref() == Some(*directory));
+        let native = musl_path(image.musl_path.as_deref(), &native, false);
+        let thirty_two = musl_path(image.musl_path_32.as_deref(), &thirty_two, true);
+        for (arch, contents) in [(std::env::consts::ARCH, native), (narrow_musl(), thirty_two)] {
+            if let Some(contents) = contents {
+                grant.files.push(OwnFile { path: musl_path_file(arch), contents: contents.into_bytes(), mode: 0o644 });
+            }
         }
     }
+}
+
+/// The file that tells a loader of musl to search `directories` too, before others or after them; `None` if it does.
+fn musl_path(own: Option<&str>, directories: &[&PathBuf], first: bool) -> Option<String> {
+    let listed: Vec<&str> =
+        own.unwrap_or_default().split([':', '\n']).map(str::trim).filter(|part| !part.is_empty()).collect();
+    // An empty file means the default, as no file does.
+    let before = if listed.is_empty() { MUSL_DEFAULT.split(':').collect() } else { listed };
+    let missing: Vec<&str> = directories
+        .iter()
+        .filter_map(|directory| directory.to_str())
+        .filter(|directory| !before.contains(directory))
+        .collect();
+    let lines = if first { [missing.clone(), before].concat() } else { [before, missing.clone()].concat() };
+    (!missing.is_empty()).then(|| lines.into_iter().map(|line| format!("{line}\n")).collect())
 }
 
 /// The granted libraries, by the names that links give them and by their own.
 fn granted(image: &ImageFacts, grant: &GpuGrant) -> Vec<Entry> {
     let narrow = image.library_directory_32();
-    let native = image.library_directory();
     let entry = |path: &Path| {
-        let name = path.file_name()?.to_str()?;
+        let name = path.file_name()?.to_str().filter(|name| name.starts_with("lib") && name.contains(".so"))?;
         let directory =
             path.parent().filter(|directory| grant.library_directories.iter().any(|one| one == directory))?;
-        // Where one directory is for both there are no 32-bit libraries.
-        let thirty_two_bit = directory == narrow && narrow != native;
+        let thirty_two_bit = Some(directory) == narrow.as_deref() && is_narrow(path, grant);
         Some(Entry::new(name, path.to_str()?, thirty_two_bit))
     };
     let linked: HashSet<_> =
@@ -74,4 +84,21 @@ fn granted(image: &ImageFacts, grant: &GpuGrant) -> Vec<Entry> {
     let files = grant.mounts.iter().filter(|mount| mount.kind == MountKind::File).map(|mount| &mount.target);
     let files = files.filter(|target| !linked.contains(*target));
     grant.links.iter().map(|link| &link.link).chain(files).filter_map(|path| entry(path)).collect()
+}
+
+/// Whether the granted library that `path` leads to is for 32-bit programs.
+///
+/// Where images keep those, other engines' specifications may have put native ones.
+fn is_narrow(path: &Path, grant: &GpuGrant) -> bool {
+    let mut path = path.to_owned();
+    // From the name without a version over that with one to the file.
+    for _ in 0..4 {
+        if let Some(mount) = grant.mounts.iter().find(|mount| mount.target == path) {
+            let object = crate::sys::fs::open(&mount.source).map(|file| elf::read(&file));
+            return matches!(object, Ok(Ok(object)) if object.machine == Machine::Narrow);
+        }
+        let Some(link) = grant.links.iter().find(|link| link.link == path) else { return false };
+        path = path.parent().unwrap_or(Path::new("/")).join(&link.target);
+    }
+    false
 }

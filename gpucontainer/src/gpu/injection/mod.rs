@@ -9,9 +9,12 @@ mod loader;
 pub(crate) mod procfs;
 pub(crate) mod profile;
 mod require;
+mod tegra;
 mod user_space;
+mod wsl;
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::gpu::driver::platform::Platform;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::trail::known;
 use crate::gpu::grant::{GpuGrant, Symlink};
@@ -82,17 +85,10 @@ fn grant_of_inventory(
         render_nodes(&choices, driver_root, &mut grant)?;
         return Ok(grant);
     }
-    let driver =
-        if request.wants_driver() { Some(known(driver_root).context("find the NVIDIA driver")?) } else { None };
-    let version = driver.as_ref().map(|driver| driver.version.clone());
-    grant.driver_version = version.or_else(|| inventory.driver_version().map(str::to_owned));
-    let offers = offers(&choices, inventory, grant.driver_version.as_deref());
-    require::check(&image.environment, &offers).context("compare the host with what the image requires")?;
-    nodes(request, &choices, driver_root, &mut grant)?;
-    extras::extras(&request.extras, driver_root, &mut grant)?;
-    procfs::proc_files(&choices, driver_root, &mut grant);
-    if let Some(driver) = driver {
-        user_space::user_space(request, &driver, image, &mut grant)?;
+    match Platform::of(driver_root) {
+        Platform::Module => of_module(request, &choices, inventory, driver_root, image, &mut grant)?,
+        Platform::Wsl => of_wsl(request, &choices, inventory, driver_root, image, &mut grant)?,
+        Platform::Tegra => of_tegra(request, &choices, inventory, driver_root, image, &mut grant)?,
     }
     profile::add_profile(&mut grant);
     grant.environment = vec![
@@ -102,6 +98,84 @@ fn grant_of_inventory(
         ("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned()),
     ];
     Ok(grant)
+}
+
+/// GPUs behind a kernel module, each with a node of its own, and a user space with a version.
+fn of_module(
+    request: &GpuRequest,
+    choices: &[Choice<'_>],
+    inventory: &Inventory,
+    root: &DriverRoot,
+    image: &ImageFacts,
+    grant: &mut GpuGrant,
+) -> Result<()> {
+    let driver = match request.wants_driver() {
+        true => Some(known(root).context("find the NVIDIA driver")?),
+        false => None,
+    };
+    let version = driver.as_ref().map(|driver| driver.version.clone());
+    grant.driver_version = version.or_else(|| inventory.driver_version().map(str::to_owned));
+    requirements(choices, inventory, image, grant)?;
+    nodes(request, choices, root, grant)?;
+    extras::extras(&request.extras, root, grant)?;
+    procfs::proc_files(choices, root, grant);
+    match driver {
+        Some(driver) => user_space::user_space(request, &driver, image, grant),
+        None => Ok(()),
+    }
+}
+
+/// GPUs of Windows: there is no module, hence neither its directory of procfs nor parts of GPUs.
+fn of_wsl(
+    request: &GpuRequest,
+    choices: &[Choice<'_>],
+    inventory: &Inventory,
+    root: &DriverRoot,
+    image: &ImageFacts,
+    grant: &mut GpuGrant,
+) -> Result<()> {
+    grant.driver_version = inventory.driver_version().map(str::to_owned);
+    requirements(choices, inventory, image, grant)?;
+    wsl::nodes(request, choices, inventory, root, grant)?;
+    extras::extras(&request.extras, root, grant)?;
+    if request.wants_driver() {
+        let driver = known(root).context("find the NVIDIA driver")?;
+        wsl::user_space(request, &driver, image, grant)?;
+    }
+    Ok(())
+}
+
+/// The GPU in the processor by lists; others in slots as everywhere.
+fn of_tegra(
+    request: &GpuRequest,
+    choices: &[Choice<'_>],
+    inventory: &Inventory,
+    root: &DriverRoot,
+    image: &ImageFacts,
+    grant: &mut GpuGrant,
+) -> Result<()> {
+    let (integrated, others): (Vec<Choice<'_>>, Vec<Choice<'_>>) =
+        choices.iter().partition(|choice| choice.gpu().is_integrated());
+    if !others.is_empty() {
+        of_module(request, &others, inventory, root, image, grant)?;
+        if integrated.is_empty() {
+            return Ok(());
+        }
+    } else {
+        grant.driver_version = inventory.driver_version().map(str::to_owned);
+        extras::extras(&request.extras, root, grant)?;
+    }
+    requirements(&integrated, inventory, image, grant)?;
+    // The tree of both kinds is one.
+    grant.trees.clear();
+    procfs::proc_files(choices, root, grant);
+    tegra::add(request, !integrated.is_empty(), inventory, root, image, grant)
+}
+
+/// Compares what the image requires with what is granted.
+fn requirements(choices: &[Choice<'_>], inventory: &Inventory, image: &ImageFacts, grant: &GpuGrant) -> Result<()> {
+    let offers = offers(choices, inventory, grant.driver_version.as_deref());
+    require::check(&image.environment, &offers).context("compare the host with what the image requires")
 }
 
 /// AMD and Intel: the nodes that draw and compute; images bring their own user space.
@@ -167,9 +241,18 @@ fn nodes(request: &GpuRequest, choices: &[Choice<'_>], root: &DriverRoot, grant:
                 }
             }
         }
-        if request.wants(DriverCapability::Graphics) && matches!(choice, Choice::Whole(_)) {
+        // Of slices, only those that say so can draw.
+        let draws = match choice {
+            Choice::Whole(_) => true,
+            Choice::Slice(_, slice) => slice.profile.contains("gfx"),
+        };
+        if request.wants(DriverCapability::Graphics) && draws {
             for path in &gpu.render_nodes {
-                nodes.push(devices.existing(path)?);
+                let node = devices.existing(path)?;
+                if nodes.contains(&node) {
+                    continue;
+                }
+                nodes.push(node);
                 grant.links.extend(by_path(path, &gpu.pci_bus_id));
             }
         }

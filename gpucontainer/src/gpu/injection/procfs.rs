@@ -23,7 +23,11 @@ pub(crate) fn proc_files(choices: &[Choice<'_>], root: &DriverRoot, grant: &mut 
     add("registry".to_owned());
     for choice in choices {
         let gpu = choice.gpu();
-        for name in ["information", "registry"] {
+        // The GPU in a processor is on no bus.
+        if gpu.pci_bus_id.is_empty() {
+            continue;
+        }
+        for name in ["information", "power", "registry"] {
             add(format!("gpus/{}/{name}", gpu.pci_bus_id));
         }
         if let Choice::Slice(gpu, slice) = choice {

@@ -21,17 +21,19 @@ pub(crate) fn user_space(
 ) -> Result<()> {
     let native = image.library_directory();
     let narrow = image.library_directory_32();
-    let wanted: Vec<&DriverLibrary> = driver
-        .libraries
-        .iter()
-        .filter(|library| request.wants(library.file.capability))
-        .filter(|library| !library.thirty_two_bit || request.wants(DriverCapability::Compat32))
-        // One directory cannot hold both.
-        .filter(|library| !library.thirty_two_bit || native != narrow)
-        .filter(|library| fits(library, image, grant))
-        .collect();
+    let thirty_two = request.wants(DriverCapability::Compat32);
+    let asked = driver.libraries.iter().filter(|library| request.wants(library.file.capability));
+    let asked: Vec<&DriverLibrary> = asked.filter(|library| !library.thirty_two_bit || thirty_two).collect();
+    if narrow.is_none() && asked.iter().any(|library| library.thirty_two_bit) {
+        grant.left_out.push("the 32-bit libraries need a 32-bit loader, and the image's musl has none".to_owned());
+    }
+    let asked = asked.into_iter().filter(|library| !library.thirty_two_bit || narrow.is_some());
+    let wanted: Vec<&DriverLibrary> = asked.filter(|library| fits(library, image, grant)).collect();
     let compute = request.wants(DriverCapability::Compute);
-    let has = |name: &str| wanted.iter().any(|library| library.file.place.to_string_lossy().starts_with(name));
+    let has = |name: &str| {
+        let mut native = wanted.iter().filter(|library| !library.thirty_two_bit);
+        native.any(|library| library.file.place.to_string_lossy().starts_with(name))
+    };
     if let Some(why) = grant.left_out.iter().find(|why| ESSENTIAL.iter().any(|name| why.starts_with(name))) {
         return Err(Error::new(ErrorKind::GpuUnavailable, format!("driver {}: {why}", driver.version)));
     }
@@ -40,7 +42,7 @@ pub(crate) fn user_space(
         return Err(Error::new(ErrorKind::GpuUnavailable, why));
     }
     for library in &wanted {
-        let directory = if library.thirty_two_bit { &narrow } else { &native };
+        let directory = narrow.as_ref().filter(|_| library.thirty_two_bit).unwrap_or(&native);
         add_library(library, directory, grant);
     }
     for directory in grant.library_directories.clone() {
@@ -52,7 +54,8 @@ pub(crate) fn user_space(
             let link = directory.join(link);
             // Wherever the link itself is, it leads to a library of this directory.
             let leads_to = directory.join(Path::new(target).file_name().unwrap_or_default());
-            if there(&leads_to, grant) {
+            let linked = grant.links.iter().any(|known| known.link == link);
+            if there(&leads_to, grant) && !linked {
                 grant.links.push(Symlink { link, target: target.into() });
             }
         }
@@ -62,7 +65,16 @@ pub(crate) fn user_space(
             grant.links.push(Symlink { link, target: producer.into() });
         }
     }
-    let files = driver.programs.iter().map(|file| (file, true)).chain(driver.data.iter().map(|file| (file, false)));
+    let programs = driver.programs.iter().chain(&driver.modules).map(|file| (file, true));
+    for module in driver.modules.iter().filter(|module| request.wants(module.capability)) {
+        let name = module.place.file_name().unwrap_or_default().to_string_lossy();
+        // The X server asks for its part of OpenGL by the name without a version.
+        if let Some((plain, _)) = name.split_once(".so.") {
+            let link = module.place.with_file_name(format!("{plain}.so"));
+            grant.links.push(Symlink { link, target: PathBuf::from(&*name) });
+        }
+    }
+    let files = programs.chain(driver.data.iter().map(|file| (file, false)));
     for (file, executable) in files.filter(|(file, _)| request.wants(file.capability)) {
         grant.mounts.push(mount(file, file.place.clone(), MountKind::File, true, executable));
     }
@@ -93,13 +105,19 @@ fn add_library(library: &DriverLibrary, directory: &Path, grant: &mut GpuGrant) 
     if parent == directory && !grant.library_directories.contains(&parent) {
         grant.library_directories.push(parent.clone());
     }
-    let mut link = |name: &str| grant.links.push(Symlink { link: parent.join(name), target: own.clone() });
+    let mut link_to =
+        |name: &str, target: &Path| grant.links.push(Symlink { link: parent.join(name), target: target.to_owned() });
     if let Some(soname) = &library.soname {
-        link(soname);
+        link_to(soname, &own);
+    }
+    let soname = library.soname.as_ref().map_or(own.as_path(), Path::new);
+    // A name without a version that is what programs ask for anyway is no second name.
+    if let Some(plain) = library.plain_name.as_ref().filter(|plain| Path::new(plain) != soname) {
+        link_to(plain, soname);
     }
     // GLVND asks for the vendor's library under this name where there is no display.
     if library.soname.as_deref() == Some("libGLX_nvidia.so.0") {
-        link("libGLX_indirect.so.0");
+        link_to("libGLX_indirect.so.0", &own);
     }
     grant.mounts.push(mount(&library.file, target, MountKind::File, true, true));
 }
@@ -110,7 +128,7 @@ fn mount(file: &DriverFile, target: PathBuf, kind: MountKind, read_only: bool, e
 }
 
 /// Whether the image's C library is new enough for the library; if not, the grant says so.
-fn fits(library: &DriverLibrary, image: &ImageFacts, grant: &mut GpuGrant) -> bool {
+pub(crate) fn fits(library: &DriverLibrary, image: &ImageFacts, grant: &mut GpuGrant) -> bool {
     let (Some(needed), Some(has)) = (library.needs, image.glibc) else { return true };
     if library.thirty_two_bit || needed <= has {
         return true;

@@ -6,6 +6,7 @@ mod health;
 mod links;
 #[cfg(feature = "nvml")]
 pub(in crate::gpu) mod nvml;
+mod platform;
 mod sysfs;
 
 pub use health::{GpuHealth, RemappedRows};
@@ -58,7 +59,8 @@ pub struct Gpu {
     pub uuid: String,
     /// Its place among the GPUs of its vendor, by bus address, from 0. May change at a reboot.
     pub index: u32,
-    /// The number in its device node, `/dev/nvidiaN` or `/dev/dri/renderDN`: not the same as the index.
+    /// The number in its device node, `/dev/nvidiaN` or `/dev/dri/renderDN`: not the same as the index. Under WSL, where
+    /// there is one node for all, it is the index.
     pub minor: u32,
     /// The name of the product.
     pub name: String,
@@ -66,7 +68,7 @@ pub struct Gpu {
     pub memory: Option<GpuMemory>,
     /// The CUDA compute capability, as in `(9, 0)`; NVIDIA only.
     pub compute_capability: Option<(u32, u32)>,
-    /// The bus address as the kernel writes it: `0000:07:00.0`.
+    /// The bus address as the kernel writes it: `0000:07:00.0`; empty for the GPU in a processor of NVIDIA's.
     pub pci_bus_id: String,
     /// The NUMA node that it is attached to; `None` on a host with one node.
     pub numa_node: Option<u32>,
@@ -90,6 +92,13 @@ pub struct Gpu {
     pub brand: Option<String>,
     /// What it says of its own condition.
     pub health: GpuHealth,
+}
+
+impl Gpu {
+    /// Whether it is in a processor of NVIDIA's (Tegra), as its driver says by its name.
+    pub(crate) fn is_integrated(&self) -> bool {
+        self.vendor == Vendor::Nvidia && self.name.ends_with(platform::INTEGRATED)
+    }
 }
 
 /// What this host has in GPUs, and why not if it has none.
@@ -127,6 +136,7 @@ impl Inventory {
     /// Looks for GPUs whose driver is in `root`.
     pub fn discover_with(root: &DriverRoot) -> Self {
         let mut inventory = Self::nvidia(root);
+        platform::complete(root, &mut inventory);
         for gpu in &mut inventory.gpus {
             sysfs::complete(root, gpu);
         }

@@ -7,8 +7,9 @@ mod health;
 mod links;
 
 use crate::gpu::driver::elf::{self, Machine};
+use crate::gpu::driver::platform::Platform;
 use crate::gpu::driver::root::DriverRoot;
-use crate::gpu::driver::{self, LIBRARY_DIRECTORIES};
+use crate::gpu::driver::{self, LIBRARY_DIRECTORIES, wsl};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
 use crate::gpu::request::Vendor;
 use crate::sys::nvml::{close, facts, instances};
@@ -42,7 +43,7 @@ pub(crate) fn inventory(root: &DriverRoot) -> Inventory {
         Ok(nvml) => nvml,
         Err(reason) => return Inventory::none(reason),
     };
-    let mut inventory = read(&nvml);
+    let mut inventory = read(&nvml, Platform::of(root));
     if let Err(e) = close(nvml) {
         inventory.problems.push(format!("nvmlShutdown: {e}"));
     }
@@ -51,7 +52,10 @@ pub(crate) fn inventory(root: &DriverRoot) -> Inventory {
 
 /// Every place where the library may be, best first.
 fn candidates(root: &DriverRoot) -> Vec<PathBuf> {
-    let directories = LIBRARY_DIRECTORIES.iter().map(PathBuf::from).chain(driver::cached_directories(root));
+    // In WSL the files of distributions are of no use.
+    let windows = (Platform::of(root) == Platform::Wsl).then(|| PathBuf::from(wsl::LIBRARIES));
+    let usual = LIBRARY_DIRECTORIES.iter().map(PathBuf::from).chain(driver::cached_directories(root));
+    let directories = windows.into_iter().chain(usual);
     let mut found: Vec<PathBuf> = Vec::new();
     for directory in directories {
         if let Ok(path) = root.resolve(&directory.join(LIBRARY)) {
@@ -145,7 +149,7 @@ fn chain(error: &NvmlError) -> String {
     text
 }
 
-fn read(nvml: &Nvml) -> Inventory {
+fn read(nvml: &Nvml, platform: Platform) -> Inventory {
     let mut inventory = Inventory {
         driver_version: nvml.sys_driver_version().ok().filter(|version| driver::is_version(version)),
         cuda_version: nvml.sys_cuda_driver_version().ok().and_then(cuda_version),
@@ -163,7 +167,7 @@ fn read(nvml: &Nvml) -> Inventory {
         }
     };
     for index in 0..count {
-        match gpu(nvml, index, &mut inventory.problems) {
+        match gpu(nvml, index, platform, &mut inventory.problems) {
             Ok(gpu) => inventory.gpus.push(gpu),
             Err((call, e)) => inventory.problems.push(format!("GPU {index}: {call}: {e}")),
         }
@@ -190,7 +194,8 @@ fn duplicates(inventory: &mut Inventory) {
     let (mut uuids, mut minors) = (BTreeSet::new(), BTreeSet::new());
     let problems = &mut inventory.problems;
     inventory.gpus.retain(|gpu| {
-        let unique = uuids.insert(gpu.uuid.clone()) && minors.insert(gpu.minor);
+        // The GPU in a processor is granted by a list, whatever its number is.
+        let unique = uuids.insert(gpu.uuid.clone()) && (gpu.is_integrated() || minors.insert(gpu.minor));
         if !unique {
             problems.push(format!("GPU {}: its identifier or its device node is another GPU's", gpu.index));
         }
@@ -222,14 +227,19 @@ fn uuid(device: &Device<'_>) -> Result<String, Fault> {
     }
 }
 
-fn gpu(nvml: &Nvml, index: u32, problems: &mut Vec<String>) -> Result<Gpu, (&'static str, Fault)> {
-    // Without these four there is nothing to grant.
+fn gpu(nvml: &Nvml, index: u32, platform: Platform, problems: &mut Vec<String>) -> Result<Gpu, (&'static str, Fault)> {
+    // Without these four there is nothing to grant; without a module, two of them mean nothing.
+    let none = |e: &NvmlError| platform != Platform::Module && matches!(e, NvmlError::NotSupported);
     let device = nvml.device_by_index(index).map_err(|e| ("nvmlDeviceGetHandleByIndex", e.into()))?;
     let uuid = uuid(&device).map_err(|e| ("nvmlDeviceGetUUID", e))?;
-    let minor = device.minor_number().map_err(|e| ("nvmlDeviceGetMinorNumber", e.into()))?;
-    let bus_id = device.pci_info().map_err(|e| ("nvmlDeviceGetPciInfo", e.into()))?.bus_id;
-    let pci_bus_id = kernel_bus_id(&bus_id)
-        .ok_or_else(|| ("nvmlDeviceGetPciInfo", Fault::Malformed(bus_id.clone(), "bus address")))?;
+    let minor = device.minor_number().or_else(|e| if none(&e) { Ok(index) } else { Err(e) });
+    let minor = minor.map_err(|e| ("nvmlDeviceGetMinorNumber", e.into()))?;
+    let pci_bus_id = match device.pci_info() {
+        Ok(info) => kernel_bus_id(&info.bus_id)
+            .ok_or_else(|| ("nvmlDeviceGetPciInfo", Fault::Malformed(info.bus_id.clone(), "bus address")))?,
+        Err(e) if none(&e) => String::new(),
+        Err(e) => return Err(("nvmlDeviceGetPciInfo", e.into())),
+    };
 
     let mut lost = false;
     let mut note = |call: &str, fault: Fault| match fault {
