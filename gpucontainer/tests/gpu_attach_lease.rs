@@ -12,6 +12,7 @@ use gpucontainer::gpu::{GpuAllocator, GpuLease, Wait};
 use gpucontainer::image::Image;
 use gpucontainer::sandbox::{SandboxBuilder, Stdio};
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Sandbox};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -122,6 +123,7 @@ fn an_attachment_that_fails_leaves_no_lease() {
     let fixture = Fixture::new("t4");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
     let sandbox = waiting(&fixture, &image, "void").spawn().unwrap();
+    let first_name = sandbox.name().to_owned();
     let few = descriptors(&sandbox);
     // Found after the lease was handed on: the container has something of its own in the place of a node.
     let minor = fixture.driver.gpus()[0]["minor"].to_string();
@@ -138,6 +140,26 @@ fn an_attachment_that_fails_leaves_no_lease() {
     until_held(&sandbox, few);
     assert_eq!(std::fs::read_dir(allocator.path()).unwrap().count(), 0);
     std::fs::remove_file(&root).unwrap();
+    // The device rules cannot be made: somebody has a group where the sandbox's would be.
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", sandbox.pid())).unwrap();
+    let own = groups.lines().find_map(|line| line.split_once(":pids:/")).map(|(_, own)| own);
+    let devices = Path::new("/sys/fs/cgroup/devices");
+    if let (Some(own), true) = (own, devices.is_dir()) {
+        let other = devices.join(own);
+        // It was made for the attachments before, and is the sandbox's.
+        let sandbox = waiting(&fixture, &image, "void").spawn().unwrap();
+        let name = other.file_name().unwrap().to_str().unwrap();
+        let place = other.with_file_name(name.replace(&first_name, sandbox.name()));
+        std::fs::create_dir_all(place.join("inner")).unwrap();
+        let error = sandbox.attach_gpus(&one(0), Wait::none()).unwrap_err();
+        assert!(error.to_string().contains("set device rules"), "{error}");
+        assert!(sandbox.gpus().is_empty() && std::fs::read_dir(allocator.path()).unwrap().count() == 0);
+        std::fs::remove_dir(place.join("inner")).unwrap();
+        std::fs::remove_dir(&place).unwrap();
+        let grant = sandbox.attach_gpus(&one(0), Wait::none()).unwrap();
+        sandbox.detach_gpus(&grant, false).unwrap();
+        sandbox.close().unwrap();
+    }
     sandbox.attach_gpus(&one(0), Wait::none()).unwrap();
     sandbox.close().unwrap();
     assert_eq!(std::fs::read_dir(allocator.path()).unwrap().count(), 0);

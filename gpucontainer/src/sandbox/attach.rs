@@ -491,20 +491,17 @@ impl Sandbox {
     fn set_rules(&self, state: &mut Attachments, grants: &[GpuGrant]) -> Result<()> {
         let Some(cgroup) = self.ruled() else { return Ok(()) };
         let rules = device_rules(grants.iter());
-        match &state.rules {
-            Some(before) => cgroup.change_devices(before, &rules)?,
-            None => cgroup.allow_devices(&rules)?,
-        }
+        cgroup.allow_devices(&rules)?;
         state.rules = Some(rules);
         Ok(())
     }
 
     /// Sets the rules back to those of before.
     fn restore_rules(&self, state: &mut Attachments, before: Option<Vec<DeviceRule>>) -> Result<()> {
-        let (Some(cgroup), Some(now)) = (self.ruled(), &state.rules) else { return Ok(()) };
+        let (Some(cgroup), Some(_)) = (self.ruled(), &state.rules) else { return Ok(()) };
         // A group without rules gets the usual ones, which let through all that its processes have.
         let rules = before.unwrap_or_else(|| device_rules(std::iter::empty()));
-        cgroup.change_devices(now, &rules).context("set the device rules back")?;
+        cgroup.allow_devices(&rules).context("set the device rules back")?;
         state.rules = Some(rules);
         Ok(())
     }
