@@ -62,7 +62,7 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     let before = SystemTime::now();
     let first = own.attach_gpus(&one(0), Wait::none()).unwrap();
     let second = own.attach_gpus(&GpuRequest::count(2), Wait::none()).unwrap();
-    assert_eq!(own.gpus(), [&own.gpu_lease().unwrap().gpus()[..], &first.gpus, &second.gpus].concat());
+    assert_eq!(own.gpus(), [own.gpu_lease().unwrap().gpus(), &first.gpus, &second.gpus].concat());
     let leased: Vec<Vec<String>> = own.gpu_leases().iter().map(|lease| lease.gpus().to_vec()).collect();
     assert_eq!(leased, [own.granted()[0].gpus.clone(), first.gpus.clone(), second.gpus.clone()]);
     until_held(&own, few + 2);
