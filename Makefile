@@ -16,7 +16,7 @@ BUILT := $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 PRIVATE_LIBS := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check fmt clippy doc test vm bench install
+.PHONY: help setup build check fmt clippy doc test vm gpu bench install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name words; do \
@@ -39,11 +39,14 @@ clippy: ## lint all code
 doc: ## build the documentation
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
-test: setup ## run everything, or TIER=a,b of it: check rust rootless doc c python vm
+test: setup ## run everything, or TIER=a,b of it: check rust rootless doc c python gpu vm
 	@tests/tiers $(TIER)
 
 vm: ## run the suites under Debian's kernels 6.1 and 6.12 in QEMU (needs no KVM)
 	@tests/tiers vm
+
+gpu: ## check on a real NVIDIA GPU, as root, and write the record into docs/real-gpu; says so if there is none
+	@tests/real-gpu/run
 
 bench: ## compare with bubblewrap, crun and runc; results go to target/bench
 	@if [ -x benches/run ]; then benches/run; else echo "there are no benchmarks yet"; exit 1; fi

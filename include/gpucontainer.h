@@ -1551,10 +1551,22 @@ void gpuc_config_set_gpu_wait(gpuc_config_t *config,
  * The lease on the GPUs that the sandbox started with, as a handle of its own, which holds them too.
  *
  * @param error  may be NULL; only a failure sets it
- * @return the caller's, freed with gpuc_gpu_lease_free; NULL without a lease, and on failure
+ * @return the caller's, freed with gpuc_gpu_lease_free; NULL without a lease, once they were detached, and on failure
  */
 gpuc_gpu_lease_t *gpuc_sandbox_gpu_lease(const gpuc_sandbox_t *sandbox,
                                          gpuc_error_t **error);
+
+/**
+ * A lease on GPUs of the sandbox, as a handle of its own, which holds them too: that of the start, if there is one, then
+ * those of what was attached, in the order in which it came.
+ *
+ * @param number  from 0
+ * @param error   may be NULL; only a failure sets it
+ * @return the caller's, freed with gpuc_gpu_lease_free; NULL if there is none of that number, and on failure
+ */
+gpuc_gpu_lease_t *gpuc_sandbox_gpu_lease_at(const gpuc_sandbox_t *sandbox,
+                                            size_t number,
+                                            gpuc_error_t **error);
 
 /**
  * Gives the GPUs up now, whoever else holds the lease, and says what went wrong with that.
@@ -1958,19 +1970,49 @@ gpuc_output_t *gpuc_process_communicate(const gpuc_process_t *process,
 void gpuc_process_free(gpuc_process_t *process);
 
 /**
- * Gives a running sandbox GPUs: all that was asked for, or nothing. Nothing is leased. What the application executes
- * from now on finds them, and so does what is executed inside, which also gets their variables.
+ * Gives a running sandbox GPUs: all that was asked for, or nothing. They are leased, of the allocator of the sandbox,
+ * until they are detached or the sandbox ends. What the application executes from now on finds them, and so does what
+ * is executed inside, which also gets their variables.
  *
- * @param error  may be NULL; GPUC_ERROR_GPU_UNAVAILABLE, GPUC_ERROR_ALREADY_EXISTS, GPUC_ERROR_CLOSED
+ * @param milliseconds  how long to wait for what others have; negative is for ever, and with 0 it fails at once with the
+ *                      reason
+ * @param cancel        ends the wait early; may be NULL
+ * @param error         may be NULL; GPUC_ERROR_GPU_UNAVAILABLE, GPUC_ERROR_TIMED_OUT, GPUC_ERROR_CANCELLED,
+ *                      GPUC_ERROR_ALREADY_EXISTS, GPUC_ERROR_CLOSED
  * @return the caller's, freed with gpuc_gpu_grant_free; NULL on failure
  */
 gpuc_gpu_grant_t *gpuc_sandbox_attach_gpus(const gpuc_sandbox_t *sandbox,
                                            const gpuc_gpu_request_t *request,
+                                           int64_t milliseconds,
+                                           const gpuc_cancel_t *cancel,
                                            gpuc_error_t **error);
 
 /**
+ * As gpuc_sandbox_attach_gpus, with the GPUs of a lease. The sandbox holds it too until they are detached, also when
+ * this process is gone.
+ *
+ * @param lease  stays the caller's
+ * @param error  may be NULL; GPUC_ERROR_ALREADY_EXISTS, GPUC_ERROR_CLOSED
+ * @return the caller's, freed with gpuc_gpu_grant_free; NULL on failure
+ */
+gpuc_gpu_grant_t *gpuc_sandbox_attach_lease(const gpuc_sandbox_t *sandbox,
+                                            const gpuc_gpu_lease_t *lease,
+                                            gpuc_error_t **error);
+
+/**
+ * As gpuc_sandbox_attach_gpus without a lease: whoever has the GPUs is not asked, and others may be given them too.
+ *
+ * @param error  may be NULL; GPUC_ERROR_GPU_UNAVAILABLE, GPUC_ERROR_ALREADY_EXISTS, GPUC_ERROR_CLOSED
+ * @return the caller's, freed with gpuc_gpu_grant_free; NULL on failure
+ */
+gpuc_gpu_grant_t *gpuc_sandbox_attach_gpus_unleased(const gpuc_sandbox_t *sandbox,
+                                                    const gpuc_gpu_request_t *request,
+                                                    gpuc_error_t **error);
+
+/**
  * Takes away what a grant brought: one of gpuc_sandbox_attach_gpus or gpuc_sandbox_granted. What other grants have as
- * well stays.
+ * well stays. If its GPUs were leased for it, they are free when this returns; a lease of the caller's own is the
+ * caller's alone again.
  *
  * @param grant  stays the caller's
  * @param force  also if a process inside has a device open, which it keeps then

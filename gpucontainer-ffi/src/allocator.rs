@@ -129,7 +129,7 @@ pub extern "C" fn gpuc_gpu_allocator_acquire(
     })
 }
 
-fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
+pub(crate) fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
     let wait = time(milliseconds).map_or_else(Wait::forever, Wait::at_most);
     match cancel {
         Some(cancel) => wait.cancel(&cancel.0),
@@ -236,7 +236,7 @@ pub extern "C" fn gpuc_gpu_allocator_free(allocator: Option<Box<GpuAllocator>>) 
 /// GPUs that are the holder's, until this is freed and every sandbox that was started with it has ended.
 #[derive(Debug)]
 pub struct GpuLease {
-    lease: gpucontainer::gpu::GpuLease,
+    pub(crate) lease: gpucontainer::gpu::GpuLease,
     id: CString,
     gpus: Vec<CString>,
     description: CString,
@@ -335,15 +335,33 @@ pub extern "C" fn gpuc_config_set_gpu_wait(config: Option<&mut Config>, millisec
 /// The lease on the GPUs that the sandbox started with, as a handle of its own, which holds them too.
 ///
 /// @param error  may be NULL; only a failure sets it
-/// @return the caller's, freed with gpuc_gpu_lease_free; NULL without a lease, and on failure
+/// @return the caller's, freed with gpuc_gpu_lease_free; NULL without a lease, once they were detached, and on failure
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_sandbox_gpu_lease(
     sandbox: Option<&Sandbox>,
     error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
 ) -> Option<Box<GpuLease>> {
     call(error, None, || {
-        let lease = given(sandbox, "sandbox")?.sandbox.gpu_lease().cloned();
+        let lease = given(sandbox, "sandbox")?.sandbox.gpu_lease();
         Ok(lease.map(|lease| Box::new(GpuLease::from(lease))))
+    })
+}
+
+/// A lease on GPUs of the sandbox, as a handle of its own, which holds them too: that of the start, if there is one, then
+/// those of what was attached, in the order in which it came.
+///
+/// @param number  from 0
+/// @param error   may be NULL; only a failure sets it
+/// @return the caller's, freed with gpuc_gpu_lease_free; NULL if there is none of that number, and on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_sandbox_gpu_lease_at(
+    sandbox: Option<&Sandbox>,
+    number: usize,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> Option<Box<GpuLease>> {
+    call(error, None, || {
+        let leases = given(sandbox, "sandbox")?.sandbox.gpu_leases();
+        Ok(leases.into_iter().nth(number).map(|lease| Box::new(GpuLease::from(lease))))
     })
 }
 

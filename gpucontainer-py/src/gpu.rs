@@ -96,6 +96,11 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
     Ok(request)
 }
 
+/// How long to wait for GPUs, in seconds; `None` is for ever.
+pub(crate) fn until(timeout: Option<f64>) -> PyResult<Wait> {
+    timeout.map_or_else(|| Ok(Wait::forever()), |timeout| Ok(Wait::at_most(seconds("timeout", timeout)?)))
+}
+
 /// A GPU in quarantine: which, why, and since which second of Unix time.
 type Quarantined = (String, String, f64);
 
@@ -139,12 +144,8 @@ impl AllocatorHandle {
         cancel: Option<&Cancel>,
     ) -> PyResult<LeaseHandle> {
         let request = request(fields)?;
-        let wait = match timeout {
-            None => Wait::forever(),
-            Some(timeout) => Wait::at_most(seconds("timeout", timeout)?),
-        };
         let callback = Callback::new(None, cancel);
-        let wait = wait.cancel(&callback.cancel());
+        let wait = until(timeout)?.cancel(&callback.cancel());
         let lease = callback.run(py, || self.0.acquire(&request, wait))?;
         Ok(LeaseHandle::holding(&lease))
     }

@@ -3,17 +3,19 @@
 
 use crate::describe::{describe, limits, mapping, ours, refuse, stdio};
 use crate::error::raise;
-use crate::gpu::{GrantHandle, LeaseHandle, request};
+use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
-use crate::work::Callback;
+use crate::work::{self, Callback};
 use gpucontainer::net::PortStatus;
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a wait keeps Python from looking whether a signal came, at most.
@@ -74,7 +76,10 @@ type PortFields = (u16, String, u16, (u64, u64, u64, u64, u64), Option<String>);
 
 /// The handle of a sandbox.
 #[pyclass(frozen, name = "_Sandbox", module = "gpucontainer._native")]
-pub(crate) struct SandboxHandle(Slot<gpucontainer::Sandbox>);
+pub(crate) struct SandboxHandle(Slot<gpucontainer::Sandbox>, Waits);
+
+/// What ends the waits for GPUs that go on now, each under the address of who waits: closing waits for them.
+type Waits = Mutex<BTreeMap<usize, Cancel>>;
 
 impl SandboxHandle {
     fn with<R: Send>(
@@ -83,6 +88,16 @@ impl SandboxHandle {
         work: impl FnOnce(&gpucontainer::Sandbox) -> Result<R> + Send,
     ) -> PyResult<R> {
         ours(py.detach(|| self.0.with(work)))
+    }
+
+    fn waits(&self) -> MutexGuard<'_, BTreeMap<usize, Cancel>> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sandbox, for whoever gives the handle up; nobody waits for GPUs of it any more.
+    fn take(&self) -> Option<gpucontainer::Sandbox> {
+        self.waits().values().for_each(Cancel::cancel);
+        self.0.take()
     }
 }
 
@@ -95,7 +110,7 @@ impl SandboxHandle {
         let builder = describe(image, options, &callback.cancel())?;
         // An image that is not here is pulled, and GPUs may be waited for; a start that was interrupted is undone.
         let sandbox = callback.run(py, || builder.spawn())?;
-        Ok(Self(Slot::new(sandbox, "sandbox")))
+        Ok(Self(Slot::new(sandbox, "sandbox"), Mutex::default()))
     }
 
     fn name(&self, py: Python<'_>) -> PyResult<String> {
@@ -164,12 +179,39 @@ impl SandboxHandle {
     }
 
     fn gpu_lease(&self, py: Python<'_>) -> PyResult<Option<LeaseHandle>> {
-        self.with(py, |sandbox| Ok(sandbox.gpu_lease().map(LeaseHandle::holding)))
+        self.with(py, |sandbox| Ok(sandbox.gpu_lease().as_ref().map(LeaseHandle::holding)))
     }
 
-    fn attach_gpus(&self, py: Python<'_>, fields: &Bound<'_, PyDict>) -> PyResult<GrantHandle> {
+    fn gpu_leases(&self, py: Python<'_>) -> PyResult<Vec<LeaseHandle>> {
+        self.with(py, |sandbox| Ok(sandbox.gpu_leases().iter().map(LeaseHandle::holding).collect()))
+    }
+
+    /// Waits on a thread of its own, so that signals are seen.
+    fn attach_gpus(
+        &self,
+        py: Python<'_>,
+        fields: &Bound<'_, PyDict>,
+        timeout: Option<f64>,
+        cancel: Option<&work::Cancel>,
+    ) -> PyResult<GrantHandle> {
         let request = request(fields)?;
-        self.with(py, |sandbox| sandbox.attach_gpus(&request)).map(GrantHandle)
+        let callback = Callback::new(None, cancel);
+        let wait = until(timeout)?.cancel(&callback.cancel());
+        let own = std::ptr::from_ref(&callback).addr();
+        self.waits().insert(own, callback.cancel());
+        let grant = callback.run(py, || self.0.with(|sandbox| sandbox.attach_gpus(&request, wait)));
+        self.waits().remove(&own);
+        grant.map(GrantHandle)
+    }
+
+    fn attach_gpus_unleased(&self, py: Python<'_>, fields: &Bound<'_, PyDict>) -> PyResult<GrantHandle> {
+        let request = request(fields)?;
+        self.with(py, |sandbox| sandbox.attach_gpus_unleased(&request)).map(GrantHandle)
+    }
+
+    fn attach_lease(&self, py: Python<'_>, lease: &LeaseHandle) -> PyResult<GrantHandle> {
+        let lease = lease.lease()?;
+        self.with(py, |sandbox| sandbox.attach_lease(&lease)).map(GrantHandle)
     }
 
     fn detach_gpus(&self, py: Python<'_>, grant: &GrantHandle, force: bool) -> PyResult<()> {
@@ -252,11 +294,11 @@ impl SandboxHandle {
     }
 
     fn detach(&self, py: Python<'_>) -> PyResult<()> {
-        ours(py.detach(|| self.0.take().map_or(Ok(()), gpucontainer::Sandbox::detach)))
+        ours(py.detach(|| self.take().map_or(Ok(()), gpucontainer::Sandbox::detach)))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        ours(py.detach(|| self.0.take().map_or(Ok(()), gpucontainer::Sandbox::close)))
+        ours(py.detach(|| self.take().map_or(Ok(()), gpucontainer::Sandbox::close)))
     }
 }
 

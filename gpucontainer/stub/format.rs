@@ -70,7 +70,7 @@ pub const OP_CALL: u8 = 0;
 /// is not 0, both use the same memory, and the parent goes on only when the child has executed or ended.
 pub const OP_FORK: u8 = 1;
 /// Supervises: arguments are the application's pid, the control socket, the parent's pidfd (or -1),
-/// and 1 if signals go to the application. Never returns.
+/// 1 if signals go to the application, and the descriptor that is held at the first place (or -1). Never returns.
 pub const OP_SUPERVISE: u8 = 2;
 /// Writes the 32-bit second argument to the address in the first.
 pub const OP_STORE: u8 = 3;
@@ -82,6 +82,17 @@ pub const OP_EXPECT: u8 = 5;
 pub const OP_DEFAULT_SIGNALS: u8 = 6;
 /// Goes on with the op in the second argument if the first is negative (as 64-bit number).
 pub const OP_IF_NEGATIVE: u8 = 7;
+
+/// How many descriptors a supervisor holds for its parent: more than a host has GPUs to give, MIG devices included, and
+/// few against the files that a process may have open.
+pub const PLACES: usize = 64;
+
+/// To a supervisor, one byte: the parent leaves the application to itself.
+pub const LEAVE: u8 = b'D';
+/// To a supervisor, with the number of a place and a descriptor: hold it there. What was there is closed.
+pub const HOLD: u8 = b'H';
+/// To a supervisor, with the number of a place: close what is held there.
+pub const LET_GO: u8 = b'L';
 
 /// An error ends the program.
 pub const ON_ERROR_FAIL: u8 = 0;

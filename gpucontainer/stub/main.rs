@@ -11,9 +11,9 @@
 mod format;
 
 use format::{
-    BASE, DENIED, Header, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL, ON_ERROR_GO_ON, ON_ERROR_LOG,
-    ON_ERROR_SEARCH, OP_CALL, OP_DEFAULT_SIGNALS, OP_EXPECT, OP_FAIL, OP_FORK, OP_IF_NEGATIVE, OP_STORE, OP_SUPERVISE,
-    Op, REGISTERS,
+    BASE, DENIED, HOLD, Header, LEAVE, LET_GO, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL,
+    ON_ERROR_GO_ON, ON_ERROR_LOG, ON_ERROR_SEARCH, OP_CALL, OP_DEFAULT_SIGNALS, OP_EXPECT, OP_FAIL, OP_FORK,
+    OP_IF_NEGATIVE, OP_STORE, OP_SUPERVISE, Op, PLACES, REGISTERS,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -37,6 +37,7 @@ mod arch {
     pub const MMAP: u64 = 9;
     pub const PPOLL: u64 = 271;
     pub const READ: u64 = 0;
+    pub const RECVMSG: u64 = 47;
     pub const RT_SIGACTION: u64 = 13;
     pub const SIGNALFD4: u64 = 289;
     pub const WAIT4: u64 = 61;
@@ -122,6 +123,7 @@ mod arch {
     pub const MMAP: u64 = 222;
     pub const PPOLL: u64 = 73;
     pub const READ: u64 = 63;
+    pub const RECVMSG: u64 = 212;
     pub const RT_SIGACTION: u64 = 134;
     pub const SIGNALFD4: u64 = 74;
     pub const WAIT4: u64 = 260;
@@ -311,7 +313,7 @@ fn walk(start: u32, mut registers: [i64; REGISTERS]) -> ! {
                 }
                 pid
             }
-            OP_SUPERVISE => supervise(a[0], a[1], a[2], a[3] != 0),
+            OP_SUPERVISE => supervise(a[0], a[1], a[2], a[3] != 0, a[4]),
             OP_STORE => {
                 // SAFETY: the compiler of the program gives an aligned address within it.
                 unsafe { core::ptr::write_volatile(a[0] as *mut u32, a[1] as u32) };
@@ -388,9 +390,12 @@ const POLLIN: i16 = 1;
 
 /// Waits for the application and for the end of its owner, hands on signals, reaps orphans.
 ///
-/// The owner lives as long as its end of the control socket is open and its pidfd does not poll readable; a byte on
-/// the socket says that it leaves the application to itself.
-fn supervise(application: u64, control: u64, owner: u64, forward: bool) -> ! {
+/// The owner lives as long as its end of the control socket is open and its pidfd does not poll readable, or until it
+/// says on the socket that it leaves the application to itself. It also gives descriptors to be held, which are closed
+/// when it says so, and when this process ends.
+fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u64) -> ! {
+    let mut held = [-1_i32; PLACES];
+    held[0] = first as i32;
     // All signals were blocked before this program began, so none can be lost.
     let all = u64::MAX;
     let signals = call(arch::SIGNALFD4, [u64::MAX, address(&all), 8, 0x8_0800, 0, 0]);
@@ -417,16 +422,58 @@ fn supervise(application: u64, control: u64, owner: u64, forward: bool) -> ! {
             take_signals(signals.cast_unsigned(), application, forward);
         }
         if came[1].revents != 0 {
-            let message = [0_u8; 16];
-            if call(arch::READ, [control, address(&message), 16, 0, 0, 0]) <= 0 {
-                kill_and_exit(application);
+            match hear(control, &mut held) {
+                Heard::Nothing => kill_and_exit(application),
+                Heard::Place => {}
+                // From now on nobody's end is the application's.
+                Heard::Leave => {
+                    poll[1].fd = -1;
+                    poll[2].fd = -1;
+                }
             }
-            // The owner leaves: from now on nobody's end is the application's.
-            poll[1].fd = -1;
-            poll[2].fd = -1;
         } else if came[2].revents != 0 && poll[2].fd >= 0 {
             kill_and_exit(application);
         }
+    }
+}
+
+/// What the owner said.
+enum Heard {
+    /// Its end of the socket is closed.
+    Nothing,
+    Leave,
+    /// Something about a descriptor, which was done.
+    Place,
+}
+
+/// `SOL_SOCKET`, and above it `SCM_RIGHTS`, as a control message begins with them.
+const DESCRIPTORS: u64 = 1 | 1 << 32;
+
+/// Receives one message.
+fn hear(control: u64, held: &mut [i32; PLACES]) -> Heard {
+    let bytes = [0_u8; 16];
+    let iov = [address(&bytes), 16];
+    // `struct cmsghdr` (its length, what it is) and one number.
+    let space = [0_u64; 3];
+    // `struct msghdr`: no name, one piece, the space.
+    let message = [0, 0, address(&iov), 1, address(&space), 24, 0];
+    if call(arch::RECVMSG, [control, address(&message), 0, 0, 0, 0]) <= 0 {
+        return Heard::Nothing;
+    }
+    // SAFETY: the kernel filled these in; the compiler must not think them still zero.
+    let (bytes, space) = unsafe { (core::ptr::read_volatile(&raw const bytes), core::ptr::read_volatile(&raw const space)) };
+    let came = if space[1] == DESCRIPTORS { space[2] as i32 } else { -1 };
+    let place = bytes[1] as usize;
+    match bytes[0] {
+        HOLD | LET_GO if place < PLACES => {
+            let before = core::mem::replace(&mut held[place], came);
+            if before >= 0 {
+                call(arch::CLOSE, [before as u64, 0, 0, 0, 0, 0]);
+            }
+            Heard::Place
+        }
+        LEAVE => Heard::Leave,
+        _ => Heard::Place,
     }
 }
 

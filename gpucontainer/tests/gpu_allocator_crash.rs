@@ -150,6 +150,27 @@ fn other_process() {
             sandbox.detach().unwrap();
             say("gone");
         }
+        Some(role @ ("attaching" | "attaching and detached" | "attaching its own and detached" | "given back")) => {
+            let sandbox = sleeping(|builder| builder.gpu_allocator(&allocator_of_parent()));
+            let grant = if role.contains("own") {
+                // Its clone ends with this process, and the container still has it.
+                sandbox.attach_lease(&acquire(&one())).unwrap()
+            } else {
+                sandbox.attach_gpus(&one(), Wait::none()).unwrap()
+            };
+            if role == "given back" {
+                let lease = &sandbox.gpu_leases()[0];
+                sandbox.detach_gpus(&grant, false).unwrap();
+                // As if it was killed: nothing is unlocked, copies of the descriptor are closed.
+                lease.clone().into_fd().unwrap();
+            }
+            say(&format!("holds {}", sandbox.pid()));
+            if role == "attaching" {
+                std::thread::sleep(SOON);
+            }
+            sandbox.detach().unwrap();
+            say("gone");
+        }
         other => panic!("no test is for {other:?}"),
     }
 }
@@ -262,9 +283,18 @@ fn a_lease_follows_its_container() {
     }
     let fixture = Fixture::new();
     let host = Host::new("t4");
-    for role in ["container", "leasing", "detached", "leasing and detached"] {
+    let roles = ["container", "leasing", "attaching", "detached", "leasing and detached", "attaching and detached"];
+    for role in roles.into_iter().chain(["attaching its own and detached", "given back"]) {
         let mut other = host.spawn(fixture.apart(role));
         let pid = other.said("holds");
+        if role == "given back" {
+            other.said("gone");
+            other.child.wait().unwrap();
+            drop(host.allocator.acquire(&one(), Wait::at_most(SOON)).unwrap());
+            assert!(!ended(pid.parse().unwrap()), "the container lives on without its GPU");
+            assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+            continue;
+        }
         if role.ends_with("detached") {
             other.said("gone");
             other.child.wait().unwrap();

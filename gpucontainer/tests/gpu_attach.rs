@@ -10,7 +10,7 @@ mod driver;
 mod gpu_machine;
 
 use driver::{FakeDriver, MAJORS, VERSION, library_directory};
-use gpucontainer::gpu::{DriverCapability, DriverRoot, GpuAllocator, GpuGrant};
+use gpucontainer::gpu::{DriverCapability, DriverRoot, GpuAllocator, GpuGrant, Wait};
 use gpucontainer::image::ImageStore;
 use gpucontainer::sandbox::{SandboxBuilder, Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, GpuRequest, Sandbox};
@@ -100,7 +100,7 @@ fn gpus_come_and_go() {
     let empty = inside(&sandbox);
     assert!(!empty.contains("nvidia") && sandbox.gpus().is_empty());
 
-    let first = sandbox.attach_gpus(&one(0)).unwrap();
+    let first = sandbox.attach_gpus(&one(0), Wait::none()).unwrap();
     assert_eq!(sandbox.gpus(), [machine[0]["uuid"].as_str().unwrap()]);
     assert_eq!(ask(&sandbox, "cd /dev; ls -d -1 nvidia*"), "nvidia-uvm\nnvidia-uvm-tools\nnvidia2\nnvidiactl\n");
     let libraries = library_directory();
@@ -116,18 +116,18 @@ fn gpus_come_and_go() {
     assert!(!ask(&sandbox, &other).contains("No such device"), "no other GPU can be opened");
     let with_one = inside(&sandbox);
 
-    let second = sandbox.attach_gpus(&one(7)).unwrap();
+    let second = sandbox.attach_gpus(&one(7), Wait::none()).unwrap();
     assert_eq!(sandbox.gpus().len(), 2);
     let minor = &machine[7]["minor"];
     assert!(ask(&sandbox, &format!("cat /dev/nvidia{minor}")).contains("No such device or address"));
     assert!(ask(&sandbox, "cat /dev/nvidia2").contains("No such device or address"), "the first one stays");
-    let error = sandbox.attach_gpus(&one(7)).unwrap_err();
+    let error = sandbox.attach_gpus(&one(7), Wait::none()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
 
     // What both have stays with the one that is left, whichever goes first.
     sandbox.detach_gpus(&second, false).unwrap();
     assert_eq!(inside(&sandbox), with_one);
-    let second = sandbox.attach_gpus(&one(7)).unwrap();
+    let second = sandbox.attach_gpus(&one(7), Wait::none()).unwrap();
     sandbox.detach_gpus(&first, false).unwrap();
     assert_eq!(
         ask(&sandbox, "cd /dev; ls -d -1 nvidia*"),
@@ -154,7 +154,9 @@ fn each_grant_brings_its_own_parts_of_the_driver() {
     let sandbox = fixture.sandbox(&image, "void", "while read -r line; do :; done").stdin(Stdio::Piped);
     let sandbox = sandbox.spawn().unwrap();
     let empty = inside(&sandbox);
-    let with = |index: u32, part: DriverCapability| sandbox.attach_gpus(&one(index).capabilities([part])).unwrap();
+    let with = |index: u32, part: DriverCapability| {
+        sandbox.attach_gpus(&one(index).capabilities([part]), Wait::none()).unwrap()
+    };
     // Whether the loader finds the library for management, and that for computing.
     let found = || {
         let count = |name: &str| ask(&sandbox, &format!("grep -c {name} /etc/ld.so.cache || true")) == "1\n";
@@ -200,7 +202,7 @@ fn a_gpu_of_the_start_can_go_and_another_come() {
     let own = machine[0]["minor"].to_string();
     let at_start = sandbox.granted();
     assert_eq!(at_start.len(), 1);
-    let other = sandbox.attach_gpus(&one(1)).unwrap();
+    let other = sandbox.attach_gpus(&one(1), Wait::none()).unwrap();
     sandbox.detach_gpus(&at_start[0], false).unwrap();
     let minor = machine[1]["minor"].to_string();
     assert!(ask(&sandbox, &format!("cat /dev/nvidia{minor}")).contains("No such device or address"));
@@ -226,7 +228,7 @@ fn whoever_has_a_gpu_open_is_named() {
     let index = machine.iter().position(|gpu| gpu["minor"] == 7).unwrap();
     let sandbox = fixture.sandbox().spawn().unwrap();
     let before = inside(&sandbox);
-    let grant = sandbox.attach_gpus(&one(u32::try_from(index).unwrap())).unwrap();
+    let grant = sandbox.attach_gpus(&one(u32::try_from(index).unwrap()), Wait::none()).unwrap();
     let holder = sandbox.exec(["sh", "-c", "exec 9</dev/nvidia7; echo ready; read -r line"]);
     let holder = holder.stdin(Stdio::Piped).stdout(Stdio::Piped).stderr(Stdio::Null).spawn().unwrap();
     let mut ready = [0; 6];
@@ -253,7 +255,7 @@ fn all_of_it_or_nothing() {
     let place = format!("/{}/libnvidia-ptxjitcompiler.so.{VERSION}", library_directory());
     ask(&sandbox, &format!("busybox mkdir -p {place}"));
     let before = inside(&sandbox);
-    let error = sandbox.attach_gpus(&one(0)).unwrap_err();
+    let error = sandbox.attach_gpus(&one(0), Wait::none()).unwrap_err();
     assert!(error.to_string().contains("libnvidia-ptxjitcompiler"), "{error}");
     assert_eq!(inside(&sandbox), before);
     assert!(sandbox.gpus().is_empty());
@@ -261,12 +263,12 @@ fn all_of_it_or_nothing() {
     // Something of the application's own in the place of a node is not touched.
     let minor = fixture.driver.gpus()[0]["minor"].to_string();
     ask(&sandbox, &format!("echo mine >/dev/nvidia{minor}"));
-    let error = sandbox.attach_gpus(&one(0)).unwrap_err();
+    let error = sandbox.attach_gpus(&one(0), Wait::none()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
     assert_eq!(ask(&sandbox, &format!("cat /dev/nvidia{minor}; busybox rm /dev/nvidia{minor}")), "mine\n");
-    let grant = sandbox.attach_gpus(&one(0)).unwrap();
+    let grant = sandbox.attach_gpus(&one(0), Wait::none()).unwrap();
     sandbox.detach_gpus(&grant, false).unwrap();
-    assert!(sandbox.attach_gpus(&one(9)).unwrap_err().to_string().contains("this host has GPU 0"));
+    assert!(sandbox.attach_gpus(&one(9), Wait::none()).unwrap_err().to_string().contains("this host has GPU 0"));
     drop(sandbox.take_stdin());
     sandbox.wait().unwrap();
     assert_eq!(sandbox.attach_grant(&grant).unwrap_err().kind(), ErrorKind::Closed);
@@ -284,7 +286,7 @@ fn user_namespaces_are_shown_the_nodes_of_the_host() {
     for users in [UserNamespace::Oneself, UserNamespace::Shifted { first: 200_000, count: 65_536 }] {
         let sandbox = fixture.sandbox().user_namespace(users).spawn().unwrap();
         let before = inside(&sandbox);
-        let grant = sandbox.attach_gpus(&one(1)).unwrap();
+        let grant = sandbox.attach_gpus(&one(1), Wait::none()).unwrap();
         assert!(ask(&sandbox, &format!("cat /dev/nvidia{minor}")).contains("No such device or address"), "{users:?}");
         assert!(ask(&sandbox, "nvidia-smi").contains("stand-in"));
         sandbox.detach_gpus(&grant, false).unwrap();
@@ -303,7 +305,7 @@ fn an_ordinary_user_attaches_what_it_may_use() {
     let sandbox = fixture.sandbox().spawn().unwrap();
     let before = inside(&sandbox);
     // No ordinary user can make nodes for the stand-in, so the driver and a device that everybody has.
-    let mut grant: GpuGrant = sandbox.attach_gpus(&"none".parse().unwrap()).unwrap();
+    let mut grant: GpuGrant = sandbox.attach_gpus(&"none".parse().unwrap(), Wait::none()).unwrap();
     assert!(ask(&sandbox, "nvidia-smi").contains("stand-in"));
     sandbox.detach_gpus(&grant, false).unwrap();
     assert_eq!(inside(&sandbox), before);

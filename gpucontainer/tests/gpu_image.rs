@@ -223,6 +223,33 @@ fn an_older_c_library_is_no_secret() {
 }
 
 #[test]
+fn an_image_with_musl_is_told_what_the_driver_is_made_for() {
+    if !driver::available() {
+        return;
+    }
+    let host = FakeDriver::new("t4");
+    let needy = tempfile::tempdir().unwrap();
+    let (source, built) = (needy.path().join("cuda.c"), needy.path().join("libcuda.so"));
+    std::fs::write(&source, "#include <stdlib.h>\nint fake_version(void) { return abs(550); }\n").unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-fno-builtin", "-Wl,-soname,libcuda.so.1", "-o"]).arg(&built).arg(&source);
+    assert!(cc.status().unwrap().success());
+    for library in ["libcuda", "libnvidia-ptxjitcompiler"] {
+        let place = format!("{}/{library}.so.{VERSION}", library_directory());
+        host.write(&place, std::fs::read(&built).unwrap());
+    }
+    let ask = |place: &str| {
+        let facts = ImageFacts::detect(|path| path == Path::new(place));
+        grant(&"none".parse().unwrap(), &DriverRoot::new(host.path()), &facts).unwrap()
+    };
+    let alpine = ask("/etc/alpine-release");
+    let [why] = alpine.left_out.as_slice() else { panic!("{:?}", alpine.left_out) };
+    assert!(why.contains("made for glibc") && why.contains("musl") && why.contains("gcompat"), "{why}");
+    assert!(alpine.mounts.iter().any(|mount| mount.target.ends_with(format!("libcuda.so.{VERSION}"))));
+    assert!(ask("/etc/debian_version").left_out.is_empty());
+}
+
+#[test]
 fn what_an_image_requires_is_checked_for_every_gpu() {
     if !driver::available() || !common::tier("root") {
         return;

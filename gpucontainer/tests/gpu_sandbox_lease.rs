@@ -45,7 +45,9 @@ fn a_gpu_of_a_sandbox_is_nobody_else_s_until_it_ends() {
     let first = waiting(&fixture, &image, "1").spawn().unwrap();
     let lease = first.gpu_lease().unwrap();
     assert_eq!((lease.gpus(), 1), (&first.gpus()[..], first.gpus().len()));
-    assert_eq!(allocator.status().unwrap().leases[0].id, lease.id());
+    let [held] = &allocator.status().unwrap().leases[..] else { panic!("one lease") };
+    assert_eq!((held.id.as_str(), held.sandbox.as_deref()), (lease.id(), Some(first.name())));
+    drop(lease);
     // Who counts gets the other, who names it or wants all is told who has it.
     let one = GpuRequest::count(1).foreign_processes(ForeignProcesses::Ignore);
     let second = waiting(&fixture, &image, "0").gpus(one.clone()).spawn().unwrap();

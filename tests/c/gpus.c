@@ -75,7 +75,9 @@ int main(void) {
     CHECK(strstr(gpuc_error_message(error), "teleport") != NULL);
     gpuc_error_free(error);
     gpuc_gpu_request_free(request);
-    CHECK(gpuc_sandbox_attach_gpus(NULL, NULL, &error) == NULL);
+    CHECK(gpuc_sandbox_gpu_lease_at(NULL, 0, NULL) == NULL && gpuc_sandbox_attach_lease(NULL, NULL, NULL) == NULL);
+    CHECK(gpuc_sandbox_attach_gpus_unleased(NULL, NULL, NULL) == NULL);
+    CHECK(gpuc_sandbox_attach_gpus(NULL, NULL, 0, NULL, &error) == NULL);
     gpuc_error_free(error);
     CHECK(gpuc_sandbox_detach_gpus(NULL, NULL, true, NULL) == -1 && gpuc_sandbox_granted(NULL, 0, NULL) == NULL);
     CHECK(gpuc_gpu_grant_json(NULL, NULL) == NULL);

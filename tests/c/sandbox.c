@@ -342,14 +342,14 @@ static void attached(const gpuc_image_t *image, const char *directory) {
     gpuc_gpu_request_t *request = gpuc_gpu_request_new("example.com/accelerator=0");
     const char *const directories[] = {directory, NULL};
     gpuc_gpu_request_set_cdi_directories(request, directories);
-    gpuc_gpu_grant_t *grant = gpuc_sandbox_attach_gpus(sandbox, request, &error);
+    gpuc_gpu_grant_t *grant = gpuc_sandbox_attach_gpus(sandbox, request, 0, NULL, &error);
     CHECK_NO_ERROR(error);
     CHECK(has_fast(sandbox));
     char *json = gpuc_gpu_grant_json(grant, &error);
     CHECK_NO_ERROR(error);
     CHECK(strstr(json, "\"gpus\":[\"example.com/accelerator=0\"]") != NULL);
     gpuc_string_free(json);
-    CHECK(gpuc_sandbox_attach_gpus(sandbox, request, &error) == NULL);
+    CHECK(gpuc_sandbox_attach_gpus(sandbox, request, 0, NULL, &error) == NULL);
     expect(error, GPUC_ERROR_ALREADY_EXISTS, "accelerator=0");
     gpuc_gpu_grant_t *same = gpuc_sandbox_granted(sandbox, 0, &error);
     CHECK_NO_ERROR(error);

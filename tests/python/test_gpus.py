@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import math
 import os
@@ -186,6 +187,70 @@ def test_other_engines_are_told_of_the_gpus(tmp_path: Path) -> None:
     assert "broken.json" in problem
     with pytest.raises(errors.GpuUnavailableError):
         cdi.spec(driver_root=tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_what_is_attached_is_leased(tmp_path: Path) -> None:
+    if shutil.which("cargo") is None or shutil.which("busybox") is None:
+        pytest.skip("cargo and busybox are needed")
+    machine, root = tmp_path / "machine", tmp_path / "root"
+    subprocess.run([REPOSITORY / "tests/fake-host", "dgx-a100", machine], check=True)
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", root / "bin/sh")
+    allocator = GpuAllocator(tmp_path / "table", driver_root=machine, respect_outer=False)
+
+    def start(name: str) -> Sandbox:
+        # The driver is where the allocator's is.
+        return Sandbox(
+            root, ["/bin/sh", "-c", "read line"], name=name, gpu_allocator=allocator, stdin=gpucontainer.PIPE
+        )
+
+    with start("one") as one, start("other") as other, allocator.acquire("7") as own:
+        grant = one.attach_gpus(2)
+        assert one.gpus == grant.gpus and [lease.gpus for lease in one.gpu_leases] == [grant.gpus]
+        assert one.gpu_lease is None and other.gpu_leases == []
+        status = allocator.status()
+        held = next(lease for lease in status.leases if lease.sandbox == "one")
+        assert [gpu.uuid for gpu in held.gpus] == grant.gpus and held.since is not None and held.pid == os.getpid()
+        assert "sandbox one of process" in str(status) and "sandbox one of process" in status._repr_html_()
+        with pytest.raises(errors.GpuUnavailableError, match="leased by process"):
+            other.attach_gpus(grant.gpus)
+        with pytest.raises(errors.TimedOutError):
+            other.attach_gpus(grant.gpus, timeout=0.05)
+        with pytest.raises(errors.AlreadyExistsError):
+            one.attach_gpus(grant.gpus[0], timeout=None)
+        cancel = Cancel()
+        cancel.cancel()
+        with pytest.raises(errors.CancelledError):
+            other.attach_gpus(grant.gpus, timeout=None, cancel=cancel)
+        beside = other.attach_gpus(grant.gpus, lease=False)
+        assert other.gpu_leases == [] and other.gpus == grant.gpus
+        other.detach_gpus(beside)
+        mine = other.attach_gpus(own)
+        assert [lease.id for lease in other.gpu_leases] == [own.id]
+        other.detach_gpus(mine)
+        one.detach_gpus(grant)
+        assert [lease.id for lease in allocator.status().leases] == [own.id]
+
+        # Who waits looks after signals, and ends when the sandbox is closed.
+        everything = allocator.acquire("0,1,2,3,4,5,6")
+        previous = signals.signal(signals.SIGALRM, signals.default_int_handler)
+        signals.setitimer(signals.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                other.attach_gpus(1, timeout=None)
+        finally:
+            signals.signal(signals.SIGALRM, previous)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            waits = pool.submit(other.attach_gpus, 1, timeout=None)
+            while not [ticket for ticket in allocator.status().waiting if ticket.sandbox == "other"]:
+                pass
+            other.close()
+            with pytest.raises((errors.CancelledError, errors.ClosedError)):
+                waits.result(30)
+        assert allocator.status().waiting == ()
+        everything.release()
+    assert allocator.status().leases == ()
 
 
 def test_the_topology_is_a_table() -> None:

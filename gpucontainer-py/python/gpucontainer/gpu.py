@@ -95,6 +95,8 @@ class LeaseStatus:
     #: The PID namespace in which the process has that number.
     pid_namespace: str
     program: str
+    #: The name of the sandbox that the process leased for: at its start, or when the GPUs were attached.
+    sandbox: str | None
     #: For how many seconds it has been held.
     age: float | None
     gpus: tuple[HeldGpu, ...]
@@ -114,6 +116,8 @@ class TicketStatus:
     user: int
     pid: int
     program: str
+    #: The name of the sandbox that the GPUs are for, if a sandbox waits for them.
+    sandbox: str | None
     #: For how many seconds it has waited.
     age: float
     #: What it waits for, in words.
@@ -163,7 +167,7 @@ class GpuStatus:
             free = "" if gpu.memory is None else f"{gpu.memory.free / 2**30:.1f} of {gpu.memory.total / 2**30:.1f} GiB"
             leases = self.leases_of(gpu.uuid)
             holders = [
-                f"process {lease.pid or '?'} ({lease.program or '?'}, user {lease.user}{_slices(lease, gpu.uuid)})"
+                f"{_of(lease.sandbox)}process {lease.pid or '?'} ({lease.program or '?'}, user {lease.user}{_slices(lease, gpu.uuid)})"
                 for lease in leases
             ]
             ages = [_time(lease.age) for lease in leases]
@@ -172,10 +176,14 @@ class GpuStatus:
             holders += [f"in quarantine: {one.reason}" for one in self.quarantined if one.gpu == gpu.uuid]
             rows.append(row("td", str(gpu.index), gpu.name, free, "; ".join(holders) or "free", "; ".join(ages)))
         for ticket in self.waiting:
-            who = f"process {ticket.pid} ({ticket.program}, user {ticket.user})"
+            who = f"{_of(ticket.sandbox)}process {ticket.pid} ({ticket.program}, user {ticket.user})"
             rows.append(row("td", "waiting", ticket.wants, "", who, _time(ticket.age)))
         note = "" if self.private is None else f"<p>{html.escape(self.private)}</p>"
         return f"<table>{''.join(rows)}</table>{note}"
+
+
+def _of(sandbox: str | None) -> str:
+    return "" if sandbox is None else f"sandbox {sandbox} of "
 
 
 def _slices(lease: LeaseStatus, gpu: str) -> str:
@@ -385,6 +393,7 @@ def _lease(facts: dict[str, Any]) -> LeaseStatus:
         pid=facts["pid"],
         pid_namespace=facts["pid_namespace"],
         program=facts["program"],
+        sandbox=facts["sandbox"],
         age=None if facts["age"] is None else _seconds(facts["age"]),
         gpus=tuple(held(gpu) for gpu in facts["gpus"]),
     )

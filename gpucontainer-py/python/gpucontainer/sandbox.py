@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
 from . import _native
-from ._native import Image, ImageStore
+from ._native import Cancel, Image, ImageStore
 from .errors import TimedOutError
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
 
@@ -478,15 +478,34 @@ class Sandbox(_Running):
         """Closes a published port and its connections; then the host's port is free."""
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
 
-    def attach_gpus(self, gpus: int | str | Sequence[str] | GpuRequest) -> GpuGrant:
-        """Gives the running sandbox GPUs: all that was asked for, or nothing. Nothing is leased.
+    def attach_gpus(
+        self,
+        gpus: int | str | Sequence[str] | GpuRequest | GpuLease,
+        *,
+        timeout: float | None = 0,
+        cancel: Cancel | None = None,
+        lease: bool = True,
+    ) -> GpuGrant:
+        """Gives the running sandbox GPUs: all that was asked for, or nothing.
 
+        They are leased, of the same allocator as those of its start, until :meth:`detach_gpus` or its end.
         What the application executes from now on finds them, and so does :meth:`exec`, which also gets their variables.
+
+        :param gpus: what :class:`Sandbox` takes. A :class:`GpuLease` is the sandbox's too until it is detached.
+        :param timeout: seconds to wait for GPUs that somebody else has leased; None is for ever, and with 0 that
+            raises at once, with the reason.
+        :param lease: False takes GPUs whoever has leased them, and keeps them from nobody.
         """
-        return GpuGrant(self._handle.attach_gpus(_gpus(gpus, 0)))
+        if isinstance(gpus, GpuLease):
+            return GpuGrant(self._handle.attach_lease(gpus._handle))
+        if not lease:
+            return GpuGrant(self._handle.attach_gpus_unleased(_gpus(gpus, 0)))
+        return GpuGrant(self._handle.attach_gpus(_gpus(gpus, 0), timeout, cancel))
 
     def detach_gpus(self, grant: GpuGrant, *, force: bool = False) -> None:
         """Takes away what a grant brought: one of :meth:`attach_gpus`, or of the start, as :attr:`granted` lists them.
+
+        If its GPUs were leased for it, they are free then; a :class:`GpuLease` that was attached is the caller's alone.
 
         :param force: also if a process inside has a device open, which it keeps then. Otherwise that raises.
         """
@@ -499,13 +518,24 @@ class Sandbox(_Running):
 
     @property
     def gpu_lease(self) -> GpuLease | None:
-        """The lease on the GPUs of the start, None without one. Each is a handle of its own, which holds the GPUs too."""
+        """The lease on the GPUs of the start, None without one, and once they were detached.
+
+        Each is a handle of its own, which holds the GPUs too.
+        """
         handle = self._handle.gpu_lease()
         return None if handle is None else GpuLease(handle)
 
     @property
+    def gpu_leases(self) -> list[GpuLease]:
+        """The leases on its GPUs: that of the start, if there is one, then those of what was attached.
+
+        Each is a handle of its own, which holds the GPUs too.
+        """
+        return [GpuLease(handle) for handle in self._handle.gpu_leases()]
+
+    @property
     def gpus(self) -> list[str]:
-        """The GPUs that are visible inside, by identifier."""
+        """The GPUs that are visible inside, by identifier: those of the start, then those that were attached."""
         return self._handle.gpus()
 
     @property

@@ -6,12 +6,12 @@
 use super::Cgroup;
 use super::layout::Version;
 use super::leaf::Leaf;
+use super::lines::Changes;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::bpf::{self, Instruction};
-use crate::sys::cgroup as files;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The kind of a device.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
@@ -97,6 +97,32 @@ impl DeviceRule {
     }
 }
 
+impl DeviceRule {
+    /// The rule of a line as version 1 has it; `None` for anything else.
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let (kind, numbers, letters) = (words.next()?, words.next()?, words.next()?);
+        let kind = match kind {
+            "a" => None,
+            "c" => Some(DeviceKind::Character),
+            "b" => Some(DeviceKind::Block),
+            _ => return None,
+        };
+        let number = |text: &str| if text == "*" { Some(None) } else { text.parse().ok().map(Some) };
+        let (major, minor) = numbers.split_once(':')?;
+        let mut access = 0;
+        for letter in letters.chars() {
+            access |= match letter {
+                'r' => READ,
+                'w' => WRITE,
+                'm' => MKNOD,
+                _ => return None,
+            };
+        }
+        Some(Self { kind, major: number(major)?, minor: number(minor)?, access })
+    }
+}
+
 /// As version 1 has it: `c 1:3 rwm`, `a *:* rwm`.
 impl fmt::Display for DeviceRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,12 +146,14 @@ impl Cgroup {
     /// Lets processes inside use the devices that `rules` allow and no others, in place of what was allowed before.
     ///
     /// Best called before the first process enters; on version 1 those that run are moved into one more
-    /// hierarchy then. Rules of groups above hold as well. A device that is open stays open.
+    /// hierarchy then. Rules of groups above hold as well. A device that is open stays open, and whoever runs keeps the
+    /// use of what was allowed and stays so.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] for a rule that names no device. [`ErrorKind::Unsupported`] or
     /// [`ErrorKind::PermissionDenied`] if the host or the caller's rights do not allow it: in particular
-    /// without root, where a user namespace keeps devices away already.
+    /// without root, where a user namespace keeps devices away already, and on version 1 if a group above does not
+    /// allow a device. What was allowed before is allowed then, or the error says what could not be set back.
     pub fn allow_devices(&self, rules: &[DeviceRule]) -> Result<()> {
         let wanted = || format!("set device rules of control group {:?}", self.name());
         rules.iter().try_for_each(DeviceRule::check)?;
@@ -133,50 +161,37 @@ impl Cgroup {
         let late = if self.layout.find("devices").is_some() { "devices" } else { "" };
         let leaf = self.make_late(late).map_err(|e| e.with_kind(ErrorKind::Unsupported)).with_context(wanted)?;
         match leaf.version {
-            Version::V1 => allow_by_lines(&leaf, &rules),
-            Version::V2 => self.allow_by_program(&leaf, &rules),
+            Version::V1 => {
+                let changes = Changes::make(&leaf, &rules).with_context(wanted)?;
+                self.move_into(&leaf).or_else(|error| changes.undo(&leaf, error)).with_context(wanted)
+            }
+            Version::V2 => {
+                let before = self.allow_by_program(&leaf, &rules).with_context(wanted)?;
+                let moved = self.move_into(&leaf);
+                moved.or_else(|error| self.allow_again(&leaf, before, error)).with_context(wanted)
+            }
         }
-        .and_then(|()| self.move_into(&leaf))
-        .with_context(wanted)
     }
 
-    /// Allows `rules` in place of `before`, which an earlier call allowed.
-    ///
-    /// On version 1 only what differs is written: whoever runs keeps the use of what stays.
-    pub(crate) fn change_devices(&self, before: &[DeviceRule], rules: &[DeviceRule]) -> Result<()> {
-        if self.layout.find("devices").is_none_or(|place| place.version == Version::V2) {
-            return self.allow_devices(rules);
-        }
-        let wanted = || format!("change device rules of control group {:?}", self.name());
-        rules.iter().try_for_each(DeviceRule::check)?;
-        let leaf = self.make_late("devices").with_context(wanted)?;
-        let (before, rules) = (merged(before), merged(rules));
-        for rule in before.iter().filter(|rule| !rules.contains(rule)) {
-            leaf.write("devices.deny", &rule.to_string()).with_context(wanted)?;
-        }
-        for rule in rules.iter().filter(|rule| !before.contains(rule)) {
-            leaf.write("devices.allow", &rule.to_string()).with_context(wanted)?;
-        }
-        Ok(())
+    /// Has the kernel ask another program; the one that it asked before.
+    fn allow_by_program(&self, leaf: &Leaf, rules: &[DeviceRule]) -> Result<Option<OwnedFd>> {
+        self.attach_program(leaf, bpf::load_device_program(&program(rules))?)
     }
 
-    fn allow_by_program(&self, leaf: &Leaf, rules: &[DeviceRule]) -> Result<()> {
-        let program = bpf::load_device_program(&program(rules))?;
+    fn attach_program(&self, leaf: &Leaf, program: OwnedFd) -> Result<Option<OwnedFd>> {
         let mut attached = self.devices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         bpf::attach_device_program(leaf.entry.as_fd(), &program, attached.as_ref())?;
-        *attached = Some(program);
-        Ok(())
+        Ok(attached.replace(program))
     }
-}
 
-fn allow_by_lines(leaf: &Leaf, rules: &[DeviceRule]) -> Result<()> {
-    leaf.write("devices.deny", "a *:* rwm")?;
-    let path = leaf.path.join("devices.allow");
-    let file = files::open_for_writing(&path)?;
-    for rule in rules {
-        files::write_open(&file, &path, &rule.to_string())?;
+    /// Allows what the program `before` allows, or everything if there was none; `error` is why.
+    fn allow_again(&self, leaf: &Leaf, before: Option<OwnedFd>, error: Error) -> Result<()> {
+        let program = before.map_or_else(|| bpf::load_device_program(&program(&[DeviceRule::everything()])), Ok);
+        match program.and_then(|program| self.attach_program(leaf, program)) {
+            Ok(_) => Err(error),
+            Err(other) => Err(error.context(format!("the device rules could not be set back: {other}"))),
+        }
     }
-    Ok(())
 }
 
 /// One rule for each device: what two rules allow together, a process may ask for at once.
@@ -340,6 +355,10 @@ mod tests {
         ];
         for (rule, words) in table {
             assert_eq!(rule.to_string(), words);
+            assert_eq!(DeviceRule::parse(words), Some(rule));
+        }
+        for words in ["", "c", "c 1:3", "d 1:3 r", "c 1 r", "c x:3 r", "c 1:3 x"] {
+            assert_eq!(DeviceRule::parse(words), None, "{words:?}");
         }
     }
 

@@ -49,6 +49,7 @@ mod late;
 mod layout;
 mod leaf;
 mod limits;
+mod lines;
 mod setting;
 mod stats;
 mod support;

@@ -200,7 +200,8 @@ pub struct GpuGrant {
     pub hooks: Vec<VendorHook>,
     /// The version of the driver whose files are granted.
     pub driver_version: Option<String>,
-    /// What was asked for and left out because the image cannot use it, and why: a sentence each.
+    /// What was asked for and left out because the image cannot use it, or may be of no use to it, and why: a sentence
+    /// each.
     #[serde(default)]
     pub left_out: Vec<String>,
 }

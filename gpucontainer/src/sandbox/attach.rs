@@ -7,14 +7,14 @@
 
 use crate::cgroup::{Cgroup, DeviceRule};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{DeviceNode, DriverRoot, FileMount, FileTree, GpuGrant, GpuRequest, ImageFacts, OwnFile, Symlink};
+use crate::gpu::{DeviceNode, FileMount, FileTree, GpuGrant, GpuLease, OwnFile, Symlink};
 use crate::sandbox::granted::{granted_device, granted_file, granted_mount, tree_steps};
 use crate::sandbox::holders::{holders, neighbours};
 use crate::sandbox::launch::{Broken, perform};
+use crate::sandbox::leased::Held;
 use crate::sandbox::plan::{Namespace, Plan, Step};
 use crate::sandbox::prepare::text;
 
-use crate::layer::Stack;
 use crate::sandbox::{Sandbox, device_rules};
 use crate::sys::process;
 use crate::sys::root::{Entry, Root};
@@ -29,6 +29,8 @@ pub(crate) struct Attachments {
     rules: Option<Vec<DeviceRule>>,
     /// How many times a tree is mounted over another at the same place.
     trees: BTreeMap<PathBuf, usize>,
+    /// Leases without an attachment that are to end with the sandbox.
+    late: Vec<Held>,
 }
 
 /// A grant, and how to take it away again.
@@ -38,6 +40,8 @@ struct Attached {
     /// Whether the sandbox was started with it.
     at_start: bool,
     undo: Vec<Undo>,
+    /// What keeps its GPUs from others, if they were leased.
+    lease: Option<Held>,
 }
 
 /// How to take away one thing.
@@ -50,10 +54,19 @@ struct Undo {
 }
 
 impl Attachments {
-    /// Of a sandbox that was started with `grant`.
-    pub(crate) fn of_start(grant: Option<&GpuGrant>, rules: Option<Vec<DeviceRule>>, bound: bool) -> Result<Self> {
+    /// Of a sandbox that was started with `grant`, on GPUs of `lease`.
+    pub(crate) fn of_start(
+        grant: Option<&GpuGrant>,
+        rules: Option<Vec<DeviceRule>>,
+        bound: bool,
+        lease: Option<GpuLease>,
+    ) -> Result<Self> {
         let mut attachments = Self { rules, ..Self::default() };
-        let Some(grant) = grant else { return Ok(attachments) };
+        let lease = lease.map(Held::of_start);
+        let Some(grant) = grant else {
+            attachments.late.extend(lease);
+            return Ok(attachments);
+        };
         let mut undo = Vec::new();
         for node in &grant.device_nodes {
             undo.push(Undo { after: 0, place: node.path.clone(), steps: node_undo(&node.path, bound)? });
@@ -70,7 +83,7 @@ impl Attachments {
         for tree in &grant.trees {
             attachments.trees.insert(tree.path.clone(), 1);
         }
-        attachments.list.push(Attached { grant: grant.clone(), at_start: true, undo });
+        attachments.list.push(Attached { grant: grant.clone(), at_start: true, undo, lease });
         Ok(attachments)
     }
 
@@ -81,6 +94,22 @@ impl Attachments {
     /// The GPUs, by identifier, in the order in which they came.
     pub(crate) fn gpus(&self) -> Vec<String> {
         self.grants().flat_map(|grant| grant.gpus.iter().cloned()).collect()
+    }
+
+    /// The leases: that of the start, if there is one, then those of what was attached.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = &Held> {
+        self.list.iter().filter_map(|attached| attached.lease.as_ref()).chain(&self.late)
+    }
+
+    /// The lease on the GPUs of the start.
+    pub(crate) fn of_the_start(&self) -> Option<&Held> {
+        self.list.iter().find(|attached| attached.at_start).and_then(|attached| attached.lease.as_ref())
+    }
+
+    /// Forgets all leases.
+    pub(crate) fn take_leases(&mut self) -> Vec<Held> {
+        let held = self.list.iter_mut().filter_map(|attached| attached.lease.take());
+        held.chain(std::mem::take(&mut self.late)).collect()
     }
 
     /// The variables and groups of processes that start now, over those of the sandbox's start.
@@ -164,30 +193,11 @@ fn merged<'a>(path: &Path, grants: impl Iterator<Item = &'a GpuGrant>) -> Option
 }
 
 impl Sandbox {
-    /// Gives the running sandbox the GPUs that `request` asks for: nodes, files of the driver, and the right to use
-    /// the devices. What the application executes from now on finds them, as does a process of [`Sandbox::exec`],
-    /// which also gets the variables and groups of the grant.
-    ///
-    /// All of it is there when this returns, or nothing is. Nothing is leased: two sandboxes may be given the same GPU.
-    ///
-    /// # Errors
-    /// [`ErrorKind::GpuUnavailable`] as for [`gpu::grant`](crate::gpu::grant); those of
-    /// [`attach_grant`](Self::attach_grant).
-    pub fn attach_gpus(&self, request: &GpuRequest) -> Result<GpuGrant> {
-        let wanted = || format!("attach GPUs to sandbox {}", self.name());
-        let driver = self.driver_root.clone().unwrap_or_else(DriverRoot::from_environment);
-        let tree = Stack::open(&[self.inner_root().with_context(wanted)?.path().to_owned()]).with_context(wanted)?;
-        let facts = ImageFacts::read(&tree, self.context.env.clone());
-        let grant = crate::gpu::grant(request, &driver, &facts).with_context(wanted)?;
-        self.attach_grant(&grant)?;
-        Ok(grant)
-    }
-
     /// Gives the running sandbox what `grant` has, all of it or nothing.
     ///
     /// What the sandbox has already, as the nodes that all GPUs share, is left as it is. A link of the image in the
     /// place of one of the grant's is replaced until the grant is taken away. Needs a root that can be written to for
-    /// the files of the driver; device nodes need none.
+    /// the files of the driver; device nodes need none. Nothing is leased.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] if the sandbox has ended, [`ErrorKind::AlreadyExists`] if a GPU of the grant is attached
@@ -195,10 +205,11 @@ impl Sandbox {
     /// [`ErrorKind::Unsupported`] if the grant has programs of
     /// vendors to be run.
     pub fn attach_grant(&self, grant: &GpuGrant) -> Result<()> {
-        self.attach(grant).with_context(|| format!("attach GPUs to sandbox {}", self.name()))
+        self.attach(grant, None).with_context(|| format!("attach GPUs to sandbox {}", self.name()))
     }
 
-    fn attach(&self, grant: &GpuGrant) -> Result<()> {
+    /// As [`attach_grant`](Self::attach_grant); the lease lives as long as the attachment, in the supervisor too.
+    pub(crate) fn attach(&self, grant: &GpuGrant, lease: Option<&GpuLease>) -> Result<()> {
         let mut state = self.attachments();
         if let Some(gpu) = grant.gpus.iter().find(|gpu| state.gpus().contains(gpu)) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("GPU {gpu} is attached already")));
@@ -208,23 +219,35 @@ impl Sandbox {
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let (steps, undo) = self.steps(&state, grant)?;
-        let before = state.rules.clone();
-        let grants: Vec<GpuGrant> = state.grants().cloned().chain([grant.clone()]).collect();
-        self.set_rules(&mut state, &grants)?;
-        if let Err(broken) = perform(&self.plan_of(steps), self.handle.application()) {
-            let back = self.take_back(&undo, broken.step);
-            let rules = self.restore_rules(&mut state, before);
-            return Err(with_others(broken.error, [back, rules]));
+        // Before anybody inside can use them.
+        let lease = lease.map(|lease| Held::hand(&state, lease, &self.handle)).transpose()?;
+        if let Err(error) = self.bring(&mut state, grant, steps, &undo) {
+            let back = lease.map_or(Ok(()), |held| held.release(&self.handle));
+            return Err(with_others(error, [back]));
         }
         for tree in &grant.trees {
             *state.trees.entry(tree.path.clone()).or_default() += 1;
         }
-        state.list.push(Attached { grant: grant.clone(), at_start: false, undo });
+        state.list.push(Attached { grant: grant.clone(), at_start: false, undo, lease });
+        Ok(())
+    }
+
+    /// Lets what is granted through, and does the steps.
+    fn bring(&self, state: &mut Attachments, grant: &GpuGrant, steps: Vec<Step>, undo: &[Undo]) -> Result<()> {
+        let before = state.rules.clone();
+        let grants: Vec<GpuGrant> = state.grants().cloned().chain([grant.clone()]).collect();
+        self.set_rules(state, &grants)?;
+        if let Err(broken) = perform(&self.plan_of(steps), self.handle.application()) {
+            let back = self.take_back(undo, broken.step);
+            let rules = self.restore_rules(state, before);
+            return Err(with_others(broken.error, [back, rules]));
+        }
         Ok(())
     }
 
     /// Takes away what `grant` brought: one that [`attach_gpus`](Self::attach_gpus) gave, was attached, or that the
-    /// sandbox was started with. What other grants have as well stays.
+    /// sandbox was started with. What other grants have as well stays. If its GPUs were leased for it, they are free when
+    /// this returns; a lease of the caller's own is the caller's alone again.
     ///
     /// Nobody inside can open the devices from the first moment on. A process that has one open keeps it: that is an
     /// error, and nothing changes, unless `force` is set. Without a control group, or in a user namespace, rules do not
@@ -273,16 +296,20 @@ impl Sandbox {
         if let Err(broken) = perform(&self.plan_of(steps), self.handle.application()) {
             return Err(with_others(broken.error, [self.restore_rules(&mut state, before)]));
         }
-        self.forget(&mut state, place);
+        let lease = self.forget(&mut state, place);
         // Steps of removal go on when one fails; what counts is whether the nodes are gone.
         let left = gone.iter().find(|node| !matches!(root.look_at_end(&node.path), Ok(Entry::Missing) | Err(_)));
-        left.map_or(Ok(()), |node| {
-            Err(Error::new(ErrorKind::Busy, format!("the container keeps something at {}", node.path.display())))
-        })
+        if let Some(node) = left {
+            // Nobody else is to have a GPU of which that may be the node.
+            state.late.extend(lease);
+            let message = format!("the container keeps something at {}", node.path.display());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        lease.map_or(Ok(()), |held| held.release(&self.handle))
     }
 
     /// The container's root as it is now, by a descriptor's path.
-    fn inner_root(&self) -> Result<Root> {
+    pub(crate) fn inner_root(&self) -> Result<Root> {
         let root = Root::open(Path::new(&format!("/proc/{}/root", self.pid())));
         // The number was the application's all the time if it has not ended by now.
         match self.poll()? {
@@ -441,8 +468,9 @@ impl Sandbox {
         Ok(steps)
     }
 
-    /// Forgets the grant number `place`, which was taken away; what others share is theirs to undo from now on.
-    fn forget(&self, state: &mut Attachments, place: usize) {
+    /// Forgets the grant number `place`, which was taken away; what others share is theirs to undo from now on. Its lease,
+    /// if it had one.
+    fn forget(&self, state: &mut Attachments, place: usize) -> Option<Held> {
         let inherited: Vec<(usize, Undo)> = std::mem::take(&mut state.list[place].undo)
             .into_iter()
             .filter_map(|undo| Some((state.heir(place, &undo.place)?, undo)))
@@ -456,26 +484,24 @@ impl Sandbox {
             let others = state.grants().any(|grant| grant.trees.iter().any(|other| other.path == tree.path));
             state.trees.insert(tree.path.clone(), usize::from(others));
         }
+        attached.lease
     }
 
     /// Lets through the devices of `grants` and no others, where rules are what keeps devices away.
     fn set_rules(&self, state: &mut Attachments, grants: &[GpuGrant]) -> Result<()> {
         let Some(cgroup) = self.ruled() else { return Ok(()) };
         let rules = device_rules(grants.iter());
-        match &state.rules {
-            Some(before) => cgroup.change_devices(before, &rules)?,
-            None => cgroup.allow_devices(&rules)?,
-        }
+        cgroup.allow_devices(&rules)?;
         state.rules = Some(rules);
         Ok(())
     }
 
     /// Sets the rules back to those of before.
     fn restore_rules(&self, state: &mut Attachments, before: Option<Vec<DeviceRule>>) -> Result<()> {
-        let (Some(cgroup), Some(now)) = (self.ruled(), &state.rules) else { return Ok(()) };
+        let (Some(cgroup), Some(_)) = (self.ruled(), &state.rules) else { return Ok(()) };
         // A group without rules gets the usual ones, which let through all that its processes have.
         let rules = before.unwrap_or_else(|| device_rules(std::iter::empty()));
-        cgroup.change_devices(now, &rules).context("set the device rules back")?;
+        cgroup.allow_devices(&rules).context("set the device rules back")?;
         state.rules = Some(rules);
         Ok(())
     }

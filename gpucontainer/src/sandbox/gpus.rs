@@ -6,6 +6,32 @@ use crate::layer::Stack;
 use crate::sandbox::config::SandboxBuilder;
 use crate::sandbox::root::Root;
 
+/// Where the GPUs of a sandbox come from.
+#[derive(Clone, Debug)]
+pub(crate) struct GpuSource {
+    allocator: Option<GpuAllocator>,
+    driver_root: Option<DriverRoot>,
+}
+
+impl GpuSource {
+    pub(crate) fn of(builder: &SandboxBuilder) -> Self {
+        Self { allocator: builder.gpu_allocator.clone(), driver_root: builder.driver_root.clone() }
+    }
+
+    pub(crate) fn driver_root(&self) -> DriverRoot {
+        let of_allocator = || self.allocator.as_ref().map(|allocator| allocator.root().clone());
+        self.driver_root.clone().or_else(of_allocator).unwrap_or_else(DriverRoot::from_environment)
+    }
+
+    /// The caller's allocator, or that of the host.
+    pub(crate) fn allocator(&self) -> Result<GpuAllocator> {
+        match &self.allocator {
+            Some(allocator) => Ok(allocator.clone()),
+            None => Ok(GpuAllocator::open()?.driver_root(self.driver_root())),
+        }
+    }
+}
+
 /// Which GPUs a sandbox gets.
 #[derive(Debug)]
 pub(crate) struct Gpus {
@@ -23,12 +49,13 @@ impl Gpus {
     ///
     /// # Errors
     /// Those of [`GpuAllocator::acquire`].
-    pub(crate) fn lease(builder: &SandboxBuilder, root: &Root) -> Result<Option<Self>> {
+    pub(crate) fn lease(builder: &SandboxBuilder, name: &str, root: &Root) -> Result<Option<Self>> {
         let Some(mut gpus) = Self::wanted(builder, root)? else { return Ok(None) };
         if let Some(lease) = &builder.gpu_lease {
             gpus.lease = Some(lease.clone());
         } else if let Some(wanted) = gpus.to_lease(builder)? {
-            let (allocator, wait) = (gpus.allocator(builder)?, builder.gpu_wait.clone());
+            let allocator = GpuSource::of(builder).allocator()?.for_sandbox(name, Vec::new());
+            let wait = builder.gpu_wait.clone();
             let lease = match wait.is_none() {
                 true => allocator.acquire_from(&gpus.inventory, &wanted, wait)?,
                 false => allocator.acquire(&wanted, wait)?,
@@ -43,7 +70,7 @@ impl Gpus {
     pub(crate) fn foresee(builder: &SandboxBuilder, root: &Root) -> Result<Option<Self>> {
         let Some(mut gpus) = Self::wanted(builder, root)? else { return Ok(None) };
         if let Some(wanted) = gpus.to_lease(builder)? {
-            gpus.request = gpus.allocator(builder)?.foresee(&gpus.inventory, &wanted)?;
+            gpus.request = GpuSource::of(builder).allocator()?.foresee(&gpus.inventory, &wanted)?;
         }
         Ok(Some(gpus))
     }
@@ -60,9 +87,7 @@ impl Gpus {
         if request.is_none() {
             return Ok(None);
         }
-        let of_allocator = || builder.gpu_allocator.as_ref().map(|allocator| allocator.root().clone());
-        let driver_root = builder.driver_root.clone().or_else(of_allocator);
-        let driver_root = driver_root.unwrap_or_else(DriverRoot::from_environment);
+        let driver_root = GpuSource::of(builder).driver_root();
         // Devices of specifications need none to be granted, which takes time.
         let needed = !builder.gpus_unleased || request.needs_inventory();
         let inventory = if needed { Inventory::discover_with(&driver_root) } else { Inventory::default() };
@@ -75,13 +100,6 @@ impl Gpus {
             return Ok(None);
         }
         self.request.for_sandbox(&self.inventory, &self.driver_root).context("lease GPUs")
-    }
-
-    fn allocator(&self, builder: &SandboxBuilder) -> Result<GpuAllocator> {
-        match &builder.gpu_allocator {
-            Some(allocator) => Ok(allocator.clone()),
-            None => Ok(GpuAllocator::open()?.driver_root(self.driver_root.clone())),
-        }
     }
 
     /// What a container with the root `tree` needs to use them.

@@ -23,6 +23,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) stdio: Option<[BorrowedFd<'a>; 3]>,
     /// Held by the supervisor as long as it lives.
     pub(crate) claims: Vec<BorrowedFd<'a>>,
+    /// Held by the supervisor at the first of its places, see [`Handle::let_go`](super::process::Handle::let_go).
+    pub(crate) lease: Option<BorrowedFd<'a>>,
     /// What was taken for a shifted user namespace.
     pub(crate) shifted: Option<&'a Shifted>,
     /// The process whose namespaces are entered.
@@ -74,6 +76,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         started: stub_started.as_fd(),
         owner: owner.as_fd(),
         claims: inputs.claims.clone(),
+        lease: inputs.lease,
         layers: inputs.shifted.map(|taken| taken.layers.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
         writes: inputs.shifted.and_then(|taken| taken.writes.as_ref()).map(AsFd::as_fd),
         sources: inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd())).collect(),
@@ -160,6 +163,7 @@ pub(crate) fn perform(plan: &Plan, target: BorrowedFd<'_>) -> Result<(), Broken>
         started: stub_started.as_fd(),
         owner: owner.as_fd(),
         claims: Vec::new(),
+        lease: None,
         layers: Vec::new(),
         writes: None,
         sources: Vec::new(),

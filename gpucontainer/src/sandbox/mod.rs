@@ -16,6 +16,7 @@ mod holders;
 mod hooks;
 mod identity;
 mod launch;
+mod leased;
 mod mount;
 mod options;
 mod places;
@@ -36,13 +37,13 @@ pub use stdio::Stdio;
 
 use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::{DriverRoot, GpuGrant, GpuLease, HookMoment, VendorHook};
+use crate::gpu::{GpuGrant, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
 use crate::net::{NetworkNamespace, PortMapping, PortStatus, PublishedPort};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
-use crate::sandbox::gpus::Gpus;
+use crate::sandbox::gpus::{GpuSource, Gpus};
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::ports::Ports;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
@@ -87,9 +88,8 @@ pub struct Sandbox {
     scratch: Option<Scratch>,
     /// Keeps the layers from being collected.
     _layers: Vec<LayerHandle>,
-    lease: Option<GpuLease>,
     attachments: Mutex<Attachments>,
-    driver_root: Option<DriverRoot>,
+    gpu_source: GpuSource,
     context: ExecContext,
     plan: Plan,
     timeline: Vec<Phase>,
@@ -130,7 +130,7 @@ impl Sandbox {
         collect_once(&root, builder).with_context(wanted)?;
         moments.push(("image", now()));
         // Before anything is made that would wait with it.
-        let gpus = Gpus::lease(builder, &root).with_context(wanted)?;
+        let gpus = Gpus::lease(builder, &name, &root).with_context(wanted)?;
         if gpus.is_some() {
             moments.push(("gpus", now()));
         }
@@ -146,7 +146,9 @@ impl Sandbox {
 
         let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
-        let attachments = Attachments::of_start(prepared.grant.as_ref(), rules, prepared.id_maps.is_some())?;
+        let lease = gpus.and_then(Gpus::into_lease);
+        let (grant, bound) = (prepared.grant.as_ref(), prepared.id_maps.is_some());
+        let attachments = Attachments::of_start(grant, rules, bound, lease.clone())?;
         // Device rules may have added a hierarchy.
         let entry = cgroup.as_ref().map(Cgroup::entry);
         let cgroup_tasks: Vec<_> = entry.iter().flat_map(crate::cgroup::Entry::tasks).collect();
@@ -157,8 +159,6 @@ impl Sandbox {
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
         // The layers of an image share one lock.
         claims.extend(prepared.layers.first().map(LayerHandle::lock));
-        let lease = gpus.and_then(Gpus::into_lease);
-        claims.extend(lease.as_ref().map(AsFd::as_fd));
         let shifted = match &prepared.id_maps {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
@@ -169,10 +169,12 @@ impl Sandbox {
             cgroup_tasks,
             stdio: streams.as_ref().map(|streams| streams.inside()),
             claims,
+            lease: lease.as_ref().map(AsFd::as_fd),
             target: None,
             id_maps: prepared.id_maps.as_ref(),
         };
         let running = launch(&prepared.plan, &inputs)?;
+        drop(lease);
         moments.extend(running.moments.iter().copied());
         let host = streams.map_or([None, None, None], |streams| streams.host);
         let handle = Handle::new(running, host)?;
@@ -183,9 +185,8 @@ impl Sandbox {
             cgroup,
             scratch,
             _layers: prepared.layers,
-            lease,
             attachments: Mutex::new(attachments),
-            driver_root: builder.driver_root.clone(),
+            gpu_source: GpuSource::of(builder),
             context: prepared.context,
             plan: prepared.plan,
             timeline: Vec::new(),
@@ -260,12 +261,6 @@ impl Sandbox {
     /// The GPUs that are visible inside, by UUID: those of the start, then those that were attached.
     pub fn gpus(&self) -> Vec<String> {
         self.attachments().gpus()
-    }
-
-    /// The lease on the GPUs of the start; `None` without GPUs, and for those that were
-    /// [not leased](SandboxBuilder::gpus_unleased).
-    pub fn gpu_lease(&self) -> Option<&GpuLease> {
-        self.lease.as_ref()
     }
 
     /// What it has of GPUs, as [`Sandbox::detach_gpus`] takes it: the grant of the start, if there was one, and then
@@ -371,9 +366,7 @@ impl Sandbox {
         if let Some(scratch) = self.scratch.take() {
             scratch.leave();
         }
-        if let Some(lease) = self.lease.take() {
-            lease.keep();
-        }
+        self.attachments().keep_leases();
         Ok(())
     }
 
@@ -404,9 +397,7 @@ impl Sandbox {
         if let Some(scratch) = self.scratch.take() {
             failures.extend(scratch.remove().err());
         }
-        if let Some(lease) = self.lease.take() {
-            failures.extend(lease.release_last().err());
-        }
+        failures.extend(self.attachments().release_leases());
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };
         let others: String = failures.map(|failure| format!("; also: {failure}")).collect();

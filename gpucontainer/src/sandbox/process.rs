@@ -4,7 +4,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sandbox::launch::Running;
 use crate::sys::launch::wait;
 use crate::sys::process;
-use crate::sys::program::Report;
+use crate::sys::program::{Report, format};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -172,9 +172,26 @@ impl Handle {
     /// Lets the application live on by itself.
     pub(crate) fn leave(&self) -> Result<()> {
         let control = locked(&self.control).take();
-        control.map_or(Ok(()), |control| process::tell(control, b"D"))?;
+        control.map_or(Ok(()), |control| process::tell(control, &[format::LEAVE]))?;
         *locked(&self.left) = true;
         Ok(())
+    }
+
+    /// Lets the supervisor hold a descriptor as long as it lives, or until it is to let go of it. A supervisor that is
+    /// stopped has it all the same: it is on its way.
+    pub(crate) fn hold(&self, place: u8, descriptor: BorrowedFd<'_>) -> Result<()> {
+        let control = locked(&self.control);
+        let Some(control) = &*control else {
+            return Err(Error::new(ErrorKind::Closed, "the sandbox was closed or left to itself"));
+        };
+        process::hand(control, &[format::HOLD, place], Some(descriptor)).context("hand a lease to the sandbox")
+    }
+
+    /// Lets the supervisor close what it holds at a place; one that has ended did so.
+    pub(crate) fn let_go(&self, place: u8) -> Result<()> {
+        let control = locked(&self.control);
+        let told = control.as_ref().map_or(Ok(()), |control| process::hand(control, &[format::LET_GO, place], None));
+        told.context("take a lease from the sandbox")
     }
 
     /// Feeds standard input, collects the output, waits; `None` if `timeout` passed before.

@@ -4,12 +4,12 @@
 
 use super::errno::{failed, failed_nix};
 use crate::error::{Error, ErrorKind, Result};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A pidfd of the calling process.
@@ -53,6 +53,22 @@ pub(crate) fn tell(socket: impl AsFd, message: &[u8]) -> Result<()> {
             Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(e) => return Err(failed("send(control)", e)),
+        }
+    }
+}
+
+/// Writes one message to a socket, with a copy of a descriptor if one is given, without waiting for a peer that has let
+/// many lie. A peer that is gone is no error.
+pub(crate) fn hand(socket: impl AsFd, message: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+    use nix::errno::Errno;
+    let number = descriptor.map(|descriptor| [descriptor.as_raw_fd()]);
+    let rights: Vec<ControlMessage<'_>> = number.iter().map(|number| ControlMessage::ScmRights(number)).collect();
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    loop {
+        match sendmsg::<()>(socket.as_fd().as_raw_fd(), &[IoSlice::new(message)], &rights, flags, None) {
+            Ok(_) | Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(failed_nix("sendmsg(control)", e)),
         }
     }
 }

@@ -282,8 +282,14 @@ impl<'fd> Program<'fd> {
     }
 
     /// Supervises `application`; nothing follows.
-    pub(crate) fn supervise(&mut self, application: Register, control: Argument, owner: Argument) {
-        let arguments = [application.into(), control, owner, 1_u64.into()];
+    pub(crate) fn supervise(
+        &mut self,
+        application: Register,
+        control: Argument,
+        owner: Argument,
+        first: Option<Argument>,
+    ) {
+        let arguments = [application.into(), control, owner, 1_u64.into(), first.unwrap_or_else(|| u64::MAX.into())];
         self.push(format::OP_SUPERVISE, 0, None, OnError::Fail, &arguments);
     }
 

@@ -10,7 +10,7 @@ use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::injection::capability_names;
 use crate::gpu::injection::devices::parse_capabilities;
 use crate::gpu::inventory::{Gpu, Inventory, MigDevice};
-use crate::gpu::request::{GpuRequest, Vendor, Which};
+use crate::gpu::request::{GpuName, GpuRequest, Vendor, Which};
 use crate::gpu::select;
 
 use std::collections::BTreeMap;
@@ -61,6 +61,26 @@ impl GpuRequest {
             request.wishes.foreign.get_or_insert(ForeignProcesses::Ignore);
         }
         Ok(Some(request))
+    }
+}
+
+impl GpuRequest {
+    /// The first of `gpus` that the request names, by whatever name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::GpuUnavailable`](crate::error::ErrorKind::GpuUnavailable) if the host has no GPU of a name.
+    pub(crate) fn names_one_of(&self, inventory: &Inventory, gpus: &[String]) -> Result<Option<String>> {
+        let Which::Named(names) = self.which() else { return Ok(None) };
+        for name in names {
+            let named: Vec<String> = match name {
+                GpuName::Cdi(name) => self.wishes.described.get(&name.to_string()).cloned().unwrap_or_default(),
+                name => vec![select::find(name, &select::of_vendor(self, inventory)?)?.uuid().to_owned()],
+            };
+            if let Some(one) = named.into_iter().find(|one| gpus.contains(one)) {
+                return Ok(Some(one));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -57,6 +57,7 @@ use crate::gpu::select::wish;
 use crate::progress::Cancel;
 use directory::Directory;
 use queue::Attempt;
+use record::Owner;
 use table::Table;
 
 use std::path::Path;
@@ -93,6 +94,15 @@ pub struct GpuAllocator {
     root: DriverRoot,
     memory_return: Duration,
     outer: bool,
+    sandbox: Option<ForSandbox>,
+}
+
+/// A sandbox that leases by itself.
+#[derive(Clone, Debug)]
+struct ForSandbox {
+    name: String,
+    /// What it has already, which is no use to it a second time.
+    gpus: Vec<String>,
 }
 
 /// How long to wait for GPUs.
@@ -168,7 +178,7 @@ impl GpuAllocator {
     fn with(directory: Directory) -> Self {
         let table = Table::new(directory.path.clone());
         let root = DriverRoot::from_environment();
-        Self { table, directory, root, memory_return: MEMORY_RETURN, outer: true }
+        Self { table, directory, root, memory_return: MEMORY_RETURN, outer: true, sandbox: None }
     }
 
     /// Says where the driver's user space is. By default as [`DriverRoot::from_environment`] says.
@@ -193,6 +203,16 @@ impl GpuAllocator {
     pub fn respect_outer(mut self, respected: bool) -> Self {
         self.outer = respected;
         self
+    }
+
+    /// The same for the sandbox `name`, which has `gpus` already.
+    pub(crate) fn for_sandbox(mut self, name: &str, gpus: Vec<String>) -> Self {
+        self.sandbox = Some(ForSandbox { name: name.to_owned(), gpus });
+        self
+    }
+
+    fn owner(&self) -> Owner {
+        Owner { sandbox: self.sandbox.as_ref().map(|sandbox| sandbox.name.clone()), ..Owner::own() }
     }
 
     /// Where the driver's user space is.
@@ -246,6 +266,10 @@ impl GpuAllocator {
             refused.extend(slices.iter().map(|slice| (slice.uuid.clone(), why.clone())));
             refused.insert(one.gpu, why);
         }
+        if let Some(sandbox) = &self.sandbox {
+            let why = format!("sandbox {} has it already", sandbox.name);
+            refused.extend(sandbox.gpus.iter().map(|gpu| (gpu.clone(), why.clone())));
+        }
         Ok(refused)
     }
 
@@ -266,7 +290,7 @@ impl GpuAllocator {
     /// [`ErrorKind::Cancelled`]. A system call error with `EINTR` if a signal came; [`enqueue`](Self::enqueue) keeps
     /// the place in the queue in such a case.
     pub fn acquire(&self, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
-        self.lease(request, None, &wait)
+        self.lease(request, None, &wait, None)
     }
 
     /// As [`acquire`](Self::acquire), with an inventory that the caller has: it is believed in what it says about
@@ -275,7 +299,19 @@ impl GpuAllocator {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     pub fn acquire_from(&self, inventory: &Inventory, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
-        self.lease(request, Some(inventory), &wait)
+        self.lease(request, Some(inventory), &wait, None)
+    }
+
+    /// As [`acquire_from`](Self::acquire_from); with a wait the host is looked at anew each time. The wait ends with the
+    /// error of `alive`, within some 50 milliseconds.
+    pub(crate) fn acquire_while(
+        &self,
+        inventory: &Inventory,
+        request: &GpuRequest,
+        wait: &Wait,
+        alive: &dyn Fn() -> Result<()>,
+    ) -> Result<GpuLease> {
+        self.lease(request, Some(inventory).filter(|_| wait.is_none()), wait, Some(alive))
     }
 
     /// Takes a place in the queue; [`GpuTicket::wait`] then waits for the GPUs, as often and as long as wanted.
@@ -308,7 +344,13 @@ impl GpuAllocator {
         Ok(GpuStatus { quarantined, ..GpuStatus::of(&scan, inventory, &self.directory) })
     }
 
-    fn lease(&self, request: &GpuRequest, inventory: Option<&Inventory>, wait: &Wait) -> Result<GpuLease> {
+    fn lease(
+        &self,
+        request: &GpuRequest,
+        inventory: Option<&Inventory>,
+        wait: &Wait,
+        alive: Option<&dyn Fn() -> Result<()>>,
+    ) -> Result<GpuLease> {
         let wanted = || format!("lease {}", wish(request));
         // Checked before the driver is asked, which may take long.
         candidates::check(request).with_context(wanted)?;
@@ -327,11 +369,13 @@ impl GpuAllocator {
         ticket.sleep_after(later).with_context(wanted)?;
         loop {
             let left = wait.limit.map(|limit| limit.saturating_sub(start.elapsed()));
-            let turn = [left, wait.cancel.as_ref().map(|_| CANCEL_PERIOD)].into_iter().flatten().min();
+            let looks = wait.cancel.is_some() || alive.is_some();
+            let turn = [left, looks.then_some(CANCEL_PERIOD)].into_iter().flatten().min();
             if let Some(lease) = ticket.wait(turn).with_context(wanted)? {
                 return Ok(lease);
             }
             cancel.check().with_context(wanted)?;
+            alive.map_or(Ok(()), |alive| alive())?;
             if left == Some(Duration::ZERO) {
                 let why = format!("waited {:?}; {}", wait.limit.unwrap_or_default(), ticket.reason());
                 return Err(Error::new(ErrorKind::TimedOut, why));

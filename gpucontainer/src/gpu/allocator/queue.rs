@@ -96,7 +96,7 @@ impl GpuAllocator {
         let host = Host { inventory, topology: Topology::of(inventory), refused };
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
-        let owner = Owner::own();
+        let owner = self.owner();
         let locked = self.table.lock(cancel)?;
         let scan = self.table.scan(inventory)?;
         let (own, order) = place.unwrap_or_else(|| ("", order(request.wishes.priority)));
@@ -224,7 +224,8 @@ impl GpuTicket {
         Candidates::of(request, &host)?;
         let locked = allocator.table.lock(&Cancel::new())?;
         let order = order(request.wishes.priority);
-        let record = TicketRecord { owner: Owner::own(), request: request.clone(), allowed: allowed(&host), order };
+        let record =
+            TicketRecord { owner: allocator.owner(), request: request.clone(), allowed: allowed(&host), order };
         let slot = locked.ticket(&record)?;
         drop(locked);
         Ok(Self::of_slot(allocator, request, slot, order, given))

@@ -43,6 +43,9 @@ pub(crate) struct Owner {
     /// The process's identifier is one of this namespace.
     pub(crate) pid_namespace: String,
     pub(crate) program: String,
+    /// The name of the sandbox that it is for, if a sandbox leases by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox: Option<String>,
     /// Since the system started, in nanoseconds.
     pub(crate) since: u64,
 }

@@ -30,6 +30,9 @@ pub struct LeaseStatus {
     pub pid_namespace: String,
     /// The name of the program.
     pub program: String,
+    /// The name of the sandbox that the process leased for: at its start, or when the GPUs were attached.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// For how long it has been held; `None` if the slot's text is damaged.
     pub age: Option<Duration>,
     /// When it was taken, by the clock as it is set now.
@@ -60,6 +63,9 @@ pub struct TicketStatus {
     pub pid: u32,
     /// The name of the program.
     pub program: String,
+    /// The name of the sandbox that the GPUs are for, if a sandbox waits for them.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// For how long it has waited.
     pub age: Duration,
     /// What it waits for, in words.
@@ -99,6 +105,7 @@ impl GpuStatus {
                 pid: live.owner.as_ref().map(|owner| owner.pid),
                 pid_namespace: live.owner.as_ref().map(|owner| owner.pid_namespace.clone()).unwrap_or_default(),
                 program: live.owner.as_ref().map(|owner| owner.program.clone()).unwrap_or_default(),
+                sandbox: live.owner.as_ref().and_then(|owner| owner.sandbox.clone()),
                 age,
                 since: age.and_then(|age| SystemTime::now().checked_sub(age)),
                 gpus: live
@@ -114,6 +121,7 @@ impl GpuStatus {
             user: waiting.user,
             pid: waiting.record.owner.pid,
             program: waiting.record.owner.program.clone(),
+            sandbox: waiting.record.owner.sandbox.clone(),
             age: age(&waiting.record.owner),
             wants: wish(&waiting.record.request),
         });
@@ -153,13 +161,18 @@ fn said((lease, held): (&LeaseStatus, &HeldGpu)) -> String {
         Some(pid) => format!("process {pid} ({}, user {})", lease.program, lease.user),
         None => format!("a process of user {}", lease.user),
     };
+    let sandbox = of_sandbox(lease.sandbox.as_deref());
     let how = match held.sharing {
         Sharing::Shared(limit) => format!(", shared by {limit} at most"),
         Sharing::Fraction(bytes) => format!(", {} promised", gibibytes(bytes)),
         Sharing::Exclusive => String::new(),
     };
     let age = lease.age.map(|age| format!(" for {}", time(age))).unwrap_or_default();
-    format!("{process}{age}{how}")
+    format!("{sandbox}{process}{age}{how}")
+}
+
+fn of_sandbox(name: Option<&str>) -> String {
+    name.map(|name| format!("sandbox {name} of ")).unwrap_or_default()
 }
 
 /// A time as people say it, in its two largest units.
@@ -199,8 +212,9 @@ impl fmt::Display for GpuStatus {
             writeln!(f, "{place:first$}  {name:second$}  {memory:third$}  {words}")?;
         }
         for waiting in &self.waiting {
-            let TicketStatus { pid, program, user, age, wants } = waiting;
-            writeln!(f, "waiting: process {pid} ({program}, user {user}) for {wants}, {}", time(*age))?;
+            let TicketStatus { pid, program, user, age, wants, sandbox } = waiting;
+            let sandbox = of_sandbox(sandbox.as_deref());
+            writeln!(f, "waiting: {sandbox}process {pid} ({program}, user {user}) for {wants}, {}", time(*age))?;
         }
         if let Some(private) = &self.private {
             writeln!(f, "{private}")?;

@@ -269,6 +269,7 @@ impl Owner {
             pid: own_pid(),
             pid_namespace: namespace.to_string_lossy().into_owned(),
             program: text("/proc/self/comm"),
+            sandbox: None,
             since: nanoseconds(since_boot()),
         }
     }

@@ -127,8 +127,15 @@ fn mount(file: &DriverFile, target: PathBuf, kind: MountKind, read_only: bool, e
     FileMount { source: file.host_path.clone(), target, kind, read_only, executable, recursive: false }
 }
 
+/// Said once for all libraries: whether a layer between the two helps, only the image's owner knows.
+const MADE_FOR_GLIBC: &str = "the driver's libraries are made for glibc, and the image has musl: its programs find them, and \
+                              load them only as far as a layer such as gcompat goes";
+
 /// Whether the image's C library is new enough for the library; if not, the grant says so.
 pub(crate) fn fits(library: &DriverLibrary, image: &ImageFacts, grant: &mut GpuGrant) -> bool {
+    if image.musl && library.needs.is_some() && !grant.left_out.iter().any(|why| why == MADE_FOR_GLIBC) {
+        grant.left_out.push(MADE_FOR_GLIBC.to_owned());
+    }
     let (Some(needed), Some(has)) = (library.needs, image.glibc) else { return true };
     if library.thirty_two_bit || needed <= has {
         return true;

@@ -26,6 +26,8 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) owner: BorrowedFd<'fd>,
     /// Kept open by the supervisor as long as it lives.
     pub(crate) claims: Vec<BorrowedFd<'fd>>,
+    /// The same, until the supervisor is told to let go of it.
+    pub(crate) lease: Option<BorrowedFd<'fd>>,
     /// The layers, the top one first, as mounts with shifted owners.
     pub(crate) layers: Vec<BorrowedFd<'fd>>,
     /// With shifted layers: the directory of upper and work directory, if writes go to disk.
@@ -51,6 +53,7 @@ impl Descriptors<'_> {
             .chain(self.stdio.iter().flatten())
             .chain(sources)
             .chain(&self.writes)
+            .chain(&self.lease)
             .chain(&self.gate);
         all.map(AsRawFd::as_raw_fd).max().unwrap_or(0).max(255) + 1
     }
@@ -368,10 +371,11 @@ impl Compiler<'_, '_> {
         for claim in &self.descriptors.claims {
             program.descriptor(*claim)?;
         }
+        let lease = self.descriptors.lease.map(|lease| program.descriptor(lease)).transpose()?;
         program.no_new_privileges();
         program.not_dumpable();
         program.set_capabilities(KILL);
-        program.supervise(child, control, owner);
+        program.supervise(child, control, owner, lease);
         Ok(())
     }
 
