@@ -89,7 +89,7 @@ fn limit(inventory: &Inventory, allowed: &[String], source: &str, refused: &mut 
     }
 }
 
-fn from_environment(inventory: &Inventory, variable: impl Fn(&str) -> Option<String>) -> Refused {
+pub(in crate::gpu) fn from_environment(inventory: &Inventory, variable: impl Fn(&str) -> Option<String>) -> Refused {
     let mut refused = Refused::new();
     let cuda = variable("CUDA_VISIBLE_DEVICES");
     if let Some(list) = &cuda {
