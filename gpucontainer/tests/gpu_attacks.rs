@@ -38,22 +38,40 @@ fn here() -> bool {
 fn places() -> Vec<String> {
     let library = format!("/{}", library_directory());
     [
+        "/usr",
+        "/usr/bin",
         "/usr/lib",
+        "/usr/lib64",
+        "/lib",
+        "/lib64",
         &library,
+        "/etc",
+        "/etc/debian_version",
+        "/etc/alpine-release",
         "/etc/ld.so.cache",
         "/etc/ld.so.conf",
         "/etc/ld.so.conf.d",
+        "/usr/local",
         "/usr/local/cuda",
         "/usr/local/cuda/compat",
         "/usr/local/cuda/compat/libcuda.so.999.1.1",
         "/usr/local/cuda/compat/libcuda.so.1",
+        "/etc/nvidia",
         "/etc/nvidia/nvidia-application-profiles-rc.d",
         "/etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf",
         "/etc/OpenCL/vendors",
+        "/etc/vulkan/icd.d/nvidia_icd.json",
+        "/run",
+        "/run/nvidia-persistenced",
         "/run/nvidia-persistenced/socket",
         "/lib/firmware",
         "/usr/bin/nvidia-smi",
         "/sbin/ldconfig",
+        "/dev",
+        "/dev/nvidia0",
+        "/dev/nvidiactl",
+        "/proc",
+        "/proc/driver/nvidia",
     ]
     .map(str::to_owned)
     .into_iter()
@@ -61,6 +79,8 @@ fn places() -> Vec<String> {
         format!("{library}/libcuda.so.1"),
         format!("{library}/libc.so.6"),
         format!("{library}/libcuda.so.{VERSION}"),
+        format!("/etc/ld-musl-{}.path", std::env::consts::ARCH),
+        format!("/lib/ld-musl-{}.so.1", std::env::consts::ARCH),
     ])
     .collect()
 }
@@ -82,14 +102,7 @@ fn links_at_every_place_lead_nowhere_outside() {
         echo attack >/etc/ld.so.cache; loader libcuda.so.1; \
         for place in /usr/lib /etc/ld.so.conf.d /usr/local/cuda/compat /usr/local/cuda /lib/firmware; do echo attack >$place/file; done";
     for place in places() {
-        for target in [
-            victim.clone(),
-            format!("{}{victim}", "../".repeat(30)),
-            format!("{victim}/file"),
-            format!("/proc/self/root{victim}"),
-            format!("/proc/1/root{victim}"),
-            place.clone(),
-        ] {
+        for target in [victim.clone(), format!("{}{victim}", "../".repeat(30)), format!("/proc/1/root{victim}")] {
             let what = format!("{place} -> {target}");
             let image = |base: ImageBuilder| base.file("/etc/debian_version", "13\n", 0o644).symlink(&target, &place);
             let base = if place.starts_with("/usr/lib") || place.starts_with(&format!("/{}", library_directory())) {
@@ -97,7 +110,7 @@ fn links_at_every_place_lead_nowhere_outside() {
             } else {
                 fixture.debian()
             };
-            // Where the image's own directory is in the way there is no such image.
+            // Where the image's own directory is in the way there is no such image; a root can be such.
             let Ok(image) = image(base).commit("attack:1") else { continue };
             let start = Instant::now();
             match run(fixture.sandbox(&image, gpus(), script)) {
@@ -131,42 +144,81 @@ fn in_directory(fixture: &Fixture, root: &Path, script: &str) -> Result<String> 
     run(builder.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Piped))
 }
 
+/// What is put in the place of something else: by a command in the directory that it is to be in.
+fn kinds(victim: &Path) -> Vec<(&'static str, Vec<String>)> {
+    let victim = victim.display();
+    let mut kinds: Vec<(&str, String)> = vec![
+        ("a link to a directory of the host", format!("ln -s {victim} NAME")),
+        ("a link upwards", format!("ln -s {}{victim} NAME", "../".repeat(30))),
+        ("a link to a file of the host", format!("ln -s {victim}/file NAME")),
+        ("a link through a process's root", format!("ln -s /proc/1/root{victim} NAME")),
+        ("a link through a process's descriptor", "ln -s /proc/self/fd/3 NAME".to_owned()),
+        ("a link to itself", "ln -s NAME NAME".to_owned()),
+        ("a link to nothing", "ln -s /nothing/there NAME".to_owned()),
+        ("a FIFO", "mkfifo NAME".to_owned()),
+        ("a directory", "mkdir NAME".to_owned()),
+        ("a file", "touch NAME".to_owned()),
+        ("a file that nobody may read", "touch NAME; chmod 000 NAME".to_owned()),
+        ("a file without an end", "truncate -s 1T NAME".to_owned()),
+    ];
+    if common::is_root() {
+        // One whose opening fails, one that never ends, and a disk.
+        kinds.push(("a device without a driver", "mknod NAME c 240 77".to_owned()));
+        kinds.push(("a device without an end", "mknod NAME c 1 5".to_owned()));
+        kinds.push(("a disk", "mknod NAME b 240 77".to_owned()));
+    }
+    kinds.into_iter().map(|(what, script)| (what, vec!["-ec".to_owned(), script])).collect()
+}
+
+/// Puts something in the place of what is at `path`.
+fn replace(path: &Path, script: &[String]) {
+    let remove = |path: &Path| match path.symlink_metadata() {
+        Ok(facts) if facts.is_dir() => std::fs::remove_dir_all(path).unwrap(),
+        Ok(_) => std::fs::remove_file(path).unwrap(),
+        Err(_) => {}
+    };
+    remove(path);
+    let directory = path.parent().unwrap();
+    std::fs::create_dir_all(directory).unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let script: Vec<String> = script.iter().map(|word| word.replace("NAME", name)).collect();
+    assert!(Command::new("sh").args(&script).current_dir(directory).status().unwrap().success(), "{script:?}");
+}
+
 #[test]
-fn pipes_and_devices_in_place_of_files_are_not_opened() {
+fn whatever_is_in_a_place_neither_leads_outside_nor_hangs() {
     if !here() {
         return;
     }
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("t4");
-    let files: Vec<String> = places()
-        .into_iter()
-        .filter(|place| Path::new(place).file_name().is_some_and(|name| name.to_string_lossy().contains('.')))
-        .collect();
-    let mut kinds: Vec<&[&str]> = vec![&["p"]];
-    if common::is_root() {
-        // One whose opening fails, one that never ends.
-        kinds.extend([&["c", "240", "77"][..], &["c", "1", "5"]]);
-    }
-    for (number, kind) in kinds.into_iter().enumerate() {
-        for (place, file) in files.iter().enumerate() {
-            if file.ends_with(".d") {
-                continue;
-            }
-            let root = root(&fixture, &format!("root-{number}-{place}"));
-            let path = root.join(&file[1..]);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            assert!(Command::new("mknod").arg(&path).args(kind).status().unwrap().success());
+    let before = fixture.host();
+    let script = "echo started; for place in /usr/lib /etc /etc/nvidia /usr/local/cuda/compat /lib/firmware /run; do \
+        [ -f $place/file ] && cat $place/file; echo attack >$place/file; done 2>/dev/null";
+    let mut started = 0;
+    for (kind, (what, command)) in kinds(&fixture.victim()).iter().enumerate() {
+        for (number, place) in places().iter().enumerate() {
+            let what = format!("{what} at {place}");
+            let root = root(&fixture, &format!("root-{kind}-{number}"));
+            replace(&root.join(&place[1..]), command);
             let start = Instant::now();
-            let said = in_directory(&fixture, &root, "echo started");
-            assert!(start.elapsed() < LIMIT, "{file} {kind:?}");
-            match said {
-                Ok(said) => assert_eq!(said, "started\n", "{file} {kind:?}"),
+            match in_directory(&fixture, &root, script) {
+                Ok(said) => {
+                    assert!(said.contains("started") && !said.contains("of the host"), "{what}: {said}");
+                    started += 1;
+                }
                 Err(error) => {
-                    assert!(error.to_string().contains("mount ") || error.to_string().contains("link "), "{error}")
+                    let words = error.to_string();
+                    let steps = [": mount ", ": link ", ": node ", ": file ", ": execute ", " leads through "];
+                    assert!(steps.iter().any(|step| words.contains(step)), "{what}: {words}");
                 }
             }
+            assert!(start.elapsed() < LIMIT, "{what}");
+            fixture.check(&before, &what);
+            std::fs::remove_dir_all(&root).unwrap();
         }
     }
+    assert!(started > 100, "{started}");
 }
 
 #[test]

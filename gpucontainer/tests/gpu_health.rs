@@ -126,6 +126,10 @@ fn a_damaged_file_keeps_its_gpu_back_and_no_other() {
         std::fs::write(&path, damaged).unwrap();
         assert_eq!(faults(&quarantine.list().unwrap()), [(FIRST, &[GpuFault::Unknown][..])]);
     }
+    // Readable, and a time that no clock can show.
+    std::fs::write(&path, format!("{{\"faults\":[\"lost\"],\"since\":[{},{}],\"log\":0}}", u64::MAX, u32::MAX))
+        .unwrap();
+    assert_eq!(faults(&quarantine.list().unwrap()), [(FIRST, &[GpuFault::Lost][..])]);
     assert!(quarantine.release(FIRST).unwrap());
     assert_eq!(quarantine.list().unwrap(), []);
 }

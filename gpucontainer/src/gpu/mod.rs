@@ -12,6 +12,9 @@
 mod allocator;
 pub mod cdi;
 mod driver;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod grant;
 mod injection;
 mod inventory;

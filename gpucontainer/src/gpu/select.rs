@@ -242,7 +242,7 @@ pub(crate) fn find<'a>(name: &GpuName, gpus: &[&'a Gpu]) -> Result<Choice<'a>> {
 }
 
 /// How drivers before version 470 named slices: `MIG-GPU-…/gpu instance/compute instance`.
-fn old_name(gpu: &Gpu, slice: &MigDevice) -> String {
+pub(crate) fn old_name(gpu: &Gpu, slice: &MigDevice) -> String {
     format!("MIG-{}/{}/{}", gpu.uuid, slice.gpu_instance, slice.compute_instance)
 }
 

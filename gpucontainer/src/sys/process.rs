@@ -22,10 +22,33 @@ pub(crate) fn own_pid() -> u32 {
     std::process::id()
 }
 
-/// The time since the system started, suspended or not: no setting of the clock changes it.
+/// The time since the system started, suspended or not: no setting of the clock changes it, and no time namespace.
 pub(crate) fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
+    let nanoseconds = i128::from(now.tv_sec) * SECOND + i128::from(now.tv_nsec) - boot_offset();
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or_default())
+}
+
+const SECOND: i128 = 1_000_000_000;
+
+/// How far the time namespace of this process has moved its clock away from the host's, in nanoseconds.
+fn boot_offset() -> i128 {
+    use super::fs::{read_link, read_to_string};
+    let link = |name: &str| read_link(format!("/proc/self/ns/{name}").as_ref()).ok();
+    let offset = parse_boot_offset(&read_to_string("/proc/self/timens_offsets".as_ref()).unwrap_or_default());
+    // The file is about the namespace of children to come, which may be another one.
+    if offset == 0 || link("time") != link("time_for_children") { 0 } else { offset }
+}
+
+/// From lines of a clock's name, seconds and nanoseconds.
+fn parse_boot_offset(text: &str) -> i128 {
+    let offset = |line: &str| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("boottime")).then_some(())?;
+        let mut number = || words.next()?.parse::<i64>().ok();
+        Some(i128::from(number()?) * SECOND + i128::from(number()?))
+    };
+    text.lines().find_map(offset).unwrap_or_default()
 }
 
 /// Two connected sockets that keep message boundaries.
@@ -243,6 +266,27 @@ pub(crate) fn exchange(
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(e) => return Err(failed("read(application)", e)),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read() {
+        let table = [
+            ("monotonic           0         0\nboottime            0         0\n", 0),
+            ("monotonic 7 0\nboottime        36000 5\n", 36_000 * SECOND + 5),
+            ("boottime -2 500000000\n", -3 * SECOND / 2),
+            ("boottime 9223372036854775807 999999999\n", i128::from(i64::MAX) * SECOND + 999_999_999),
+            ("boottime x 0\n", 0),
+            ("boottime 1\n", 0),
+            ("", 0),
+        ];
+        for (text, expected) in table {
+            assert_eq!(parse_boot_offset(text), expected, "{text:?}");
         }
     }
 }

@@ -70,14 +70,23 @@ pub(crate) fn write(file: &File, path: &Path, text: &[u8]) -> Result<()> {
     file.write_all_at(text, 0).map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
 }
 
-/// Opens what others made: `None` if it is gone, is no file (a link, a FIFO), or may not be read.
+/// Opens what others made: `None` if it is gone, is no file (a link, a FIFO, a device), or may not be read.
 pub(crate) fn open(path: &Path) -> Result<Option<Found>> {
+    use rustix::io::Errno;
+    // Merely opening a device can do something, so it is looked at first.
+    match rustix::fs::lstat(path) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
+        Ok(_) | Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(failed(format!("lstat({path:?})"), e).with_path(path)),
+    }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(fd) => fd,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP | rustix::io::Errno::ACCESS) => return Ok(None),
-        // A socket.
-        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS) => return Ok(None),
+        // Its owner keeps others from opening it (`F_SETLEASE`), and must not keep them from the other files.
+        Err(Errno::AGAIN) => return Ok(None),
+        // It became a socket or a device meanwhile.
+        Err(Errno::NXIO | Errno::NODEV) => return Ok(None),
         Err(e) => return Err(failed(format!("open({path:?})"), e).with_path(path)),
     };
     let stat = rustix::fs::fstat(&fd).map_err(|e| failed(format!("fstat({path:?})"), e).with_path(path))?;

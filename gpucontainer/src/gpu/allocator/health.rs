@@ -157,7 +157,9 @@ impl Quarantine {
             let record = self.read(gpu)?;
             let (seconds, nanoseconds) = record.since;
             if !record.faults.is_empty() {
-                let since = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds.min(999_999_999));
+                let since = Duration::new(seconds, nanoseconds.min(999_999_999));
+                // A time that no clock can show is damage.
+                let since = SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH);
                 found.insert(gpu.to_owned(), QuarantinedGpu { gpu: gpu.to_owned(), faults: record.faults, since });
             }
         }

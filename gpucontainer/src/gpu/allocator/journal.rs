@@ -44,7 +44,7 @@ impl Entry {
         Span { start: self.start, size: self.size }
     }
 
-    fn line(&self) -> Result<Vec<u8>> {
+    pub(in crate::gpu) fn line(&self) -> Result<Vec<u8>> {
         let mut line = serde_json::to_vec(self)
             .map_err(|e| crate::error::Error::from_io("serialise a lease on a MIG device", e.into()))?;
         line.push(b'\n');

@@ -14,28 +14,28 @@
 //! descriptor is closed, however its holder ends; and they are the truth about what is held (`record`), so that
 //! damage to a slot's text costs nothing but the description.
 
-mod candidates;
-mod decide;
+pub(in crate::gpu) mod candidates;
+pub(in crate::gpu) mod decide;
 mod described;
 mod directory;
 #[cfg(feature = "nvml")]
 mod fit;
 mod health;
 #[cfg(feature = "nvml")]
-mod journal;
+pub(in crate::gpu) mod journal;
 mod lease;
 #[cfg(feature = "nvml")]
 mod mig;
-mod outer;
+pub(in crate::gpu) mod outer;
 mod placement;
 mod queue;
-mod record;
+pub(in crate::gpu) mod record;
 mod status;
-mod table;
+pub(in crate::gpu) mod table;
 #[cfg(feature = "nvml")]
 mod watch;
 mod wishes;
-mod xid;
+pub(in crate::gpu) mod xid;
 
 pub use health::{GpuFault, Quarantine, QuarantinedGpu};
 pub use lease::GpuLease;

@@ -161,8 +161,9 @@ impl GpuAllocator {
         let held: BTreeSet<&str> =
             scan.live.iter().flat_map(|live| &live.held).map(|held| held.device.as_str()).collect();
         let missing = |over: &Over| -> Vec<String> {
-            // A clock that another namespace set back makes the wait no longer than one of these.
-            let late = over.noticed.is_some_and(|since| now.saturating_sub(since) > self.memory_return);
+            // A time to come is no time of this clock, and must not make the wait longer than any other.
+            let waited = |since: Duration| now.checked_sub(since).unwrap_or(Duration::MAX);
+            let late = over.noticed.is_some_and(|since| waited(since) > self.memory_return);
             let Some(record) = over.record.as_ref().filter(|_| !late) else { return Vec::new() };
             let before = record.free_before.iter().filter(|(device, _)| !held.contains(device.as_str()));
             let gone = before.filter(|(device, before)| {
@@ -269,10 +270,15 @@ impl GpuTicket {
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<GpuLease>> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            if self.due {
-                self.due = false;
-                if let Some(lease) = self.attempt()? {
-                    return Ok(Some(lease));
+            if std::mem::take(&mut self.due) {
+                match self.attempt() {
+                    Ok(None) => {}
+                    // Nobody tells when what failed would succeed: the next wait begins with a try.
+                    Err(e) => {
+                        self.due = true;
+                        return Err(e);
+                    }
+                    leased => return leased,
                 }
             }
             let now = Instant::now();
@@ -359,6 +365,11 @@ impl GpuTicket {
         for name in told {
             let path = match (&self.behind, name.to_str()) {
                 (Some(path), Some("")) => path.clone(),
+                // The directory itself is gone, or so much was told at once that some of it was lost.
+                (None, Some("")) => {
+                    matters = true;
+                    continue;
+                }
                 (_, Some(name)) if Table::frees(name, &self.ahead) => self.allocator.path().join(name),
                 _ => continue,
             };

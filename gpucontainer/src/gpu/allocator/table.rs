@@ -197,17 +197,18 @@ impl Locked<'_> {
         for path in &scan.dead_tickets {
             remove(path)?;
         }
-        for over in &scan.over {
-            let gone = self.table.path.join(format!("{GONE}{}", over.id));
-            if !returning.contains(&over.id) {
-                remove(&self.table.path.join(format!("{LEASE}{}", over.id)))?;
-                remove(&gone)?;
-            } else if over.noticed.is_none() {
-                let record = GoneRecord { since: nanoseconds(since_boot()) };
-                match slot::create(&gone, &[], &record::encode(&record)) {
-                    Err(e) if !slot::try_again(&e) => return Err(e),
-                    _ => {}
-                }
+        let gone = |id: &str| self.table.path.join(format!("{GONE}{id}"));
+        let (kept, done): (Vec<_>, Vec<_>) = scan.over.iter().partition(|over| returning.contains(&over.id));
+        for over in done {
+            remove(&self.table.path.join(format!("{LEASE}{}", over.id)))?;
+            remove(&gone(&over.id))?;
+        }
+        // After the removals, which may be what makes room for it.
+        for over in kept.into_iter().filter(|over| over.noticed.is_none()) {
+            let record = GoneRecord { since: nanoseconds(since_boot()) };
+            match slot::create(&gone(&over.id), &[], &record::encode(&record)) {
+                Err(e) if !slot::try_again(&e) => return Err(e),
+                _ => {}
             }
         }
         Ok(())

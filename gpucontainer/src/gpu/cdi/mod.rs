@@ -13,14 +13,14 @@
 
 mod catalogue;
 mod check;
-mod hooks;
+pub(in crate::gpu) mod hooks;
 mod inject;
 mod kernel;
 mod names;
 mod of_host;
 mod request;
 mod spec;
-mod version;
+pub(in crate::gpu) mod version;
 mod yaml;
 
 pub use catalogue::Catalogue;

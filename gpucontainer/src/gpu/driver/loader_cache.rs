@@ -37,6 +37,9 @@ const NAMED: u64 = 1 << 62;
 
 /// More entries than any system has; the rest of a larger cache is ignored.
 const MAX_ENTRIES: usize = 65_536;
+/// How many times as long as its cache all strings of the entries may be: `ldconfig` writes a name that is the end of a
+/// path once, and equal paths once.
+const SHARED: usize = 4;
 
 /// The flags of a library of glibc for this machine, and for its twin of 32 bits (ARM: of hard floats).
 #[cfg(target_arch = "aarch64")]
@@ -154,7 +157,14 @@ pub(crate) fn read(file: &[u8]) -> Vec<Entry> {
         let place = HEADER.checked_add(index.checked_mul(ENTRY)?)?;
         cache.get(place..place.checked_add(ENTRY)?).map(|bytes| entry(cache, bytes, &hardware))
     });
-    entries.flatten().collect()
+    // Entries share strings, each of which becomes one of its own here: those of a hostile cache are no more than this.
+    let mut room = file.len().saturating_mul(SHARED);
+    let fits = |entry: &Entry| {
+        let left = room.checked_sub(entry.name.len() + entry.path.len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    entries.flatten().take_while(fits).collect()
 }
 
 fn entry(cache: &[u8], bytes: &[u8], hardware: &[Option<&str>]) -> Option<Entry> {
@@ -367,6 +377,28 @@ mod tests {
         let paths: Vec<&str> = read.iter().map(|entry| entry.path.as_str()).collect();
         assert_eq!(paths, ["/v3", "/v4", "/old", "/first", "/second", "/narrow"]);
         assert_eq!(read[0].hardware, Hardware::Named(NAMED | 3 << 32, "x86-64-v3".to_owned()));
+    }
+
+    #[test]
+    fn a_small_cache_does_not_fill_the_memory() {
+        // As many entries as are read, all of the same long string, each from another place of it.
+        let count = MAX_ENTRIES;
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(small(count).to_ne_bytes());
+        bytes.resize(HEADER, 0);
+        let strings = HEADER + count * ENTRY;
+        for index in 0..count {
+            let place = small(strings + index % 2000);
+            bytes.extend(NATIVE.to_ne_bytes());
+            bytes.extend(place.to_ne_bytes());
+            bytes.extend(place.to_ne_bytes());
+            bytes.extend([0; 12]);
+        }
+        bytes.extend([b'x'; 4000]);
+        bytes.push(0);
+        let entries = read(&bytes);
+        let held: usize = entries.iter().map(|entry| entry.name.len() + entry.path.len()).sum();
+        assert!(!entries.is_empty() && held <= SHARED * bytes.len(), "{held} bytes of {}", bytes.len());
     }
 
     proptest! {

@@ -33,7 +33,7 @@ pub(crate) struct Compatibility {
 
 /// The words of a compatibility library.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-struct Note {
+pub(in crate::gpu) struct Note {
     /// The major versions of the drivers that it works on.
     driver: Vec<u32>,
 }
@@ -107,7 +107,7 @@ fn read_note(file: &crate::sys::fs::File) -> Option<Note> {
 }
 
 /// Size of the owner's name, size of the text, kind, all u32; then both, each filled up to a multiple of 4.
-fn parse_note(bytes: &[u8]) -> Option<Note> {
+pub(in crate::gpu) fn parse_note(bytes: &[u8]) -> Option<Note> {
     let word = |place: usize| {
         let bytes = bytes.get(place..place + 4)?.try_into().ok()?;
         usize::try_from(u32::from_le_bytes(bytes)).ok()

@@ -1,6 +1,6 @@
 //! From a request to a grant: choose the GPUs, find the driver, list what the container needs.
 
-mod compatibility;
+pub(in crate::gpu) mod compatibility;
 pub(crate) mod devices;
 mod extras;
 pub(crate) mod image_facts;
@@ -8,7 +8,7 @@ pub(crate) mod image_files;
 mod loader;
 pub(crate) mod procfs;
 pub(crate) mod profile;
-mod require;
+pub(in crate::gpu) mod require;
 mod tegra;
 mod user_space;
 mod wsl;

@@ -1,0 +1,636 @@
+//! Attacks on the account of leases, and accidents that befall it: files of others in the place of slots, damage, a
+//! full file system, clocks that jump. Live leases are kept, and nobody is kept from what is free.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod driver;
+mod fixture;
+
+use common::{Ordinary, until};
+use driver::FakeDriver;
+use fixture::{role, say};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuTicket, Inventory, Wait};
+use gpucontainer::{ErrorKind, GpuRequest, Result};
+use serde_json::json;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Where the other process finds its allocator's directory, and the host's driver.
+const TABLE: &str = "GPUC_TEST_TABLE";
+const DRIVER: &str = "GPUC_TEST_DRIVER";
+/// By how many seconds the clock of the other process is wrong: a file.
+const CLOCK: &str = "GPUC_TEST_CLOCK";
+
+/// A machine, and an account that every user may use.
+struct Host {
+    driver: FakeDriver,
+    table: tempfile::TempDir,
+    allocator: GpuAllocator,
+}
+
+impl Host {
+    fn new(name: &str) -> Self {
+        Self::of(FakeDriver::new(name))
+    }
+
+    fn of(driver: FakeDriver) -> Self {
+        let table = tempfile::Builder::new().prefix("gpuc-table.").tempdir_in("/dev/shm").unwrap();
+        std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let allocator = allocator(&table.path().join("gpu"), driver.path());
+        Self { driver, table, allocator }
+    }
+
+    /// A machine with two GPUs that nobody uses.
+    fn pair() -> Self {
+        let mut profile = driver::profile("l40s-pair");
+        for gpu in profile["gpus"].as_array_mut().unwrap() {
+            gpu.as_object_mut().unwrap().retain(|key, _| !key.contains("processes"));
+        }
+        Self::of(FakeDriver::with_profile(profile))
+    }
+
+    fn now(&self, count: u32) -> Result<GpuLease> {
+        self.allocator.acquire(&GpuRequest::count(count), Wait::none())
+    }
+
+    fn there(&self, name: &str) -> PathBuf {
+        self.allocator.path().join(name)
+    }
+
+    fn slot(&self, lease: &GpuLease) -> PathBuf {
+        self.there(&format!("lease-{}", lease.id()))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.allocator.path()).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Leaves the slot of a lease as a crash does: the file stays, and nobody holds it.
+    fn crash(&self, lease: GpuLease, name: &str) {
+        let text = std::fs::read(self.slot(&lease)).unwrap();
+        drop(lease);
+        std::fs::write(self.there(name), text).unwrap();
+    }
+
+    /// This test program again, which will do as `role` says, below another program if one is given.
+    fn start(&self, role: &str, below: &[&str], environment: &[(&str, &Path)]) -> Other {
+        let program = std::env::current_exe().unwrap();
+        let mut words = below.iter().map(|word| std::ffi::OsString::from(*word)).chain([program.into_os_string()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(["--exact", "other_process", "--ignored", "--nocapture"]);
+        command.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", role).envs(environment.iter().copied());
+        command.env(TABLE, self.allocator.path()).env(DRIVER, self.driver.path());
+        Other::start(command)
+    }
+}
+
+fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
+    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
+}
+
+/// In the other process: the allocator of the test that started it.
+fn allocator_of_parent() -> GpuAllocator {
+    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
+    allocator(&path(TABLE), &path(DRIVER))
+}
+
+/// Another process, killed when dropped.
+struct Other {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Other {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The rest of the line that begins with the word.
+    fn said(&mut self, word: &str) -> String {
+        let mut lines = self.lines.by_ref().map(Result::unwrap);
+        let found = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().to_owned()));
+        found.unwrap_or_else(|| panic!("the other process ended before it said {word:?}"))
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "the other process of a test"]
+fn other_process() {
+    match role().as_deref() {
+        Some("hold") => {
+            let lease = allocator_of_parent().acquire(&GpuRequest::count(1), Wait::forever()).unwrap();
+            say(&format!("holds {}", lease.gpus()[0]));
+            std::thread::sleep(SOON);
+        }
+        Some("clock") => wrong_clock(),
+        other => panic!("no test is for {other:?}"),
+    }
+}
+
+/// Whether the ticket's GPUs are there, without much waiting.
+fn ready(ticket: &mut GpuTicket) -> Option<GpuLease> {
+    ticket.wait(Some(Duration::from_millis(60))).unwrap()
+}
+
+/// Runs a shell's commands in the directory of the slots, as `user`.
+fn shell(host: &Host, user: u32, script: &str) {
+    let id = user.to_string();
+    let status = Command::new("setpriv")
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "--", "sh", "-ec", script])
+        .current_dir(host.allocator.path())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{script}");
+}
+
+#[test]
+fn what_others_leave_in_the_place_of_slots_is_passed() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["setpriv", "python3"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("l40s");
+    let lease = host.now(1).unwrap();
+    let left = u32::try_from(host.allocator.status().unwrap().gpus.len() - 1).unwrap();
+    let socket = "python3 -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' NAME";
+    let table = [
+        (65534, "ln -s /dev/zero NAME"),
+        (65534, "ln -s NAME NAME"),
+        (65534, "ln -s . NAME"),
+        (65534, "mkfifo NAME"),
+        (65534, "mkdir NAME; touch NAME/file"),
+        (65534, "touch NAME; chmod 000 NAME"),
+        (65534, "truncate -s 1T NAME"),
+        (65534, "head -c 100000 /dev/urandom >NAME"),
+        (65534, "printf '%016x\\n{}\\n' 1 >NAME"),
+        (65534, socket),
+        // One that never ends, one whose opening fails, and a disk.
+        (0, "mknod NAME c 1 5"),
+        (0, "mknod NAME c 240 77"),
+        (0, "mknod NAME b 240 77"),
+        (0, "ln lease-* NAME"),
+    ];
+    for (user, script) in table {
+        // Before all others in the order of names, and after them.
+        for name in ["lease-", "wait-", "gone-"].iter().flat_map(|kind| ["!", "~"].map(|end| format!("{kind}{end}"))) {
+            shell(
+                &host,
+                user,
+                &script.replace("NAME", &format!("'./{name}'")).replace("lease-*", &format!("lease-{}", lease.id())),
+            );
+            let start = Instant::now();
+            let status = host.allocator.status().unwrap();
+            assert_eq!(status.leases.len(), 1, "{script} {name}: {status:?}");
+            assert_eq!(status.leases[0].gpus.len(), 1, "{script} {name}: {status:?}");
+            assert!(status.waiting.is_empty(), "{script} {name}: {status:?}");
+            let rest = host.now(left).unwrap();
+            assert!(host.now(1).is_err(), "{script} {name}: a GPU was leased twice");
+            drop(rest);
+            assert!(start.elapsed() < SOON, "{script} {name}");
+            shell(&host, 0, &format!("rm -rf -- '{name}'"));
+        }
+    }
+    drop(lease);
+    assert_eq!(host.names(), [""; 0]);
+}
+
+/// Whoever asks for a lease in the sense of `fcntl(2)` on a file of its own keeps others from opening it.
+#[test]
+fn nobody_keeps_others_from_the_account_by_a_file_of_its_own() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["setpriv", "python3"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let lease = host.now(1).unwrap();
+    let script = "import fcntl, os, signal, sys, time\n\
+        signal.signal(signal.SIGIO, signal.SIG_IGN)\n\
+        for name in sys.argv[1:]:\n \
+        fcntl.fcntl(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), fcntl.F_SETLEASE, fcntl.F_WRLCK)\n\
+        print('ready', flush=True)\n\
+        time.sleep(60)\n";
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    // A shell passes a program of that name that this user may not execute.
+    command.args(["sh", "-c", "exec python3 -c \"$0\" \"$@\"", script]);
+    let mut attacker = {
+        command.args(["lease-!", "wait-!", "gone-!"]).current_dir(host.allocator.path());
+        Other::start(command)
+    };
+    attacker.said("ready");
+    let start = Instant::now();
+    assert_eq!(host.allocator.status().unwrap().leases.len(), 1);
+    drop(host.now(1).unwrap());
+    assert!(host.now(2).is_err());
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(2)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    drop(lease);
+    drop(ticket.wait(Some(SOON)).unwrap().unwrap());
+    assert!(start.elapsed() < SOON);
+}
+
+#[test]
+fn damage_costs_words_and_neither_leases_nor_places() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let lease = host.now(1).unwrap();
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(1)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    let slot = host.slot(&lease);
+    let place = host.there(host.names().iter().find(|name| name.starts_with("wait-")).unwrap());
+    let texts = [std::fs::read(&slot).unwrap(), std::fs::read(&place).unwrap()];
+    // The same bytes each time, like nothing that is ever written.
+    let noise: Vec<u8> =
+        (0..20_000_u32).map(|place| (place.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect();
+    type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let damages: [Damage<'_>; 7] = [
+        &|_| Vec::new(),
+        &|text| text[..text.len() / 2].to_vec(),
+        &|text| text[..text.len() - 1].to_vec(),
+        &|text| [text, b"more"].concat(),
+        &|text| [text, &noise].concat(),
+        &|_| noise.clone(),
+        &|text| text.iter().map(|byte| byte ^ 0x80).collect(),
+    ];
+    for (number, damage) in damages.iter().enumerate() {
+        for (path, text) in [(&slot, &texts[0]), (&place, &texts[1])] {
+            // As a disk that fails would: the file is the same, only not what is in it.
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_len(0).unwrap();
+            file.write_all_at(&damage(text), 0).unwrap();
+        }
+        let status = host.allocator.status().unwrap();
+        assert_eq!((status.leases.len(), status.leases[0].gpus.len()), (1, 1), "damage {number}");
+        let error = host.now(1).unwrap_err();
+        assert!(error.to_string().contains("0 of 1 free: 1 leased by a process of user"), "damage {number}: {error}");
+        assert!(ready(&mut ticket).is_none(), "damage {number}");
+        assert_eq!(host.names().len(), 2, "damage {number}: what lives is not collected");
+    }
+    drop(lease);
+    let next = ticket.wait(Some(SOON)).unwrap().expect("who waits in a damaged place waits nevertheless");
+    drop((next, ticket));
+    assert_eq!(host.names(), [""; 0]);
+}
+
+#[test]
+fn a_name_that_is_removed_frees_its_own_lease_alone() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let (first, second) = (host.now(1).unwrap(), host.now(1).unwrap());
+    std::fs::remove_file(host.slot(&first)).unwrap();
+    // Nobody else can find the lock any more; the other one stays.
+    let third = host.now(1).unwrap();
+    assert_eq!(third.gpus(), first.gpus());
+    assert!(host.now(1).unwrap_err().to_string().contains("0 of 2 free"));
+    first.release().unwrap();
+    assert!(host.now(1).unwrap_err().to_string().contains("0 of 2 free"), "it is the third one's now");
+    // Who waits while all of the directory goes does not wait for ever.
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(1)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    std::fs::remove_dir_all(host.allocator.path()).unwrap();
+    let error = ticket.wait(Some(SOON)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(host.now(1).unwrap_err().kind(), ErrorKind::NotFound);
+    drop((second, third, ticket));
+    // Opened anew, the account is a new one.
+    drop(allocator(host.allocator.path(), host.driver.path()).acquire(&GpuRequest::count(2), Wait::none()).unwrap());
+}
+
+/// A machine whose account is on a tmpfs of 32 KiB and 12 files.
+struct Small {
+    host: Host,
+    directory: PathBuf,
+}
+
+impl Small {
+    fn new() -> Self {
+        let mut host = Host::pair();
+        let directory = host.table.path().join("small");
+        std::fs::create_dir(&directory).unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=32k,nr_inodes=12", "tmpfs"])
+            .arg(&directory)
+            .status();
+        assert!(mount.unwrap().success());
+        host.allocator = allocator(&directory.join("gpu"), host.driver.path());
+        Self { host, directory }
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.directory.join("filler")).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    fn fill_with_files(&self) {
+        std::fs::create_dir(self.directory.join("filler")).unwrap();
+        let name = |number: u32| self.directory.join("filler").join(number.to_string());
+        assert!((0..12).any(|number| std::fs::File::create(name(number)).is_err()));
+    }
+
+    fn make_room(&self) {
+        let filler = self.directory.join("filler");
+        let removed = if filler.is_dir() { std::fs::remove_dir_all(filler) } else { std::fs::remove_file(filler) };
+        removed.unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(&self.directory).status().unwrap();
+        assert!(status.success() || std::thread::panicking());
+    }
+}
+
+#[test]
+fn a_full_tmpfs_keeps_what_is_there_and_lets_nothing_half_written_stay() {
+    if !driver::available() || !common::tier("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let small = Small::new();
+    let host = &small.host;
+    let lease = host.now(1).unwrap();
+    small.fill();
+    for wait in [Wait::none(), Wait::at_most(SOON), Wait::forever()] {
+        let start = Instant::now();
+        let error = host.allocator.acquire(&GpuRequest::count(1), wait.clone()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        assert!(start.elapsed() < SOON);
+        let error = host.allocator.acquire(&GpuRequest::count(2), wait).unwrap_err();
+        let expected = [ErrorKind::NoSpace, ErrorKind::GpuUnavailable];
+        assert!(expected.contains(&error.kind()), "{error}");
+        assert_eq!(host.names(), [format!("lease-{}", lease.id())]);
+        assert_eq!(host.allocator.status().unwrap().leases[0].pid, Some(std::process::id()));
+    }
+    small.make_room();
+
+    // The place is kept over the failure, and the next wait finds what is free though nobody tells of room.
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(2)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    drop(lease);
+    small.fill_with_files();
+    let error = ticket.wait(Some(SOON)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert!(host.names().len() == 1 && host.names()[0].starts_with("wait-"), "{:?}", host.names());
+    assert_eq!(host.allocator.status().unwrap().waiting.len(), 1);
+    small.make_room();
+    let both = ticket.wait(Some(SOON)).unwrap().unwrap();
+    assert_eq!(both.gpus().len(), 2);
+    drop((both, ticket));
+
+    // What the dead left makes room for what has to be written down.
+    let (first, second) = (host.now(1).unwrap(), host.now(1).unwrap());
+    let uuid = first.gpus()[0].clone();
+    host.crash(first, "lease-0");
+    host.crash(second, "lease-1");
+    host.driver.change(|machine| {
+        let gpus = machine["gpus"].as_array_mut().unwrap();
+        let gpu = gpus.iter_mut().find(|gpu| gpu["uuid"] == json!(uuid)).unwrap();
+        gpu["memory"] = json!({ "total": 45_u64 << 30, "used": 30_u64 << 30 });
+    });
+    small.fill();
+    let inventory = Inventory::discover_with(&DriverRoot::new(host.driver.path()));
+    let other = inventory.gpus().iter().find(|gpu| gpu.uuid != uuid).unwrap();
+    let request = GpuRequest::uuids([&other.uuid]).unwrap();
+    // Room for the note, and none for the lease: nothing half-made stays.
+    let error = host.allocator.acquire(&request, Wait::none()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert_eq!(host.names(), ["gone-0", "lease-0"]);
+    small.make_room();
+    drop(host.allocator.acquire(&request, Wait::none()).unwrap());
+}
+
+#[test]
+fn a_note_of_a_time_to_come_holds_no_gpu_back() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let lease = host.now(1).unwrap();
+    host.crash(lease, "lease-0");
+    host.driver.change(|machine| machine["gpus"][0]["memory"]["used"] = json!(8_u64 << 30));
+    assert!(host.now(1).unwrap_err().to_string().contains("memory is not back"));
+    // What was written down, with another time: the check sum is anybody's to compute.
+    let body = format!("{{\"since\":{}}}", u64::MAX);
+    let sum = body
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    std::fs::write(host.there("gone-0"), format!("{sum:016x}\n{body}\n")).unwrap();
+    drop(host.now(1).unwrap());
+    assert_eq!(host.names(), [""; 0]);
+}
+
+/// The kernel keeps so many events for one who does not look; what comes then is lost.
+#[test]
+fn who_was_told_too_much_at_once_misses_nothing() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let lease = host.now(1).unwrap();
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(1)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    let most = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    // Files that are closed and removed, of which two events each are told.
+    for number in 0..most.trim().parse::<u32>().unwrap() / 2 + 100 {
+        let path = host.there(&format!("other-{number}"));
+        std::fs::write(&path, "").unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+    drop(lease);
+    drop(ticket.wait(Some(SOON)).unwrap().expect("the GPU is free"));
+}
+
+#[test]
+fn a_directory_of_wrong_owner_or_mode_is_refused() {
+    const ALLOWED: &str = "GPUC_TEST_ALLOWED";
+    if let Some(table) = std::env::var_os(TABLE) {
+        let opened = GpuAllocator::at(&table);
+        assert_eq!(opened.is_ok(), std::env::var_os(ALLOWED).unwrap() == "yes", "{table:?}: {opened:?}");
+        return;
+    }
+    if !common::tier("root") || !common::tools("root", &["setpriv"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    // Owner, mode, whether an ordinary user accepts it, whether root does.
+    let table = [
+        (0, 0o1777, true, true),
+        (0, 0o0777, false, true),
+        (0, 0o0775, false, true),
+        (65534, 0o1777, true, false),
+        (65534, 0o0700, true, false),
+        (4711, 0o1777, false, false),
+        (4711, 0o0777, false, false),
+    ];
+    for (number, (owner, mode, ordinary, root)) in table.into_iter().enumerate() {
+        let path = directory.path().join(number.to_string());
+        std::fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner), Some(owner)).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let allowed = if ordinary { "yes" } else { "no" };
+        let environment = [(TABLE, path.as_os_str()), (ALLOWED, allowed.as_ref())];
+        Ordinary::nobody().run("a_directory_of_wrong_owner_or_mode_is_refused", &environment);
+        let opened = GpuAllocator::at(&path);
+        assert_eq!(opened.is_ok(), root, "{owner} {mode:o}: {opened:?}");
+        if root {
+            assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o1777, "what root owns it mends");
+        }
+    }
+    for what in ["mkfifo", "touch"] {
+        let path = directory.path().join(what);
+        assert!(Command::new(what).arg(&path).status().unwrap().success());
+        assert!(GpuAllocator::at(&path).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn a_time_namespace_changes_no_order() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["unshare"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let there = Command::new("unshare").args(["--time", "--boottime", "1", "--fork", "true"]).output().unwrap();
+    if !there.status.success() {
+        return common::skip("time", "no time namespaces");
+    }
+    let host = Host::new("t4");
+    // The first believes that it is ten hours later, the second that it is now.
+    let lease = host.now(1).unwrap();
+    let below = ["unshare", "--time", "--boottime", "36000", "--fork", "--kill-child"];
+    let mut first = host.start("hold", &below, &[]);
+    until("the first waits", SOON, || host.allocator.status().unwrap().waiting.len() == 1);
+    let mut second = host.start("hold", &[], &[]);
+    until("the second waits", SOON, || host.allocator.status().unwrap().waiting.len() == 2);
+    let status = host.allocator.status().unwrap();
+    assert!(status.waiting.iter().all(|waiting| waiting.age < SOON), "{status:?}");
+    drop(lease);
+    first.said("holds");
+    let status = host.allocator.status().unwrap();
+    assert_eq!((status.leases.len(), status.waiting.len()), (1, 1), "{status:?}");
+    assert!(status.leases[0].age.unwrap() < SOON, "{status:?}");
+    drop(first);
+    second.said("holds");
+}
+
+/// Moves the clock of a process away from the system's by as many seconds as a file says.
+const SHIM: &str = r#"
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int result = syscall(SYS_clock_gettime, clock, now);
+    const char *path = getenv("GPUC_TEST_CLOCK");
+    if (clock == CLOCK_REALTIME && path) {
+        char text[32] = {0};
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file >= 0) {
+            if (read(file, text, sizeof text - 1) > 0) now->tv_sec += atol(text);
+            close(file);
+        }
+    }
+    return result;
+}
+"#;
+
+#[test]
+fn a_clock_that_is_set_changes_neither_ages_nor_limits_nor_order() {
+    if !driver::available() || !common::tools("toolchain", &["cc"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let (source, shim) = (host.table.path().join("shim.c"), host.table.path().join("shim.so"));
+    std::fs::write(&source, SHIM).unwrap();
+    let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&shim, &source]).status().unwrap();
+    assert!(cc.success());
+    let clock = host.table.path().join("clock");
+    std::fs::write(&clock, "0").unwrap();
+    let mut other = host.start("clock", &[], &[(CLOCK, &clock), ("LD_PRELOAD", &shim)]);
+    other.said("fine");
+    assert!(other.child.wait().unwrap().success());
+}
+
+/// A process whose clock is set again and again.
+fn wrong_clock() {
+    const HOURS: i64 = 3600;
+    let path = PathBuf::from(std::env::var_os(CLOCK).unwrap());
+    let set = |seconds: i64| {
+        // Whole or not at all, as another thread may look.
+        let new = path.with_extension("new");
+        std::fs::write(&new, seconds.to_string()).unwrap();
+        std::fs::rename(new, &path).unwrap();
+    };
+    let before = SystemTime::now();
+    set(7 * HOURS);
+    assert!(before.elapsed().unwrap() > Duration::from_secs(6 * 3600), "the clock can be set");
+    set(0);
+    let allocator = allocator_of_parent();
+    let one = GpuRequest::count(1);
+    let lease = allocator.acquire(&one, Wait::none()).unwrap();
+    let mut first = allocator.enqueue(&one).unwrap();
+    for seconds in [9 * HOURS, -9 * HOURS, 400 * 24 * HOURS, 0] {
+        set(seconds);
+        let status = allocator.status().unwrap();
+        assert!(status.leases[0].age.unwrap() < SOON && status.waiting[0].age < SOON, "{status:?}");
+        let since = status.leases[0].since.unwrap();
+        assert!(since <= SystemTime::now() && since.elapsed().unwrap() < SOON, "by the clock as it is set now");
+        // A limit is as long as it is, whatever the clock does meanwhile.
+        std::thread::scope(|scope| {
+            let start = Instant::now();
+            let waiter = scope.spawn(|| allocator.acquire(&one, Wait::at_most(Duration::from_millis(300))));
+            while !waiter.is_finished() {
+                for jump in [5 * HOURS, -5 * HOURS] {
+                    set(seconds + jump);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            assert_eq!(waiter.join().unwrap().unwrap_err().kind(), ErrorKind::TimedOut);
+            let waited = start.elapsed();
+            assert!(waited >= Duration::from_millis(300) && waited < SOON, "{waited:?}");
+        });
+    }
+    // Who comes by an early clock stays behind who was there; the highest priority goes before both.
+    set(-20 * HOURS);
+    let mut second = allocator.enqueue(&one.clone().min_free_memory(1 << 30)).unwrap();
+    let mut third = allocator.enqueue(&one.clone().min_free_memory(2 << 30).priority(i32::MAX)).unwrap();
+    set(0);
+    let waiting = allocator.status().unwrap().waiting;
+    let wants: Vec<&str> = waiting.iter().map(|waiting| waiting.wants.as_str()).collect();
+    assert_eq!(wants, ["1 GPU with 2.0 GiB free", "1 GPU", "1 GPU with 1.0 GiB free"]);
+    drop(lease);
+    assert!(ready(&mut second).is_none() && ready(&mut first).is_none());
+    for ticket in [&mut third, &mut first, &mut second] {
+        drop(ticket.wait(Some(SOON)).unwrap().unwrap());
+    }
+    say("fine");
+}
