@@ -514,7 +514,12 @@ fn a_storm_of_killed_holders_and_makers_overcommits_nothing_and_leaves_nothing()
         return;
     }
     let leaks = Leaks::watch();
-    let machine = Machine::new(split_a100(2));
+    let mut split = split_a100(2);
+    for gpu in 0..2 {
+        // So that who chose a device that was destroyed meanwhile would be taken for the holder of the next.
+        split["gpus"][gpu]["mig"]["same_uuids"] = json!(true);
+    }
+    let machine = Machine::new(split);
     let holders = machine.directory.path().join("holders");
     std::fs::create_dir(&holders).unwrap();
     let start = Instant::now();

@@ -85,6 +85,7 @@ impl GpuAllocator {
             Ok(_) => String::new(),
             Err(why) => why,
         };
+        self.tidy_up();
         let making = Making::No(why);
         let (Some(directory), true) = (self.directory_of_makers(), takes_slices(request, &inventory)) else {
             return Ok(Seen { inventory, making, unready: BTreeMap::new(), _gate: None });
