@@ -8,7 +8,9 @@ mod driver;
 
 use common::{Leaks, until};
 use driver::{FakeDriver, mig_profiles, profile, split_a100};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait};
+use gpucontainer::gpu::{
+    DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait,
+};
 use gpucontainer::{ErrorKind, GpuRequest};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -111,7 +113,9 @@ fn other_process() {
     let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
     let allocator = allocator(&path(TABLE), &path(ROOT));
     match std::env::var(ROLE).unwrap().as_str() {
-        "two" => allocator.acquire(&GpuRequest::count(2).mig_profile("2g.10gb"), Wait::none()).unwrap().release().unwrap(),
+        "two" => {
+            allocator.acquire(&GpuRequest::count(2).mig_profile("2g.10gb"), Wait::none()).unwrap().release().unwrap()
+        }
         "hold" => {
             let lease = allocator.acquire(&small(1), Wait::none()).unwrap();
             println!("\nholds {}", lease.gpus()[0]);
@@ -229,7 +233,10 @@ fn a_refusal_says_for_each_gpu_why() {
     let both = machine.now(&named(&[2, 1])).unwrap();
     assert_eq!((machine.instances(1), machine.instances(2)), (vec![(5, 0)], vec![(5, 0)]));
     let text = machine.refusal(&named(&[1]));
-    assert!(text.contains("none can be made now: GPU 1 (NVIDIA A100-SXM4-40GB) has no room beside 4g.20gb at 0"), "{text}");
+    assert!(
+        text.contains("none can be made now: GPU 1 (NVIDIA A100-SXM4-40GB) has no room beside 4g.20gb at 0"),
+        "{text}"
+    );
     let order: Vec<String> = both.gpus().to_vec();
     let inventory = Inventory::discover_with(&DriverRoot::new(machine.driver.path()));
     let on = |gpu: usize| inventory.gpus()[gpu].mig_devices[0].uuid.clone();
@@ -343,7 +350,8 @@ fn a_device_in_use_stays_is_offered_to_nobody_and_tried_again() {
     assert!(error.to_string().contains("is used by process 4242"), "{error}");
     assert_eq!(machine.devices(), [used.as_str()]);
     // Not even to those who do not mind processes.
-    let text = machine.refusal(&small(1).make_mig_devices(false).foreign_processes(gpucontainer::gpu::ForeignProcesses::Ignore));
+    let text = machine
+        .refusal(&small(1).make_mig_devices(false).foreign_processes(gpucontainer::gpu::ForeignProcesses::Ignore));
     assert!(text.contains("was made for a lease that is over, and is used by process 4242"), "{text}");
     let other = machine.now(&small(1)).unwrap();
     assert_ne!(other.gpus(), [used.as_str()]);

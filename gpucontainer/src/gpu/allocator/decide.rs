@@ -312,7 +312,8 @@ fn choose<'a>(
 
 /// What each name gets of the devices that are free.
 pub(crate) fn pick<'a>(sites: &[Site<'a>], free: &[Choice<'a>]) -> Vec<Option<Choice<'a>>> {
-    let own = |choice: &Choice<'_>| sites.iter().any(|site| matches!(site, Site::Device(d) if d.uuid() == choice.uuid()));
+    let own =
+        |choice: &Choice<'_>| sites.iter().any(|site| matches!(site, Site::Device(d) if d.uuid() == choice.uuid()));
     let pick = |site: &Site<'a>| match site {
         Site::Device(device) => free.iter().copied().find(|choice| choice.uuid() == device.uuid()),
         Site::On(gpu) => free.iter().copied().find(|choice| choice.gpu().uuid == gpu.uuid && !own(choice)),

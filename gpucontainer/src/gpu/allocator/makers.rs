@@ -120,8 +120,8 @@ impl GpuAllocator {
             Ok((Inventory::discover_with(&self.root), Splits { gpus: split, entries, leftovers: false }))
         };
         let (inventory, mut splits) = devices.with_library(look).context("split GPUs")?;
-        splits.leftovers = splits.entries.iter().any(|entry| entry.leases.is_none())
-            || journal::is_untidy(devices.directory())?;
+        splits.leftovers =
+            splits.entries.iter().any(|entry| entry.leases.is_none()) || journal::is_untidy(devices.directory())?;
         let unready = unready(&inventory, &splits.entries);
         Ok(Seen { inventory: Cow::Owned(inventory), making: Making::Yes(splits), unready, _gate: Some(gate) })
     }
