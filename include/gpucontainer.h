@@ -1854,7 +1854,7 @@ const char *gpuc_xid_event_gpu(const gpuc_xid_event_t *event);
 uint64_t gpuc_xid_event_number(const gpuc_xid_event_t *event);
 
 /**
- * What has to be done: "ignore", "restart_application", "reset_gpu", "restart_machine" or "inspect".
+ * What has to be done: "ignore", "restart-application", "reset-gpu", "restart-machine" or "inspect".
  *
  * @param event  may be NULL, which is an empty string
  * @return a string that is there for ever

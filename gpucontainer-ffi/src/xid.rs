@@ -98,15 +98,15 @@ pub extern "C" fn gpuc_xid_event_number(event: Option<&XidEvent>) -> u64 {
 fn name(action: XidAction) -> &'static CStr {
     match action {
         XidAction::Ignore => c"ignore",
-        XidAction::RestartApplication => c"restart_application",
-        XidAction::ResetGpu => c"reset_gpu",
-        XidAction::RestartMachine => c"restart_machine",
+        XidAction::RestartApplication => c"restart-application",
+        XidAction::ResetGpu => c"reset-gpu",
+        XidAction::RestartMachine => c"restart-machine",
         // Somebody has to look at what has no name yet.
         _ => c"inspect",
     }
 }
 
-/// What has to be done: "ignore", "restart_application", "reset_gpu", "restart_machine" or "inspect".
+/// What has to be done: "ignore", "restart-application", "reset-gpu", "restart-machine" or "inspect".
 ///
 /// @param event  may be NULL, which is an empty string
 /// @return a string that is there for ever
