@@ -177,6 +177,24 @@ typedef enum {
 } gpuc_phase_t;
 
 /**
+ * What came of gpuc_mig_devices_set_mode.
+ */
+typedef enum {
+    /**
+     * The GPU was in that mode.
+     */
+    GPUC_MIG_MODE_UNCHANGED = 0,
+    /**
+     * The GPU is in that mode now.
+     */
+    GPUC_MIG_MODE_CHANGED = 1,
+    /**
+     * The GPU will be in that mode after its next reset, which nothing here does.
+     */
+    GPUC_MIG_MODE_NEEDS_RESET = 2,
+} gpuc_mig_mode_change_t;
+
+/**
  * Flags of a mount, joined by |.
  */
 typedef enum {
@@ -269,6 +287,11 @@ typedef struct gpuc_gpu_lease_t gpuc_gpu_lease_t;
 typedef struct gpuc_gpu_request_t gpuc_gpu_request_t;
 
 /**
+ * A place in the queue for GPUs, which is kept between waits.
+ */
+typedef struct gpuc_gpu_ticket_t gpuc_gpu_ticket_t;
+
+/**
  * What this host can do for the user who asked; a snapshot. Any number of threads may use it at once.
  */
 typedef struct gpuc_host_t gpuc_host_t;
@@ -299,6 +322,19 @@ typedef struct gpuc_images_t gpuc_images_t;
 typedef struct gpuc_limits_t gpuc_limits_t;
 
 /**
+ * The MIG devices of the host, as this library makes and destroys them. Any number of threads may use it at once.
+ *
+ * An allocator does not know of leases that are taken here, nor are its known here: on one host take them from one of
+ * the two.
+ */
+typedef struct gpuc_mig_devices_t gpuc_mig_devices_t;
+
+/**
+ * A MIG device that is the holder's, until this is freed.
+ */
+typedef struct gpuc_mig_lease_t gpuc_mig_lease_t;
+
+/**
  * A further process in a sandbox. Any number of threads may use it at once.
  */
 typedef struct gpuc_process_t gpuc_process_t;
@@ -313,6 +349,18 @@ typedef struct gpuc_sandbox_t gpuc_sandbox_t;
  * How to pull or import an image. A setter that is given something unusable makes the transfer fail.
  */
 typedef struct gpuc_transfer_t gpuc_transfer_t;
+
+/**
+ * An XID that the driver reported.
+ */
+typedef struct gpuc_xid_event_t gpuc_xid_event_t;
+
+/**
+ * Watches GPUs for XIDs, the driver's error reports. It has no thread: nothing is seen but in gpuc_xid_watch_next.
+ *
+ * The driver's management library stays loaded as long as this lives; it must not be used after a fork.
+ */
+typedef struct gpuc_xid_watch_t gpuc_xid_watch_t;
 
 /**
  * A report of a transfer: the item, for example a layer's digest; the bytes done so far, and in all, 0 if
@@ -1290,9 +1338,18 @@ void gpuc_gpu_request_set_model(gpuc_gpu_request_t *request,
                                 const char *pattern);
 
 /**
- * Wants MIG devices of this profile, as in "1g.10gb", instead of whole GPUs.
+ * Wants MIG devices of this profile, as in "1g.10gb", instead of whole GPUs. A GPU that is named stands for one device on
+ * it.
  */
-void gpuc_gpu_request_set_mig_profile(gpuc_gpu_request_t *request, const char *profile);
+void gpuc_gpu_request_set_mig_profile(gpuc_gpu_request_t *request,
+                                      const char *profile);
+
+/**
+ * Whether MIG devices of the profile that are missing are made, on GPUs in MIG mode, and destroyed after their last
+ * lease; they are by default, where the caller may make them.
+ */
+void gpuc_gpu_request_set_make_mig_devices(gpuc_gpu_request_t *request,
+                                           bool made);
 
 /**
  * Lets at most so many leases in all have the same GPUs; 1, as by default, is nobody else.
@@ -1601,6 +1658,256 @@ void gpuc_gpu_lease_free(gpuc_gpu_lease_t *lease);
  * @return the caller's, freed with gpuc_string_free; NULL on failure
  */
 char *gpuc_host_topology_text(const gpuc_host_t *host, gpuc_error_t **error);
+
+/**
+ * Takes a place in the queue; gpuc_gpu_ticket_wait then waits for the GPUs, as often and as long as wanted.
+ *
+ * @param request  copied
+ * @param error    may be NULL; GPUC_ERROR_GPU_UNAVAILABLE for more than the host has
+ * @return the caller's, freed with gpuc_gpu_ticket_free, which gives the place up; NULL on failure
+ */
+gpuc_gpu_ticket_t *gpuc_gpu_allocator_enqueue(const gpuc_gpu_allocator_t *allocator,
+                                              const gpuc_gpu_request_t *request,
+                                              gpuc_error_t **error);
+
+/**
+ * Waits until the GPUs are there. The place in the queue is kept if they are not.
+ *
+ * @param milliseconds  negative is for ever, 0 only looks
+ * @param lease         set to the caller's, freed with gpuc_gpu_lease_free, if 1 is returned
+ * @param error         may be NULL; a system call error with EINTR if a signal came; GPUC_ERROR_GPU_UNAVAILABLE for what
+ *                      has become impossible; GPUC_ERROR_CLOSED once the lease was given
+ * @return 1 with the lease, 0 when the time has passed, -1 on failure
+ */
+int gpuc_gpu_ticket_wait(gpuc_gpu_ticket_t *ticket,
+                         int64_t milliseconds,
+                         gpuc_gpu_lease_t **lease,
+                         gpuc_error_t **error);
+
+/**
+ * Why the GPUs were not to be had when it was last tried.
+ *
+ * @param ticket  may be NULL, which is an empty string
+ * @return a string that lives until the next wait
+ */
+const char *gpuc_gpu_ticket_reason(const gpuc_gpu_ticket_t *ticket);
+
+/**
+ * Gives the place in the queue up. A lease that it gave lives on.
+ *
+ * @param ticket  may be NULL
+ */
+void gpuc_gpu_ticket_free(gpuc_gpu_ticket_t *ticket);
+
+/**
+ * Opens the MIG devices of the host, and destroys what dead owners left.
+ *
+ * @param driver_root  where the GPU driver's user space is; NULL is where GPUCONTAINER_DRIVER_ROOT says, or the host's
+ * @param directory    where leases are written down: on a tmpfs, writable for those only who may split GPUs; made if it
+ *                     is not there
+ * @param error        may be NULL
+ * @return the caller's, freed with gpuc_mig_devices_free; NULL on failure
+ */
+gpuc_mig_devices_t *gpuc_mig_devices_open(const char *driver_root,
+                                          const char *directory,
+                                          gpuc_error_t **error);
+
+/**
+ * Where leases are written down.
+ *
+ * @param devices  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_mig_devices_directory(const gpuc_mig_devices_t *devices);
+
+/**
+ * Takes a MIG device of a profile: an idle one that is there, or else one that is made, and destroyed with the lease.
+ *
+ * @param profile  as in "1g.10gb"
+ * @param among    identifiers of GPUs, and NULL after the last; NULL is any GPU
+ * @param error    may be NULL; GPUC_ERROR_GPU_UNAVAILABLE says for each GPU why not
+ * @return the caller's, freed with gpuc_mig_lease_free; NULL on failure
+ */
+gpuc_mig_lease_t *gpuc_mig_devices_acquire(const gpuc_mig_devices_t *devices,
+                                           const char *profile,
+                                           const char *const *among,
+                                           gpuc_error_t **error);
+
+/**
+ * Switches MIG mode of a GPU on or off. Nothing else in this library does.
+ *
+ * @param gpu    its identifier
+ * @param error  may be NULL; GPUC_ERROR_BUSY if a process or a MIG device is on the GPU
+ * @return a gpuc_mig_mode_change_t, or -1 on failure
+ */
+int gpuc_mig_devices_set_mode(const gpuc_mig_devices_t *devices,
+                              const char *gpu,
+                              bool enabled,
+                              gpuc_error_t **error);
+
+/**
+ * Frees the object. Leases live on.
+ *
+ * @param devices  may be NULL
+ */
+void gpuc_mig_devices_free(gpuc_mig_devices_t *devices);
+
+/**
+ * The identifier of the device, by which a request can name it.
+ *
+ * @param lease  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_mig_lease_uuid(const gpuc_mig_lease_t *lease);
+
+/**
+ * The identifier of the GPU that the device is a part of.
+ *
+ * @param lease  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_mig_lease_gpu(const gpuc_mig_lease_t *lease);
+
+/**
+ * Whether the device was made for this lease, and is destroyed with it.
+ *
+ * @param lease  may be NULL, which is false
+ */
+bool gpuc_mig_lease_is_created(const gpuc_mig_lease_t *lease);
+
+/**
+ * The device as it was when it was taken, as one JSON object: uuid, index, gpu_instance, compute_instance, profile,
+ * memory, processes.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_mig_lease_device_json(const gpuc_mig_lease_t *lease,
+                                 gpuc_error_t **error);
+
+/**
+ * The descriptor that holds the lease: whoever inherits it holds the lease too.
+ *
+ * @param lease  may be NULL
+ * @return the object's, which the caller does not close; -1 if there is none
+ */
+int gpuc_mig_lease_fd(const gpuc_mig_lease_t *lease);
+
+/**
+ * Gives the device back; destroys it if it was made for this lease.
+ *
+ * @param lease  freed, also on failure
+ * @param error  may be NULL; GPUC_ERROR_BUSY if a process still uses it: the next who opens or acquires tries again
+ * @return 0, or -1 on failure
+ */
+int gpuc_mig_lease_release(gpuc_mig_lease_t *lease,
+                           gpuc_error_t **error);
+
+/**
+ * Leaves the lease to those who inherited its descriptor. The device is destroyed by the next who opens or acquires
+ * after the last of them has ended.
+ *
+ * @param lease  freed; may be NULL
+ */
+void gpuc_mig_lease_leave(gpuc_mig_lease_t *lease);
+
+/**
+ * Gives the device back without a word about errors.
+ *
+ * @param lease  may be NULL
+ */
+void gpuc_mig_lease_free(gpuc_mig_lease_t *lease);
+
+/**
+ * Watches GPUs from now on.
+ *
+ * @param driver_root  where the GPU driver's user space is; NULL is where GPUCONTAINER_DRIVER_ROOT says, or the host's
+ * @param gpus         identifiers, and NULL after the last
+ * @param error        may be NULL; GPUC_ERROR_GPU_UNAVAILABLE if the driver or a GPU cannot be asked
+ * @return the caller's, freed with gpuc_xid_watch_free; NULL on failure
+ */
+gpuc_xid_watch_t *gpuc_xid_watch_open(const char *driver_root,
+                                      const char *const *gpus,
+                                      gpuc_error_t **error);
+
+/**
+ * Waits for the next XID.
+ *
+ * @param milliseconds  negative is for ever, 0 only looks
+ * @param event         set to the caller's, freed with gpuc_xid_event_free, if 1 is returned
+ * @param error         may be NULL; GPUC_ERROR_GPU_UNAVAILABLE if the driver fails, as when a GPU is lost
+ * @return 1 with the event, 0 when the time has passed, -1 on failure
+ */
+int gpuc_xid_watch_next(gpuc_xid_watch_t *watch,
+                        int64_t milliseconds,
+                        gpuc_xid_event_t **event,
+                        gpuc_error_t **error);
+
+/**
+ * Ends the watch.
+ *
+ * @param watch  may be NULL
+ */
+void gpuc_xid_watch_free(gpuc_xid_watch_t *watch);
+
+/**
+ * The identifier of the GPU, also where the event is about a slice of it.
+ *
+ * @param event  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_xid_event_gpu(const gpuc_xid_event_t *event);
+
+/**
+ * The number of the XID.
+ *
+ * @param event  may be NULL, which is 0
+ */
+uint64_t gpuc_xid_event_number(const gpuc_xid_event_t *event);
+
+/**
+ * What has to be done: "ignore", "restart-application", "reset-gpu", "restart-machine" or "inspect".
+ *
+ * @param event  may be NULL, which is an empty string
+ * @return a string that is there for ever
+ */
+const char *gpuc_xid_event_action(const gpuc_xid_event_t *event);
+
+/**
+ * Whether a GPU is kept from new leases for such an XID.
+ *
+ * @param event  may be NULL, which is false
+ */
+bool gpuc_xid_event_quarantines(const gpuc_xid_event_t *event);
+
+/**
+ * Whether the event is about a slice of the GPU, and which.
+ *
+ * @param event             may be NULL, which is false
+ * @param gpu_instance      set if it is; may be NULL
+ * @param compute_instance  set if it is; may be NULL
+ */
+bool gpuc_xid_event_slice(const gpuc_xid_event_t *event,
+                          uint32_t *gpu_instance,
+                          uint32_t *compute_instance);
+
+/**
+ * Frees an event.
+ *
+ * @param event  may be NULL
+ */
+void gpuc_xid_event_free(gpuc_xid_event_t *event);
+
+/**
+ * Keeps the GPU of an event from new leases, until gpuc_gpu_allocator_readmit or a reset that mends it. An XID that
+ * concerns the application only changes nothing.
+ *
+ * @param error  may be NULL; GPUC_ERROR_PERMISSION_DENIED
+ * @return 1, or 0 if nothing is new, or -1 on failure
+ */
+int gpuc_gpu_allocator_report_xid(const gpuc_gpu_allocator_t *allocator,
+                                  const gpuc_xid_event_t *event,
+                                  gpuc_error_t **error);
 
 /**
  * How the process ended.

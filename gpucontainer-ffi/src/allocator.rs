@@ -30,6 +30,10 @@ impl GpuAllocator {
         let path = c_string(allocator.path().as_os_str().as_bytes());
         Some(Box::new(Self { allocator, path }))
     }
+
+    pub(crate) fn allocator(&self) -> &gpucontainer::gpu::GpuAllocator {
+        &self.allocator
+    }
 }
 
 /// Opens the allocator of this host.

@@ -185,11 +185,19 @@ pub unsafe extern "C" fn gpuc_gpu_request_set_model(request: Option<&mut GpuRequ
     GpuRequest::update(request, |request| Ok(request.model(unsafe { text(pattern, "pattern") }?)));
 }
 
-/// Wants MIG devices of this profile, as in "1g.10gb", instead of whole GPUs.
+/// Wants MIG devices of this profile, as in "1g.10gb", instead of whole GPUs. A GPU that is named stands for one device on
+/// it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gpuc_gpu_request_set_mig_profile(request: Option<&mut GpuRequest>, profile: *const c_char) {
     // SAFETY: the header asks for NULL or a string that ends with a zero byte.
     GpuRequest::update(request, |request| Ok(request.mig_profile(unsafe { text(profile, "profile") }?)));
+}
+
+/// Whether MIG devices of the profile that are missing are made, on GPUs in MIG mode, and destroyed after their last
+/// lease; they are by default, where the caller may make them.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_make_mig_devices(request: Option<&mut GpuRequest>, made: bool) {
+    GpuRequest::update(request, |request| Ok(request.make_mig_devices(made)));
 }
 
 /// Lets at most so many leases in all have the same GPUs; 1, as by default, is nobody else.

@@ -37,6 +37,12 @@ pub mod gpu;
 
 pub mod allocator;
 
+pub mod ticket;
+
+pub mod mig;
+
+pub mod xid;
+
 pub mod output;
 
 pub mod sandbox;

@@ -52,21 +52,26 @@ fn generate() -> String {
         ("GpuGrant", "gpuc_gpu_grant_t"),
         ("GpuLease", "gpuc_gpu_lease_t"),
         ("GpuRequest", "gpuc_gpu_request_t"),
+        ("GpuTicket", "gpuc_gpu_ticket_t"),
         ("Host", "gpuc_host_t"),
         ("Image", "gpuc_image_t"),
         ("ImageBuilder", "gpuc_image_builder_t"),
         ("ImageStore", "gpuc_image_store_t"),
         ("Images", "gpuc_images_t"),
         ("Limits", "gpuc_limits_t"),
+        ("MigDevices", "gpuc_mig_devices_t"),
+        ("MigLease", "gpuc_mig_lease_t"),
         ("Process", "gpuc_process_t"),
         ("Sandbox", "gpuc_sandbox_t"),
         ("Transfer", "gpuc_transfer_t"),
+        ("XidEvent", "gpuc_xid_event_t"),
+        ("XidWatch", "gpuc_xid_watch_t"),
     ];
     for (rust, c) in objects {
         config.export.rename.insert(rust.to_owned(), c.to_owned());
     }
     // Nothing takes these as they are, so that numbers from C are never taken for an enumeration unchecked.
-    config.export.include = ["gpuc_mount_t", "gpuc_stdio_t"].map(str::to_owned).to_vec();
+    config.export.include = ["gpuc_mig_mode_change_t", "gpuc_mount_t", "gpuc_stdio_t"].map(str::to_owned).to_vec();
     let mut bytes = Vec::new();
     cbindgen::Builder::new().with_crate(crate_directory()).with_config(config).generate().unwrap().write(&mut bytes);
     String::from_utf8(bytes).unwrap()

@@ -60,6 +60,7 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
             }
             "model" => request.model(value.extract::<String>()?),
             "mig_profile" => request.mig_profile(value.extract::<String>()?),
+            "make_mig_devices" => request.make_mig_devices(value.extract()?),
             "shared" => request.sharing(Sharing::Shared(value.extract()?)),
             "fraction" => request.sharing(Sharing::Fraction(value.extract()?)),
             "placement" => request.placement(match value.extract::<String>()?.as_str() {
@@ -167,6 +168,10 @@ impl AllocatorHandle {
 
     fn quarantine(&self, py: Python<'_>, gpu: &str) -> PyResult<bool> {
         ours(py.detach(|| self.0.quarantine().report(gpu, GpuFault::Requested)))
+    }
+
+    fn report_xid(&self, py: Python<'_>, gpu: &str, xid: u64) -> PyResult<bool> {
+        ours(py.detach(|| self.0.quarantine().report(gpu, GpuFault::Xid(xid))))
     }
 
     fn readmit(&self, py: Python<'_>, gpu: &str) -> PyResult<bool> {

@@ -6,9 +6,12 @@ mod error;
 mod gpu;
 mod host;
 mod image;
+mod mig;
 mod sandbox;
 mod slot;
+mod ticket;
 mod work;
+mod xid;
 
 use pyo3::prelude::*;
 
@@ -26,9 +29,15 @@ mod _native {
     #[pymodule_export]
     use super::image::{Image, ImageBuilder, ImageStore};
     #[pymodule_export]
+    use super::mig::{MigDevicesHandle, MigLeaseHandle};
+    #[pymodule_export]
     use super::sandbox::{ProcessHandle, SandboxHandle, collect_abandoned, explain};
     #[pymodule_export]
+    use super::ticket::TicketHandle;
+    #[pymodule_export]
     use super::work::{Cancel, Progress};
+    #[pymodule_export]
+    use super::xid::XidWatchHandle;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

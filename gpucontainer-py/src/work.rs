@@ -5,10 +5,13 @@ use gpucontainer::{Phase, Result};
 use pyo3::prelude::*;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often Python is asked whether a signal came: often enough for a person who presses Ctrl-C.
 const SIGNALS: Duration = Duration::from_millis(50);
+
+/// `EINTR`: a signal came, which Python is asked about.
+const INTERRUPTED: i32 = 4;
 
 /// A switch that ends long work early with CancelledError. Any number of threads may use it at once.
 #[pyclass(frozen, module = "gpucontainer")]
@@ -131,5 +134,29 @@ impl Callback {
             }
             Err(interrupted.unwrap_or_else(|| pyo3::exceptions::PyRuntimeError::new_err("the library failed inside")))
         })
+    }
+}
+
+/// Waits in turns, between which this thread looks for signals: for what keeps its place between two waits, and needs no
+/// switch to be ended early. None is for ever.
+pub(crate) fn in_turns<T: Send>(
+    py: Python<'_>,
+    timeout: Option<Duration>,
+    mut turn: impl FnMut(Duration) -> Result<Option<T>> + Send,
+) -> PyResult<Option<T>> {
+    let start = Instant::now();
+    loop {
+        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        let now = left.map_or(SIGNALS, |left| left.min(SIGNALS));
+        match py.detach(|| turn(now)) {
+            Ok(None) => {}
+            Ok(found) => return Ok(found),
+            Err(error) if error.errno() == Some(INTERRUPTED) => {}
+            Err(error) => return Err(raise(&error)),
+        }
+        py.check_signals()?;
+        if left == Some(Duration::ZERO) {
+            return Ok(None);
+        }
     }
 }

@@ -110,6 +110,12 @@ impl Claim {
         self.lock.remove()
     }
 
+    /// Leaves the claim behind, at once, whoever has copies of its descriptor: it tells the next comer of its resource.
+    #[cfg(feature = "nvml")]
+    pub(crate) fn leave(self) -> Result<()> {
+        self.lock.free()
+    }
+
     /// The same for a holder that cannot give the claim away, such as a `Drop`: the claim ends with its descriptors.
     pub(crate) fn release_in_place(&self) -> Result<()> {
         fs::remove_file(self.lock.path())

@@ -9,6 +9,7 @@ from .gpu import (
     GpuLease,
     GpuRequest,
     GpuStatus,
+    GpuTicket,
     HeldGpu,
     LeaseStatus,
     QuarantinedGpu,
@@ -16,6 +17,7 @@ from .gpu import (
 )
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
+from .mig import MigDevices, MigLease
 from .sandbox import (
     DEVNULL,
     PIPE,
@@ -30,6 +32,7 @@ from .sandbox import (
     Sandbox,
     collect_abandoned,
 )
+from .xid import XidEvent, XidWatch
 
 __all__ = [
     "DEVNULL",
@@ -46,6 +49,7 @@ __all__ = [
     "GpuMemory",
     "GpuRequest",
     "GpuStatus",
+    "GpuTicket",
     "HeldGpu",
     "Host",
     "Image",
@@ -56,6 +60,8 @@ __all__ = [
     "LeaseStatus",
     "Limits",
     "MigDevice",
+    "MigDevices",
+    "MigLease",
     "Mount",
     "Output",
     "Port",
@@ -64,6 +70,8 @@ __all__ = [
     "QuarantinedGpu",
     "Sandbox",
     "TicketStatus",
+    "XidEvent",
+    "XidWatch",
     "__version__",
     "cdi",
     "collect_abandoned",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from . import _native
 from ._native import Cancel
 from .host import Gpu, _gpu
+from .xid import XidEvent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,11 @@ class GpuRequest:
     min_compute_capability: tuple[int, int] | None = None
     #: The form of the product's name, as in ``*A100*``: ``*`` stands for anything, ``?`` for one character.
     model: str | None = None
-    #: The profile of MIG devices, as in ``1g.10gb``, instead of whole GPUs.
+    #: The profile of MIG devices, as in ``1g.10gb``, instead of whole GPUs. A GPU that is named stands for one on it.
     mig_profile: str | None = None
+    #: Whether MIG devices of the profile that are missing are made, on GPUs in MIG mode, where the caller may, and
+    #: destroyed after their last lease.
+    make_mig_devices: bool = True
     #: At most so many leases in all on the same GPUs; nobody else's if None.
     shared: int | None = None
     #: Bytes of each GPU that this lease takes, which shares it with others who say so, as long as all of it fits.
@@ -255,6 +259,41 @@ class GpuLease:
         return f"<gpucontainer.GpuLease {self._id} {self._description}>"
 
 
+class GpuTicket:
+    """A place in the queue for GPUs; made by :meth:`GpuAllocator.enqueue`.
+
+    Leaving a ``with`` block, or dropping it, gives the place up. A lease that it gave lives on.
+    """
+
+    def __init__(self, handle: _native._GpuTicket) -> None:
+        self._handle = handle
+
+    def wait(self, timeout: float | None = None) -> GpuLease | None:
+        """Waits for the GPUs; None when the time has passed, and the place is kept then.
+
+        :param timeout: seconds; None is for ever, and 0 only looks.
+        """
+        lease = self._handle.wait(timeout)
+        return None if lease is None else GpuLease(lease)
+
+    @property
+    def reason(self) -> str:
+        """Why the GPUs were not to be had when it was last tried."""
+        return self._handle.reason()
+
+    def close(self) -> None:
+        """Gives the place up. A second time does nothing."""
+        self._handle.close()
+
+    def __enter__(self) -> GpuTicket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class GpuGrant:
     """What a sandbox has for some of its GPUs: nodes, files of the driver, variables."""
 
@@ -336,6 +375,18 @@ class GpuAllocator:
         """
         request = gpus if isinstance(gpus, GpuRequest) else GpuRequest(gpus)
         return GpuLease(self._handle.acquire(request._fields(), timeout, cancel))
+
+    def enqueue(self, gpus: int | str | Sequence[str] | GpuRequest) -> GpuTicket:
+        """Takes a place in the queue, which is kept while :meth:`GpuTicket.wait` is called again and again."""
+        request = gpus if isinstance(gpus, GpuRequest) else GpuRequest(gpus)
+        return GpuTicket(_native._GpuTicket(self._handle, request._fields()))
+
+    def report_xid(self, event: XidEvent) -> bool:
+        """Keeps the GPU of an event of a :class:`~gpucontainer.XidWatch` from new leases; whether that is new.
+
+        An XID that concerns the application only changes nothing.
+        """
+        return self._handle.report_xid(event.gpu, event.xid)
 
     def quarantine(self, gpu: str) -> bool:
         """Keeps a GPU from new leases, by its identifier, until :meth:`readmit`; whether it was not so before."""

@@ -142,6 +142,15 @@ def _memory(facts: dict[str, int] | None) -> GpuMemory | None:
     return None if facts is None else GpuMemory(total=facts["total"], free=facts["free"])
 
 
+def _mig_device(facts: dict[str, Any]) -> MigDevice:
+    return MigDevice(
+        uuid=facts["uuid"],
+        index=facts["index"],
+        profile=facts["profile"],
+        memory=_memory(facts["memory"]),
+    )
+
+
 def _gpu(facts: dict[str, Any]) -> Gpu:
     capability = facts["compute_capability"]
     return Gpu(
@@ -152,15 +161,7 @@ def _gpu(facts: dict[str, Any]) -> Gpu:
         memory=_memory(facts["memory"]),
         compute_capability=None if capability is None else (capability[0], capability[1]),
         pci_bus_id=facts["pci_bus_id"],
-        mig_devices=tuple(
-            MigDevice(
-                uuid=device["uuid"],
-                index=device["index"],
-                profile=device["profile"],
-                memory=_memory(device["memory"]),
-            )
-            for device in facts["mig_devices"]
-        ),
+        mig_devices=tuple(_mig_device(device) for device in facts["mig_devices"]),
         mig_enabled=facts["mig_enabled"],
         minor=facts["minor"],
         numa_node=facts["numa_node"],

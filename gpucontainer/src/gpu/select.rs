@@ -113,7 +113,10 @@ pub(crate) fn of_vendor<'a>(request: &GpuRequest, inventory: &'a Inventory) -> R
 
 /// The request in words.
 pub(crate) fn wish(request: &GpuRequest) -> String {
+    let profile = request.wishes.mig_profile.as_deref();
     let which = match request.which() {
+        Which::Count(1) if profile.is_some() => format!("1 MIG device {}", profile.unwrap_or_default()),
+        Which::Count(count) if profile.is_some() => format!("{count} MIG devices {}", profile.unwrap_or_default()),
         Which::None | Which::DriverOnly | Which::AsImageSays => "no GPU".to_owned(),
         Which::All => "every GPU".to_owned(),
         Which::Count(1) => "1 GPU".to_owned(),

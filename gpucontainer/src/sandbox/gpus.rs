@@ -61,6 +61,7 @@ impl Gpus {
                 false => allocator.acquire(&wanted, wait)?,
             };
             gpus.request = lease.request();
+            gpus.catch_up(&lease);
             gpus.lease = Some(lease);
         }
         Ok(Some(gpus))
@@ -92,6 +93,15 @@ impl Gpus {
         let needed = !builder.gpus_unleased || request.needs_inventory();
         let inventory = if needed { Inventory::discover_with(&driver_root) } else { Inventory::default() };
         Ok(Some(Self { request, inventory, driver_root, environment, lease: None }))
+    }
+
+    /// Looks again if the lease has what the inventory does not: MIG devices that were made for it, or instead of others
+    /// that were there before.
+    fn catch_up(&mut self, lease: &GpuLease) {
+        let whole = |uuid: &String| self.inventory.gpus().iter().any(|gpu| gpu.uuid == *uuid);
+        if !lease.gpus().iter().all(whole) {
+            self.inventory = Inventory::discover_with(&self.driver_root);
+        }
     }
 
     /// What has to be leased, if anything.

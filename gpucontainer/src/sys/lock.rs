@@ -76,6 +76,21 @@ impl Lock {
         }
     }
 
+    /// Takes the lock on `path`, which must be there, together with other shared holders, and without the right to write
+    /// to it; `None` if somebody holds it alone.
+    #[cfg(feature = "nvml")]
+    pub(crate) fn try_share(path: &Path) -> Result<Option<Self>> {
+        loop {
+            let file = super::fs::open(path)?;
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&request(kind(Mode::Shared)))) {
+                Ok(_) if still_there(&file, path)? => return Ok(Some(Self { file, path: path.to_owned() })),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
+                Err(e) => return Err(failed_nix(format!("fcntl({path:?}, F_OFD_SETLK)"), e).with_path(path)),
+            }
+        }
+    }
+
     /// The locked file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -144,5 +159,19 @@ mod tests {
         assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_some());
         shared.remove().unwrap();
         assert!(!path.exists());
+    }
+
+    #[cfg(feature = "nvml")]
+    #[test]
+    fn shared_holders_need_no_right_to_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        assert_eq!(Lock::try_share(&path).unwrap_err().kind(), crate::error::ErrorKind::NotFound);
+        let alone = Lock::try_take(&path, Mode::Exclusive).unwrap().unwrap();
+        assert!(Lock::try_share(&path).unwrap().is_none());
+        alone.free().unwrap();
+        let _one = Lock::try_share(&path).unwrap().unwrap();
+        let _other = Lock::try_share(&path).unwrap().unwrap();
+        assert!(Lock::try_take(&path, Mode::Exclusive).unwrap().is_none());
     }
 }

@@ -79,6 +79,8 @@ pub(crate) struct Profile {
     pub(crate) slices: u32,
     /// How many can exist at a time.
     pub(crate) instances: u32,
+    /// The memory of each, in bytes.
+    pub(crate) memory: u64,
 }
 
 /// Where a GPU instance lies among the GPU's places.
@@ -154,6 +156,7 @@ impl<'a> Splitter<'a> {
                 name: name.strip_prefix("MIG ").unwrap_or(&name).to_owned(),
                 slices: info.slices,
                 instances: info.instances.min(MOST),
+                memory: info.memory_mib.saturating_mul(1 << 20),
             });
         }
         Ok(found)

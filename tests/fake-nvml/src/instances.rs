@@ -272,8 +272,9 @@ extern "C" fn nvmlGpuInstanceCreateComputeInstance(handle: Handle, id: c_uint, m
         let free = |taken: &dyn Fn(u32) -> bool| (0..64).find(|number| !taken(*number)).unwrap_or(64);
         let compute = free(&|number| inside().any(|slice| slice.compute_instance == number));
         let name = if slices == kind.slices { kind.name.clone() } else { format!("{slices}c.{}", kind.name) };
+        let number = if mig.same_uuids { 0 } else { mig.made + 1 };
         let slice = Slice {
-            uuid: format!("MIG-{:08x}-{:04x}-5000-8000-{:012x}", gpu.minor, of.id << 8 | compute, mig.made + 1),
+            uuid: format!("MIG-{:08x}-{:04x}-5000-8000-{number:012x}", gpu.minor, of.id << 8 | compute),
             profile: name,
             place: free(&|number| mig.devices.iter().any(|slice| slice.place == number)),
             gpu_instance: of.id,

@@ -139,6 +139,8 @@ pub(crate) struct Mig {
     pub(crate) devices: Vec<Slice>,
     /// How many compute instances were ever made.
     pub(crate) made: u64,
+    /// Whether a device has the identifier of the one that was at its place before.
+    pub(crate) same_uuids: bool,
 }
 
 /// A kind of GPU instance.

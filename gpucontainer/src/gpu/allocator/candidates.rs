@@ -3,12 +3,15 @@
 //! What contradicts itself, and what is more than the host has, fails here: no waiting would mend it.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::gpu::allocator::making::Making;
 use crate::gpu::allocator::outer::Refused;
 use crate::gpu::allocator::wishes::{Placement, Sharing};
 use crate::gpu::inventory::{Gpu, Inventory};
 use crate::gpu::request::{GpuName, GpuRequest, Vendor, Which};
 use crate::gpu::select::{self, Choice, gibibytes, unavailable, wish};
 use crate::gpu::topology::{GpuSet, Topology};
+
+use std::collections::BTreeMap;
 
 /// A host, as far as decisions about its GPUs depend on it.
 #[derive(Debug)]
@@ -17,6 +20,17 @@ pub(crate) struct Host<'a> {
     pub(crate) topology: Topology,
     /// Devices that may not be used, and why.
     pub(crate) refused: Refused,
+    /// MIG devices that nobody has leased and that still are not free, and why.
+    pub(crate) unready: BTreeMap<String, String>,
+    /// Which MIG devices can be made.
+    pub(crate) making: Making,
+}
+
+impl<'a> Host<'a> {
+    /// The host of an inventory, of which nobody looked what can be made.
+    pub(crate) fn of(inventory: &'a Inventory, refused: Refused, making: Making) -> Self {
+        Self { inventory, topology: Topology::of(inventory), refused, unready: BTreeMap::new(), making }
+    }
 }
 
 /// The devices that could serve a request, and how many of them it wants.
@@ -24,6 +38,29 @@ pub(crate) struct Host<'a> {
 pub(crate) struct Candidates<'a> {
     pub(crate) devices: Vec<Choice<'a>>,
     pub(crate) wanted: usize,
+    /// What each name stands for, if one is that of a split GPU, of which any device of the profile will do.
+    pub(crate) sites: Option<Vec<Site<'a>>>,
+    /// The GPUs on which devices that are missing may be made.
+    pub(crate) gpus: Vec<&'a Gpu>,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Site<'a> {
+    Device(Choice<'a>),
+    /// A device on this GPU.
+    On(&'a Gpu),
+}
+
+impl<'a> Site<'a> {
+    /// The GPU on which a device may be made.
+    #[cfg(feature = "nvml")]
+    pub(crate) fn gpu(self) -> Option<&'a Gpu> {
+        match self {
+            Self::On(gpu) => Some(gpu),
+            Self::Device(_) => None,
+        }
+    }
 }
 
 /// Refuses what no host could serve.
@@ -82,7 +119,14 @@ impl<'a> Candidates<'a> {
 
     fn named(names: &[GpuName], request: &GpuRequest, host: &Host<'a>) -> Result<Self> {
         let mut devices: Vec<Choice<'a>> = Vec::new();
+        let mut sites: Vec<Site<'a>> = Vec::new();
         for name in names {
+            if let Some(gpu) = Self::split(name, request, host)? {
+                if !sites.iter().any(|site| matches!(site, Site::On(known) if known.uuid == gpu.uuid)) {
+                    sites.push(Site::On(gpu));
+                }
+                continue;
+            }
             let choices = match name {
                 GpuName::Cdi(name) => described(&name.to_string(), request, host)?,
                 name => vec![select::find(name, &select::of_vendor(request, host.inventory)?)?],
@@ -93,15 +137,56 @@ impl<'a> Candidates<'a> {
                 }
                 if !devices.iter().any(|before| before.uuid() == choice.uuid()) {
                     devices.push(choice);
+                    sites.push(Site::Device(choice));
                 }
             }
         }
-        let wanted = devices.len();
+        let wanted = sites.len();
+        let gpus = sites.iter().filter_map(|site| if let Site::On(gpu) = site { Some(*gpu) } else { None }).collect();
         if wanted == 0 {
             let why = format!("a lease of no GPU is asked for: {} is none of this host's", wish(request));
             return Err(Error::new(ErrorKind::InvalidArgument, why));
         }
-        Ok(Self { devices, wanted })
+        let mut found = Self { devices, wanted, sites: None, gpus };
+        if !found.gpus.is_empty() {
+            found.sites = Some(sites);
+            found.add_split(request, host)?;
+        }
+        Ok(found)
+    }
+
+    /// The split GPU of that name, of which a device of a profile is wanted.
+    fn split(name: &GpuName, request: &GpuRequest, host: &Host<'a>) -> Result<Option<&'a Gpu>> {
+        if request.wishes.mig_profile.is_none() || matches!(name, GpuName::Cdi(_)) {
+            return Ok(None);
+        }
+        let gpus = select::of_vendor(request, host.inventory)?;
+        let named = gpus.into_iter().find(|gpu| match name {
+            GpuName::Index(index) => gpu.index == *index,
+            GpuName::Uuid(uuid) => gpu.uuid == *uuid,
+            _ => false,
+        });
+        // Of a GPU that is whole the reason is that it is; or that it could be split, and nobody has.
+        Ok(named.filter(|gpu| gpu.mig_enabled || request.makes().is_some()))
+    }
+
+    /// Adds the devices of the split GPUs that are named, each of which must have one that suits, or get one.
+    fn add_split(&mut self, request: &GpuRequest, host: &Host<'a>) -> Result<()> {
+        for gpu in &self.gpus {
+            let all = gpu.mig_devices.iter().map(|slice| Choice::Slice(gpu, slice));
+            let new = |choice: &Choice<'a>| !self.devices.iter().any(|before| before.uuid() == choice.uuid());
+            let suit: Vec<_> = all.filter(|c| new(c) && unsuitable(*c, request, host).is_none()).collect();
+            if suit.is_empty() && host.making.ever(&[gpu], request, host) == 0 {
+                let mut reasons = host.making.why_none(&[gpu], request, host);
+                if reasons.is_empty() {
+                    let profile = request.wishes.mig_profile.as_deref().unwrap_or_default();
+                    reasons.push(format!("{} has no MIG device of {profile} that suits", Choice::Whole(gpu)));
+                }
+                return Err(unavailable(format!("{} asked for: {}", wish(request), reasons.join("; "))));
+            }
+            self.devices.extend(suit);
+        }
+        Ok(())
     }
 
     fn counted(request: &GpuRequest, host: &Host<'a>, gpus: &[&'a Gpu]) -> Result<Self> {
@@ -125,13 +210,39 @@ impl<'a> Candidates<'a> {
             Which::Count(count) => usize::try_from(*count).unwrap_or(usize::MAX),
             _ => devices.len().max(1),
         };
-        if devices.len() >= wanted {
-            return Ok(Self { devices, wanted });
+        let makers = if request.makes().is_some() { gpus.to_vec() } else { Vec::new() };
+        let found = Self { devices, wanted, sites: None, gpus: makers };
+        let could = host.making.ever(&found.gpus, request, host);
+        if found.devices.len() >= wanted || found.lasting(host, |_| true).saturating_add(could) >= wanted {
+            return Ok(found);
         }
         let kind = if slices { "MIG devices" } else { "GPUs" };
+        let suit = found.devices.len();
+        let none = host.making.why_none(&found.gpus, request, host);
+        if !none.is_empty() {
+            let more = if could == 0 { "none can be made".to_owned() } else { format!("{could} can be made") };
+            reasons.push(format!("{more}: {}", none.join("; ")));
+        }
         let why = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
-        let suit = devices.len();
         Err(unavailable(format!("{} asked for: {suit} of this host's {known} {kind} suit{why}", wish(request))))
+    }
+
+    /// How many devices that pass are there whatever leases end.
+    fn lasting(&self, host: &Host<'_>, pass: impl Fn(&Gpu) -> bool) -> usize {
+        let lasts = |choice: &&Choice<'_>| match choice {
+            Choice::Slice(gpu, slice) => !host.making.is_temporary(gpu, slice),
+            Choice::Whole(_) => true,
+        };
+        self.devices.iter().filter(|choice| pass(choice.gpu())).filter(lasts).count()
+    }
+
+    /// Whether so many can ever be on one NUMA node.
+    fn gather(&self, request: &GpuRequest, host: &Host<'a>) -> bool {
+        self.gpus.iter().any(|first| {
+            let near: Vec<&Gpu> = self.gpus.iter().copied().filter(|gpu| gpu.numa_node == first.numa_node).collect();
+            let there = self.lasting(host, |gpu| gpu.numa_node == first.numa_node);
+            there.saturating_add(host.making.ever(&near, request, host)) >= self.wanted
+        })
     }
 
     /// Whether all devices together have a set that lies as is wanted.
@@ -144,7 +255,7 @@ impl<'a> Candidates<'a> {
             Some(set) => host.topology.choose(set, self.wanted, request.wishes.placement).is_some(),
             None => super::decide::slices(&self.devices, self.wanted, request.wishes.placement, &[]).is_some(),
         };
-        if possible {
+        if possible || self.sites.is_some() || self.gather(request, host) {
             return Ok(());
         }
         let how = match request.wishes.placement {
@@ -173,20 +284,8 @@ fn described<'a>(name: &str, request: &GpuRequest, host: &Host<'a>) -> Result<Ve
 /// Why the device can never serve the request, if it cannot.
 fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Option<String> {
     let wishes = &request.wishes;
-    let gpu = choice.gpu();
-    if let Some(why) = host.refused.get(choice.uuid()) {
-        let quarantined = why.starts_with("in quarantine");
-        return Some(if quarantined { format!("is {why}") } else { format!("is not ours: {why}") });
-    }
-    if let Some(pattern) = wishes.model.as_ref().filter(|pattern| !matches(pattern, &gpu.name)) {
-        return Some(format!("is no {pattern}"));
-    }
-    if let Some((major, minor)) = wishes.min_compute_capability {
-        match gpu.compute_capability {
-            Some(has) if has >= (major, minor) => {}
-            Some((has, less)) => return Some(format!("has compute capability {has}.{less}")),
-            None => return Some("does not say its compute capability".to_owned()),
-        }
+    if let Some(why) = refusal(choice.uuid(), host).or_else(|| unsuitable_model(choice.gpu(), request)) {
+        return Some(why);
     }
     if let Some(profile) = &wishes.mig_profile {
         match choice {
@@ -195,13 +294,44 @@ fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Opti
             Choice::Whole(_) => return Some("is no MIG device".to_owned()),
         }
     }
-    let fraction = if let Sharing::Fraction(bytes) = wishes.sharing { bytes } else { 0 };
-    let wanted = wishes.min_total_memory.max(request.wanted_memory()).max(fraction);
+    let wanted = suitable_memory(request);
     match choice.memory() {
         _ if wanted == 0 => None,
         Some(memory) if memory.total >= wanted => None,
         Some(memory) => Some(format!("has {} in all", gibibytes(memory.total))),
         None => Some("does not say how much memory it has".to_owned()),
+    }
+}
+
+/// Why the device may not be used, if it may not.
+fn refusal(uuid: &str, host: &Host<'_>) -> Option<String> {
+    let why = host.refused.get(uuid)?;
+    let quarantined = why.starts_with("in quarantine");
+    Some(if quarantined { format!("is {why}") } else { format!("is not ours: {why}") })
+}
+
+/// Why a MIG device of the GPU can never serve the request, whatever its profile.
+#[cfg(feature = "nvml")]
+pub(crate) fn unsuitable_gpu(gpu: &Gpu, request: &GpuRequest, host: &Host<'_>) -> Option<String> {
+    refusal(&gpu.uuid, host).or_else(|| unsuitable_model(gpu, request))
+}
+
+/// The memory that a device must have in all.
+pub(crate) fn suitable_memory(request: &GpuRequest) -> u64 {
+    let fraction = if let Sharing::Fraction(bytes) = request.wishes.sharing { bytes } else { 0 };
+    request.wishes.min_total_memory.max(request.wanted_memory()).max(fraction)
+}
+
+fn unsuitable_model(gpu: &Gpu, request: &GpuRequest) -> Option<String> {
+    let wishes = &request.wishes;
+    if let Some(pattern) = wishes.model.as_ref().filter(|pattern| !matches(pattern, &gpu.name)) {
+        return Some(format!("is no {pattern}"));
+    }
+    let (major, minor) = wishes.min_compute_capability?;
+    match gpu.compute_capability {
+        Some(has) if has >= (major, minor) => None,
+        Some((has, less)) => Some(format!("has compute capability {has}.{less}")),
+        None => Some("does not say its compute capability".to_owned()),
     }
 }
 

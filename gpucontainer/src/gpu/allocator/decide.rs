@@ -1,7 +1,8 @@
 //! Who gets what: a function of the request, the host, the leases and those who wait, and of nothing else.
 
 use crate::error::Result;
-use crate::gpu::allocator::candidates::{Candidates, Host};
+use crate::gpu::allocator::candidates::{Candidates, Host, Site};
+use crate::gpu::allocator::making::{Plan, Room};
 use crate::gpu::allocator::queue::alike;
 use crate::gpu::allocator::record::{Held, Owner};
 use crate::gpu::allocator::table::{Scan, Waiting};
@@ -27,6 +28,8 @@ pub(crate) struct Question<'a> {
 #[derive(Debug)]
 pub(crate) enum Decision<'a> {
     Grant(Vec<Choice<'a>>),
+    /// Once what is missing was made.
+    Make(Plan),
     /// Not now, and why.
     Later {
         why: String,
@@ -38,8 +41,8 @@ pub(crate) enum Decision<'a> {
 /// A device that is held, or promised to somebody who waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
-    held: Held,
-    holder: String,
+    pub(crate) held: Held,
+    pub(crate) holder: String,
     waits: bool,
 }
 
@@ -51,6 +54,8 @@ pub(crate) enum Obstacle {
     Foreign(Vec<u32>),
     Returning,
     Full(String),
+    /// Made for a lease that is over, or by somebody who keeps another account.
+    Unready(String),
 }
 
 /// Decides, without changing anything.
@@ -64,25 +69,50 @@ pub(crate) fn decide<'a>(question: &Question<'_>, host: &Host<'a>) -> Result<Dec
     let mut claims = claims(question.scan);
     // Once there is not enough for one, there is nothing left for others who want the same.
     let mut unserved: Vec<&Waiting> = Vec::new();
+    let mut room = Room::of(&host.making, &claims);
     for waiting in question.ahead {
         let same = |other: &&Waiting| {
             other.record.allowed == waiting.record.allowed && alike(&other.record.request, &waiting.record.request)
         };
-        if !unserved.iter().any(same) && !promise(waiting, host, question.returning, &mut claims) {
+        if !unserved.iter().any(same) && !promise(waiting, host, question.returning, (&mut claims, &mut room)) {
             unserved.push(waiting);
         }
     }
-    let judged = judge(&candidates, request, &claims, question.returning, Some(own_pid()));
+    let judged = judge(&candidates, (request, host), &claims, question.returning, Some(own_pid()));
     if let Some(chosen) = choose(&candidates, &judged, request, host, &claims) {
         return Ok(Decision::Grant(chosen));
     }
-    let why = reasons(&candidates, &judged, request);
+    if let Some(plan) = room.plan(&candidates, &free(&candidates, &judged), (request, host), &claims) {
+        return Ok(Decision::Make(plan));
+    }
+    let mut why = reasons(&candidates, &judged, request);
+    let none = room.why_none(&candidates.gpus, request, host);
+    if !none.is_empty() {
+        why = format!("{why}; none can be made now: {}", none.join("; "));
+    }
     let foreign = judged.iter().flatten().any(|obstacle| matches!(obstacle, Obstacle::Foreign(_)));
     if foreign && request.wishes.foreign() == ForeignProcesses::Fail {
         return Err(unavailable(why));
     }
     let told = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Leased(_) | Obstacle::Promised(_));
-    Ok(Decision::Later { why, unannounced: judged.iter().flatten().any(|obstacle| !told(obstacle)) })
+    let untold = judged.iter().flatten().any(|obstacle| !told(obstacle));
+    Ok(Decision::Later { why, unannounced: untold || (request.makes().is_some() && room.has_leftovers()) })
+}
+
+/// Those of the candidates that nothing stands in the way of.
+fn free<'a>(candidates: &Candidates<'a>, judged: &[Option<Obstacle>]) -> Vec<Choice<'a>> {
+    let devices = candidates.devices.iter().zip(judged);
+    devices.filter(|(_, obstacle)| obstacle.is_none()).map(|(choice, _)| *choice).collect()
+}
+
+/// Whether somebody else holds one of the devices in a way that does not go together with the request; who.
+#[cfg(feature = "nvml")]
+pub(crate) fn contested(chosen: &[Choice<'_>], request: &GpuRequest, scan: &Scan) -> Option<String> {
+    let claims = claims(scan);
+    chosen.iter().find_map(|choice| {
+        let touching: Vec<&Claim> = claims.iter().filter(|claim| overlaps(*choice, &claim.held)).collect();
+        conflict(*choice, request.wishes.sharing, &touching).map(|claim| claim.holder.clone())
+    })
 }
 
 /// What is held.
@@ -98,29 +128,46 @@ pub(crate) fn claims(scan: &Scan) -> Vec<Claim> {
 
 /// Keeps for somebody who waits what that one will get, or as much of it as is free: so it cannot be passed for ever. Returns
 /// whether there was enough.
-fn promise(waiting: &Waiting, host: &Host<'_>, returning: &BTreeSet<String>, claims: &mut Vec<Claim>) -> bool {
+fn promise(
+    waiting: &Waiting,
+    host: &Host<'_>,
+    returning: &BTreeSet<String>,
+    (claims, room): (&mut Vec<Claim>, &mut Room),
+) -> bool {
     let request = &waiting.record.request;
-    let mut theirs = Host { inventory: host.inventory, topology: host.topology.clone(), refused: BTreeMap::new() };
+    let mut theirs = Host {
+        inventory: host.inventory,
+        topology: host.topology.clone(),
+        refused: BTreeMap::new(),
+        unready: host.unready.clone(),
+        making: host.making.of_others(),
+    };
     if let Some(allowed) = &waiting.record.allowed {
-        let slices =
-            |gpu: &crate::gpu::inventory::Gpu| gpu.mig_devices.iter().map(|slice| slice.uuid.clone()).collect();
-        for gpu in host.inventory.gpus() {
-            let mut devices: Vec<String> = slices(gpu);
-            devices.push(gpu.uuid.clone());
-            let refused = devices.into_iter().filter(|device| !allowed.contains(device));
-            theirs.refused.extend(refused.map(|device| (device, String::new())));
+        // A MIG device that was made since, of a GPU that is allowed, is allowed.
+        for gpu in host.inventory.gpus().iter().filter(|gpu| !allowed.contains(&gpu.uuid)) {
+            let slices = gpu.mig_devices.iter().map(|slice| &slice.uuid);
+            let refused = slices.chain([&gpu.uuid]).filter(|device| !allowed.contains(device));
+            theirs.refused.extend(refused.map(|device| (device.clone(), String::new())));
         }
     }
     // One whose request has become impossible will find that out.
     let Ok(candidates) = Candidates::of(request, &theirs) else { return false };
-    let judged = judge(&candidates, request, claims, returning, None);
-    let chosen = choose(&candidates, &judged, request, &theirs, claims);
-    let enough = chosen.is_some();
-    let promised = chosen.unwrap_or_else(|| {
-        let free = candidates.devices.iter().zip(&judged).filter(|(_, obstacle)| obstacle.is_none());
-        free.map(|(choice, _)| *choice).collect()
-    });
+    let judged = judge(&candidates, (request, &theirs), claims, returning, None);
     let holder = holder(Some(&waiting.record.owner), waiting.user);
+    let free = free(&candidates, &judged);
+    let (promised, enough) = match choose(&candidates, &judged, request, &theirs, claims) {
+        Some(chosen) => (chosen, true),
+        None => match room.plan(&candidates, &free, (request, &theirs), claims) {
+            Some(plan) => {
+                room.take(&plan);
+                (free.into_iter().filter(|choice| plan.has(choice.uuid())).collect(), true)
+            }
+            None => {
+                room.keep(&candidates.gpus, request, &theirs, &holder);
+                (free, false)
+            }
+        },
+    };
     for choice in promised {
         let held = held(choice, request.wishes.sharing);
         claims.push(Claim { held, holder: holder.clone(), waits: true });
@@ -145,19 +192,20 @@ pub(crate) fn holder(owner: Option<&Owner>, user: u32) -> String {
 /// For each candidate, what keeps the request from it now.
 fn judge(
     candidates: &Candidates<'_>,
-    request: &GpuRequest,
+    (request, host): (&GpuRequest, &Host<'_>),
     claims: &[Claim],
     returning: &BTreeSet<String>,
     own: Option<u32>,
 ) -> Vec<Option<Obstacle>> {
-    candidates.devices.iter().map(|choice| obstacle(*choice, request, claims, returning, own)).collect()
+    let facts = (returning, &host.unready);
+    candidates.devices.iter().map(|choice| obstacle(*choice, request, claims, facts, own)).collect()
 }
 
 fn obstacle(
     choice: Choice<'_>,
     request: &GpuRequest,
     claims: &[Claim],
-    returning: &BTreeSet<String>,
+    (returning, unready): (&BTreeSet<String>, &BTreeMap<String, String>),
     own: Option<u32>,
 ) -> Option<Obstacle> {
     let touching: Vec<&Claim> = claims.iter().filter(|claim| overlaps(choice, &claim.held)).collect();
@@ -167,6 +215,9 @@ fn obstacle(
     }
     // Whose the processes on a shared device are, nobody can tell: they are taken for those of its leases.
     if touching.iter().all(|claim| claim.waits) {
+        if let Some(why) = unready.get(choice.uuid()) {
+            return Some(Obstacle::Unready(format!("{choice} {why}")));
+        }
         let foreign: Vec<u32> = choice.processes().iter().copied().filter(|pid| Some(*pid) != own).collect();
         if !foreign.is_empty() && request.wishes.foreign() != ForeignProcesses::Ignore {
             return Some(Obstacle::Foreign(foreign));
@@ -226,8 +277,10 @@ fn choose<'a>(
     host: &Host<'a>,
     claims: &[Claim],
 ) -> Option<Vec<Choice<'a>>> {
-    let devices = candidates.devices.iter().zip(judged);
-    let mut free: Vec<Choice<'a>> = devices.filter(|(_, o)| o.is_none()).map(|(choice, _)| *choice).collect();
+    let mut free = free(candidates, judged);
+    if let Some(sites) = &candidates.sites {
+        return pick(sites, &free).into_iter().collect();
+    }
     if free.len() < candidates.wanted {
         return None;
     }
@@ -257,6 +310,17 @@ fn choose<'a>(
     }
 }
 
+/// What each name gets of the devices that are free.
+pub(crate) fn pick<'a>(sites: &[Site<'a>], free: &[Choice<'a>]) -> Vec<Option<Choice<'a>>> {
+    let own =
+        |choice: &Choice<'_>| sites.iter().any(|site| matches!(site, Site::Device(d) if d.uuid() == choice.uuid()));
+    let pick = |site: &Site<'a>| match site {
+        Site::Device(device) => free.iter().copied().find(|choice| choice.uuid() == device.uuid()),
+        Site::On(gpu) => free.iter().copied().find(|choice| choice.gpu().uuid == gpu.uuid && !own(choice)),
+    };
+    sites.iter().map(pick).collect()
+}
+
 /// The best of free slices: those of GPUs of which others are used already, so that the rest stays whole.
 pub(crate) fn slices<'a>(
     free: &[Choice<'a>],
@@ -264,6 +328,9 @@ pub(crate) fn slices<'a>(
     placement: Placement,
     claims: &[Claim],
 ) -> Option<Vec<Choice<'a>>> {
+    if wanted == 0 {
+        return Some(Vec::new());
+    }
     let used = |choice: &Choice<'_>| claims.iter().filter(|claim| claim.held.gpu == choice.gpu().uuid).count();
     let mut ordered = free.to_vec();
     match placement {
@@ -304,7 +371,7 @@ fn reasons(candidates: &Candidates<'_>, judged: &[Option<Obstacle>], request: &G
                 foreign.extend(pids.iter().map(u32::to_string));
             }
             Obstacle::Returning => returning += 1,
-            Obstacle::Full(words) => full.push(words.as_str()),
+            Obstacle::Full(words) | Obstacle::Unready(words) => full.push(words.as_str()),
         }
     }
     let mut parts = Vec::new();
@@ -330,5 +397,6 @@ fn reasons(candidates: &Candidates<'_>, judged: &[Option<Obstacle>], request: &G
     if free >= candidates.wanted {
         parts.push("those that are free do not lie as is wanted".to_owned());
     }
-    format!("{} asked for: {free} of {} free: {}", wish(request), judged.len(), parts.join("; "))
+    let why = if parts.is_empty() { String::new() } else { format!(": {}", parts.join("; ")) };
+    format!("{} asked for: {free} of {} free{why}", wish(request), judged.len())
 }

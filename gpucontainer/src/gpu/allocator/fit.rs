@@ -9,8 +9,12 @@ pub(crate) struct Kind {
     /// As in `1g.10gb`.
     pub(crate) name: String,
     pub(crate) slices: u32,
-    /// How many may exist at a time.
+    /// How many may exist at a time, beside what is there.
     pub(crate) instances: u32,
+    /// How many may exist if nothing else does.
+    pub(crate) most: u32,
+    /// The memory of each, in bytes.
+    pub(crate) memory: u64,
     /// Where they may lie.
     pub(crate) spans: Vec<Span>,
 }
@@ -21,6 +25,8 @@ pub(crate) struct SplitGpu {
     pub(crate) kinds: Vec<Kind>,
     /// What is there: the identifier of its kind, and its place.
     pub(crate) taken: Vec<(u32, Span)>,
+    /// The places of those that go when their leases end.
+    pub(crate) temporary: Vec<Span>,
 }
 
 /// A place on one of the GPUs.
@@ -37,7 +43,7 @@ pub(crate) struct Fit {
 pub(crate) fn best(gpus: &[SplitGpu], name: &str) -> Option<Fit> {
     let mut best: Option<(Vec<u32>, Fit)> = None;
     for (index, gpu) in gpus.iter().enumerate() {
-        let Some(kind) = gpu.kinds.iter().find(|kind| kind.name == name) else { continue };
+        let Some(kind) = gpu.kind(name) else { continue };
         let room = gpu.room();
         for span in gpu.free(kind) {
             let mut after = gpu.clone();
@@ -52,6 +58,26 @@ pub(crate) fn best(gpus: &[SplitGpu], name: &str) -> Option<Fit> {
 }
 
 impl SplitGpu {
+    /// The kind called `name`, upper and lower case alike.
+    pub(crate) fn kind(&self, name: &str) -> Option<&Kind> {
+        self.kinds.iter().find(|kind| kind.name.eq_ignore_ascii_case(name))
+    }
+
+    /// How many more instances of the kind can be made now.
+    pub(crate) fn now(&self, name: &str) -> u32 {
+        self.kind(name).map_or(0, |kind| self.disjoint(kind))
+    }
+
+    /// How many more instances of the kind can be there at once when those of leases are gone.
+    pub(crate) fn ever(&self, name: &str) -> u32 {
+        let mut lasting = self.clone();
+        lasting.taken.retain(|(_, span)| !self.temporary.contains(span));
+        for kind in &mut lasting.kinds {
+            kind.instances = kind.most;
+        }
+        lasting.kind(name).map_or(0, |kind| lasting.disjoint(kind))
+    }
+
     /// Where another instance of the kind can be made.
     fn free(&self, kind: &Kind) -> Vec<Span> {
         if self.left(kind) == 0 {
@@ -112,6 +138,8 @@ mod tests {
             name: kind["name"].as_str().unwrap().to_owned(),
             slices: number(&kind["slices"]),
             instances: number(&kind["instances"]),
+            most: number(&kind["instances"]),
+            memory: kind["memory_mib"].as_u64().unwrap() << 20,
             spans: kind["starts"]
                 .as_array()
                 .unwrap()
@@ -119,7 +147,8 @@ mod tests {
                 .map(|start| Span { start: number(start), size: number(&kind["size"]) })
                 .collect(),
         };
-        SplitGpu { kinds: all[model].as_array().unwrap().iter().map(kind).collect(), taken: Vec::new() }
+        let kinds = all[model].as_array().unwrap().iter().map(kind).collect();
+        SplitGpu { kinds, taken: Vec::new(), temporary: Vec::new() }
     }
 
     /// Makes instances one after the other; where they start, with `None` for one that does not fit.

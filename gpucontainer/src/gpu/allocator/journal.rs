@@ -10,16 +10,20 @@
 //!                    {…,"gpu_instance":11,"device":"MIG-…"}                              in use
 //! ```
 //!
-//! An instance whose claim nobody holds any more belongs to a dead owner, and the next comer destroys it. The directory
-//! is on tmpfs: like the instances it does not outlive a boot.
+//! An instance whose claim nobody holds any more belongs to a dead owner, and the next comer destroys it. One that was
+//! made for a lease of an allocator says in `leases` where the allocator's slots are: then it is the device's leases
+//! that count, and the claim is held only while it is being made. The directory is on tmpfs: like the instances it does
+//! not outlive a boot.
 
 use crate::claim::Claim;
 use crate::error::{Context, Result};
-use crate::sys::fs;
+use crate::gpu::allocator::table::Table;
+use crate::gpu::inventory::MigDevice;
 use crate::sys::mig::Span;
+use crate::sys::{fs, slot};
 
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The state of a lease on a MIG device.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -37,9 +41,18 @@ pub(crate) struct Entry {
     /// The device was there before, and stays.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) found: bool,
+    /// The slots of the allocator for whose lease it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) leases: Option<PathBuf>,
 }
 
 impl Entry {
+    /// Whether the entry is about this MIG device.
+    pub(crate) fn concerns(&self, gpu: &str, slice: &MigDevice) -> bool {
+        let same = self.gpu_instance == Some(slice.gpu_instance) || self.device.as_ref() == Some(&slice.uuid);
+        self.gpu == gpu && same
+    }
+
     pub(crate) fn span(&self) -> Span {
         Span { start: self.start, size: self.size }
     }
@@ -61,12 +74,45 @@ impl Entry {
 /// Writes down what is about to be done.
 pub(crate) fn begin(directory: &Path, entry: &Entry) -> Result<Claim> {
     // The note is part of the claim from its first moment on, as far as anybody sees who holds the directory's lock.
-    Claim::take(directory, &fs::unique(), &entry.line()?).context("write down the intent")
+    let name = fs::unique();
+    let claim = Claim::take(directory, &name, &entry.line()?).context("write down the intent")?;
+    // Whoever may lease the device reads it, whatever the mask of this process.
+    match fs::set_mode(&directory.join(format!("{name}.claim")), 0o644) {
+        Ok(()) => Ok(claim),
+        Err(error) => {
+            // The error to report is the first.
+            let _ = claim.release();
+            Err(error)
+        }
+    }
 }
 
 /// Writes down what was done.
 pub(crate) fn proceed(claim: &Claim, entry: &Entry) -> Result<()> {
     claim.append(&entry.line()?).context("write down the progress")
+}
+
+/// Whether something was left by a dead owner, as far as can be told without the driver.
+pub(crate) fn is_untidy(directory: &Path) -> Result<bool> {
+    for path in fs::read_dir(directory)? {
+        if path.extension().is_none_or(|extension| extension != "claim") {
+            continue;
+        }
+        let Some(found) = slot::open(&path)? else { continue };
+        let whole_file = (0, 0);
+        if slot::held(&found.file, &path, whole_file)?.is_some() {
+            continue;
+        }
+        match Entry::parse(&slot::read(&found.file, &path)?) {
+            Some(Entry { leases: Some(leases), device: Some(device), .. }) => {
+                if !Table::new(leases).holds(&device)? {
+                    return Ok(true);
+                }
+            }
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 /// The leases that are there, of the living and of the dead that could not be tidied up after.
@@ -89,6 +135,7 @@ mod tests {
             gpu_instance: None,
             device: None,
             found: false,
+            leases: None,
         };
         let second = Entry { gpu_instance: Some(11), ..first.clone() };
         let (one, two) = (first.line().unwrap(), second.line().unwrap());
@@ -113,6 +160,7 @@ mod tests {
             gpu_instance: None,
             device: Some("MIG-1".into()),
             found: true,
+            leases: None,
         };
         let held = begin(directory.path(), &entry("GPU-1")).unwrap();
         drop(begin(directory.path(), &entry("GPU-2")).unwrap());
@@ -132,8 +180,9 @@ mod tests {
             size in any::<u32>(),
             rubbish in prop::collection::vec(any::<u8>(), 0..120),
         ) {
-            let entry =
-                Entry { gpu: "GPU-1".into(), profile: 0, start, size, gpu_instance: None, device: None, found: false };
+            let gpu = "GPU-1".to_owned();
+            let leases = Some("/run/leases".into());
+            let entry = Entry { gpu, profile: 0, start, size, gpu_instance: None, device: None, found: false, leases };
             let note = [entry.line().unwrap(), rubbish].concat();
             prop_assert_eq!(Entry::parse(&note), Some(entry));
         }

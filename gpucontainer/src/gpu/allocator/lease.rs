@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::allocator::candidates::Host;
+use crate::gpu::allocator::makers::Remains;
 use crate::gpu::allocator::record::{Held, LeaseRecord};
 use crate::gpu::allocator::table::Slot;
 use crate::gpu::allocator::wishes::Sharing;
@@ -27,6 +28,8 @@ pub struct GpuLease(Arc<Lease>);
 #[derive(Debug)]
 struct Lease {
     slot: Slot,
+    /// Where MIG devices that were made for it are destroyed.
+    remains: Remains,
     /// The process that took it; a fork of it must not end it.
     owner: u32,
     kept: AtomicBool,
@@ -43,8 +46,8 @@ impl GpuLease {
         slot: Slot,
         record: &LeaseRecord,
         chosen: &[Choice<'_>],
-        request: &GpuRequest,
-        host: &Host<'_>,
+        (request, host): (&GpuRequest, &Host<'_>),
+        remains: Remains,
     ) -> Self {
         let gpus: Vec<String> = record.held.iter().map(|held: &Held| held.device.clone()).collect();
         let cpus: BTreeSet<u32> = chosen.iter().flat_map(|choice| choice.gpu().cpu_affinity.iter().copied()).collect();
@@ -55,6 +58,7 @@ impl GpuLease {
         let links = host.topology.describe(set);
         Self(Arc::new(Lease {
             slot,
+            remains,
             owner: own_pid(),
             kept: AtomicBool::new(false),
             request: request.leased(&gpus),
@@ -102,19 +106,23 @@ impl GpuLease {
         self.0.request.clone()
     }
 
-    /// Gives the GPUs up now, whoever has copies of the descriptor, or clones.
+    /// Gives the GPUs up now, whoever has copies of the descriptor, or clones. MIG devices that were made for the lease,
+    /// and that no other lease shares, are destroyed.
     ///
     /// Dropping the last clone does the same without a word about errors.
     ///
     /// # Errors
-    /// A system call error; the lease then ends with its descriptors.
+    /// A system call error; the lease then ends with its descriptors. [`ErrorKind::Busy`](crate::error::ErrorKind::Busy)
+    /// if a process still uses a MIG device that was to be destroyed: the lease is over, and the next who asks the
+    /// allocator for such devices, or for its [`status`](crate::gpu::GpuAllocator::status), tries again.
     pub fn release(self) -> Result<()> {
         if self.0.owner != own_pid() {
             return Ok(());
         }
         // The drop has nothing left to do.
         self.keep();
-        self.0.slot.free()
+        self.0.slot.free()?;
+        self.0.remains.destroy(&self.0.gpus)
     }
 
     /// As [`release`](Self::release) if nobody else has a clone.
@@ -153,6 +161,8 @@ impl Drop for Lease {
         }
         if let Err(error) = self.slot.free() {
             tracing::warn!(%error, "a GPU lease could not be given up; it ends with its descriptor");
+        } else if let Err(error) = self.remains.destroy(&self.gpus) {
+            tracing::warn!(%error, "a MIG device of a GPU lease stays for now");
         }
     }
 }

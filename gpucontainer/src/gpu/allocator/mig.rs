@@ -4,28 +4,35 @@
 
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::fit::{self, Kind, SplitGpu};
+use crate::gpu::allocator::fit;
+use crate::gpu::allocator::instances::{Undone, describe, failed, find, gpus, make, undo, why_not};
 use crate::gpu::allocator::journal::{self, Entry};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::{MigDevice, nvml as library};
+use crate::progress::Cancel;
 use crate::sys::fs;
 use crate::sys::lock::{Lock, Mode};
-use crate::sys::mig::{Failure, GpuInstance, Splitter};
+use crate::sys::mig::Splitter;
 use crate::sys::nvml::close;
+use crate::sys::process::own_pid;
 
+use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// No host has more GPUs; a larger number is a damaged library's.
-const MAX_GPUS: u32 = 256;
+/// How long somebody may split GPUs, of which each step can take a second, before it is taken for stuck.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The MIG devices of a host, as this library makes and destroys them.
 ///
 /// Any number of processes may use the same directory. What a process made that died, at whatever moment, is destroyed
 /// by the next one that opens or acquires; what the living hold is left alone, and so is what this library did not make.
 /// Making and destroying takes root, or the right to the driver's capability `mig/config`.
+///
+/// A [`GpuAllocator`](crate::gpu::GpuAllocator) makes MIG devices for its own leases, and keeps an account of its own: it
+/// does not know of leases that are taken here, nor are its known here. On one host take them from one of the two.
 #[derive(Clone, Debug)]
 pub struct MigDevices {
     root: DriverRoot,
@@ -71,7 +78,7 @@ impl MigDevices {
     pub fn open(root: &DriverRoot, directory: impl Into<PathBuf>) -> Result<Self> {
         let devices = Self { root: root.clone(), directory: directory.into() };
         fs::create_dir_all(&devices.directory)?;
-        let _lock = devices.lock()?;
+        let _lock = devices.lock(&Cancel::new())?;
         if fs::read_dir(&devices.directory)?.len() > 1 {
             devices.with_library(|nvml| devices.tidy(nvml)).context("destroy what dead owners left")?;
         }
@@ -88,7 +95,7 @@ impl MigDevices {
     /// no such profile; no room. [`ErrorKind::PermissionDenied`] if making one is not allowed. Nothing stays then.
     pub fn acquire(&self, profile: &str, among: &[&str]) -> Result<MigLease> {
         let wanted = || format!("acquire a MIG device {profile:?}");
-        let lock = self.lock().with_context(wanted)?;
+        let lock = self.lock(&Cancel::new()).with_context(wanted)?;
         let lease = self.with_library(|nvml| {
             self.tidy(nvml)?;
             self.reuse(nvml, profile, among)?.map_or_else(|| self.create(nvml, profile, among), Ok)
@@ -104,7 +111,7 @@ impl MigDevices {
     /// mode, [`ErrorKind::PermissionDenied`] for all but root.
     pub fn set_mode(&self, gpu: &str, enabled: bool) -> Result<MigModeChange> {
         let word = if enabled { "on" } else { "off" };
-        let _lock = self.lock()?;
+        let _lock = self.lock(&Cancel::new())?;
         let change = |nvml: &Nvml| {
             let device = find(nvml, gpu)?;
             let mode = device.mig_mode().map_err(|e| failed(gpu, ("nvmlDeviceGetMigMode", e)))?;
@@ -121,11 +128,36 @@ impl MigDevices {
         self.with_library(change).with_context(|| format!("switch MIG mode of {gpu} {word}"))
     }
 
-    fn lock(&self) -> Result<Lock> {
-        Lock::wait(&self.directory.join("lock"), Mode::Exclusive)
+    /// Those of the directory, which is there already; nothing is tidied up.
+    pub(super) fn of(root: &DriverRoot, directory: PathBuf) -> Self {
+        Self { root: root.clone(), directory }
     }
 
-    fn with_library<T>(&self, work: impl FnOnce(&Nvml) -> Result<T>) -> Result<T> {
+    /// Keeps everybody else from splitting GPUs, and from choosing MIG devices.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody does not let go of it, such as a process that was stopped just then.
+    pub(super) fn lock(&self, cancel: &Cancel) -> Result<Gate> {
+        let path = self.directory.join("lock");
+        let new = fs::symlink_metadata(&path).is_err();
+        let gate = Gate::wait(&path, cancel, || Lock::try_take(&path, Mode::Exclusive))?;
+        if new {
+            // For those who choose MIG devices and may not make any, whatever the mask of this process.
+            fs::set_mode(&path, 0o644)?;
+        }
+        Ok(gate)
+    }
+
+    /// Keeps others from splitting GPUs while MIG devices are chosen; `None` if nobody ever has split any here.
+    pub(super) fn share(&self, cancel: &Cancel) -> Result<Option<Gate>> {
+        let path = self.directory.join("lock");
+        match Gate::wait(&path, cancel, || Lock::try_share(&path)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            gate => gate.map(Some),
+        }
+    }
+
+    pub(super) fn with_library<T>(&self, work: impl FnOnce(&Nvml) -> Result<T>) -> Result<T> {
         let nvml = library::open(&self.root).map_err(|reason| Error::new(ErrorKind::GpuUnavailable, reason))?;
         let result = work(&nvml);
         if let Err(e) = close(nvml) {
@@ -134,21 +166,43 @@ impl MigDevices {
         result
     }
 
-    /// Destroys what dead owners left, under the lock.
-    fn tidy(&self, nvml: &Nvml) -> Result<()> {
+    /// Destroys what dead owners left, under the lock; what could not be destroyed, and why.
+    pub(super) fn tidy(&self, nvml: &Nvml) -> Result<Vec<(Entry, Error)>> {
+        let mut left = Vec::new();
         for claim in Claim::abandoned(&self.directory)? {
-            let undone = match Entry::parse(&claim.note()?) {
-                Some(entry) => undo(nvml, &entry),
-                // Its owner died before it had written down what it would do, and so before doing it.
-                None => Ok(()),
+            // An owner that died before it had written down what it would do has not done it.
+            let Some(entry) = Entry::parse(&claim.note()?) else {
+                claim.release()?;
+                continue;
             };
-            match undone {
-                Ok(()) => claim.release()?,
+            match undo(nvml, &entry) {
+                Ok(Undone::Gone) => claim.release()?,
+                Ok(Undone::Leased) => claim.leave()?,
                 // The claim stays, free, for the next comer.
-                Err(error) => tracing::warn!(%error, "a MIG device of a dead owner stays for now"),
+                Err(error) => {
+                    tracing::warn!(%error, "a MIG device of a dead owner stays for now");
+                    claim.leave()?;
+                    left.push((entry, error));
+                }
             }
         }
-        Ok(())
+        Ok(left)
+    }
+
+    /// Destroys what dead owners left, if there is anything; what could not be destroyed, and why. Without `patience`
+    /// somebody who just splits GPUs is not waited for: such a one does the same.
+    pub(super) fn tidy_up(&self, patience: bool) -> Result<Vec<(Entry, Error)>> {
+        if !journal::is_untidy(&self.directory)? {
+            return Ok(Vec::new());
+        }
+        let _lock = match patience {
+            true => self.lock(&Cancel::new())?,
+            false => match Lock::try_take(&self.directory.join("lock"), Mode::Exclusive)? {
+                Some(lock) => Gate::new(lock),
+                None => return Ok(Vec::new()),
+            },
+        };
+        self.with_library(|nvml| self.tidy(nvml)).context("destroy MIG devices of leases that are over")
     }
 
     /// An idle device that is there already.
@@ -171,6 +225,7 @@ impl MigDevices {
                     gpu_instance: None,
                     device: Some(slice.uuid.clone()),
                     found: true,
+                    leases: None,
                 };
                 let claim = journal::begin(&self.directory, &entry)?;
                 let devices = self.clone();
@@ -183,7 +238,7 @@ impl MigDevices {
     fn create(&self, nvml: &Nvml, profile: &str, among: &[&str]) -> Result<MigLease> {
         let (mut split, mut places, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
         for (gpu, device) in gpus(nvml, among)? {
-            match describe(nvml, &device) {
+            match describe(nvml, (&gpu, &device), &[]) {
                 Ok(Some(state)) => {
                     reasons.push(why_not(&gpu, &state, profile));
                     split.push(state);
@@ -206,6 +261,7 @@ impl MigDevices {
             gpu_instance: None,
             device: None,
             found: false,
+            leases: None,
         };
         let claim = journal::begin(&self.directory, &entry)?;
         match make(nvml, device, &claim, &mut entry) {
@@ -229,115 +285,45 @@ impl MigDevices {
     }
 }
 
-/// The GPUs of NVML whose UUID is asked for, by index. One that does not answer is left out.
-fn gpus<'a>(nvml: &'a Nvml, among: &[&str]) -> Result<Vec<(String, Device<'a>)>> {
-    let count = nvml.device_count().map_err(|e| failed("the driver", ("nvmlDeviceGetCount", e)))?;
-    let devices = (0..count.min(MAX_GPUS)).filter_map(|index| nvml.device_by_index(index).ok());
-    let named = devices.filter_map(|device| Some((device.uuid().ok()?, device)));
-    Ok(named.filter(|(uuid, _)| among.is_empty() || among.contains(&uuid.as_str())).collect())
+/// A held lock on the GPUs that are split.
+#[derive(Debug)]
+pub(super) struct Gate {
+    lock: Lock,
+    owner: u32,
 }
 
-fn find<'a>(nvml: &'a Nvml, gpu: &str) -> Result<Device<'a>> {
-    nvml.device_by_uuid(gpu).map_err(|e| failed(gpu, ("nvmlDeviceGetHandleByUUID", e)))
-}
+impl Gate {
+    fn new(lock: Lock) -> Self {
+        Self { lock, owner: own_pid() }
+    }
 
-/// What a call on `subject` that failed means.
-fn failed(subject: &str, (call, error): Failure) -> Error {
-    let kind = match &error {
-        NvmlError::NoPermission => ErrorKind::PermissionDenied,
-        NvmlError::InUse => ErrorKind::Busy,
-        NvmlError::NotSupported | NvmlError::FunctionNotFound | NvmlError::FailedToLoadSymbol(_) => {
-            ErrorKind::Unsupported
+    fn wait(path: &Path, cancel: &Cancel, take: impl Fn() -> Result<Option<Lock>>) -> Result<Self> {
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(50);
+        loop {
+            if let Some(lock) = take()? {
+                return Ok(Self::new(lock));
+            }
+            cancel.check()?;
+            if start.elapsed() > PATIENCE {
+                let why = format!("somebody has held {} for {PATIENCE:?}: a stopped process?", path.display());
+                return Err(Error::new(ErrorKind::Busy, why).with_path(path));
+            }
+            // There is no call that waits for such a lock with a limit.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
         }
-        _ => ErrorKind::GpuUnavailable,
-    };
-    Error::new(kind, format!("{call}({subject}): {error}")).with_cause(error)
+    }
 }
 
-/// Whether the GPU is split now.
-fn is_split(device: &Device<'_>) -> bool {
-    device.mig_mode().is_ok_and(|mode| mode.current == 1)
-}
-
-/// What a GPU in MIG mode offers and has.
-fn describe(nvml: &Nvml, device: &Device<'_>) -> Result<Option<SplitGpu>, Failure> {
-    if !is_split(device) {
-        return Ok(None);
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // The lock belongs to all copies of the descriptor: a forked child must not end that of its parent, nor keep it.
+        if self.owner == own_pid() {
+            // Closing it does the same where nobody else has it.
+            let _ = self.lock.free();
+        }
     }
-    let splitter = Splitter::new(nvml, device);
-    let profiles = splitter.profiles()?;
-    let taken: Vec<GpuInstance> = splitter.gpu_instances(&profiles)?;
-    let mut kinds = Vec::new();
-    for profile in profiles {
-        let made = taken.iter().filter(|instance| instance.profile == profile.id).count();
-        // The driver knows limits of its own, such as engines that only one instance can have.
-        let left = splitter.remaining(profile.id)?;
-        let instances = profile.instances.min(left.saturating_add(u32::try_from(made).unwrap_or(u32::MAX)));
-        let spans = splitter.placements(profile.id)?;
-        kinds.push(Kind { id: profile.id, name: profile.name, slices: profile.slices, instances, spans });
-    }
-    let taken = taken.into_iter().map(|instance| (instance.profile, instance.span)).collect();
-    Ok(Some(SplitGpu { kinds, taken }))
-}
-
-fn why_not(gpu: &str, state: &SplitGpu, profile: &str) -> String {
-    let name = |id: u32| state.kinds.iter().find(|kind| kind.id == id).map_or("?", |kind| kind.name.as_str());
-    if !state.kinds.iter().any(|kind| kind.name == profile) {
-        let names: Vec<&str> = state.kinds.iter().map(|kind| kind.name.as_str()).collect();
-        return format!("{gpu} offers {} only", names.join(", "));
-    }
-    let taken: Vec<String> = state.taken.iter().map(|(id, span)| format!("{} at {}", name(*id), span.start)).collect();
-    format!("{gpu} has no room beside {}", if taken.is_empty() { "nothing".to_owned() } else { taken.join(", ") })
-}
-
-/// Makes what `entry` says, writing down each step.
-fn make(nvml: &Nvml, device: &Device<'_>, claim: &Claim, entry: &mut Entry) -> Result<MigDevice> {
-    let splitter = Splitter::new(nvml, device);
-    let gpu = entry.gpu.clone();
-    let instance = splitter.create_gpu_instance(entry.profile, entry.span()).map_err(|e| failed(&gpu, e))?;
-    entry.gpu_instance = Some(instance);
-    journal::proceed(claim, entry)?;
-    splitter.create_compute_instance(instance).map_err(|e| failed(&gpu, e))?;
-    let slice = library::mig_devices(nvml, device).into_iter().find(|slice| slice.gpu_instance == instance);
-    let missing = || Error::new(ErrorKind::GpuUnavailable, format!("{gpu} does not list the MIG device just made"));
-    let slice = slice.ok_or_else(missing)?;
-    entry.device = Some(slice.uuid.clone());
-    journal::proceed(claim, entry)?;
-    Ok(slice)
-}
-
-/// Destroys what `entry` stands for, as far as it is there and still the same.
-fn undo(nvml: &Nvml, entry: &Entry) -> Result<()> {
-    if entry.found {
-        return Ok(());
-    }
-    let device = find(nvml, &entry.gpu)?;
-    if !is_split(&device) {
-        // With the mode all instances are gone.
-        return Ok(());
-    }
-    let splitter = Splitter::new(nvml, &device);
-    let fail = |e| failed(&entry.gpu, e);
-    let instances = splitter.gpu_instances(&splitter.profiles().map_err(fail)?).map_err(fail)?;
-    let same = |instance: &&GpuInstance| {
-        let place = (instance.profile, instance.span) == (entry.profile, entry.span());
-        place && entry.gpu_instance.is_none_or(|id| id == instance.id)
-    };
-    let Some(instance) = instances.iter().find(same) else { return Ok(()) };
-    let slices = library::mig_devices(nvml, &device);
-    let mut inside = slices.iter().filter(|slice| slice.gpu_instance == instance.id);
-    // After a reset of the GPU somebody else may have made another one at the same place.
-    if entry.device.as_ref().is_some_and(|uuid| inside.clone().any(|slice| slice.uuid != *uuid)) {
-        return Ok(());
-    }
-    if let Some(used) = inside.find(|slice| !slice.processes.is_empty()) {
-        let users = used.processes.iter().map(u32::to_string).collect::<Vec<String>>().join(", ");
-        return Err(Error::new(ErrorKind::Busy, format!("{} is used by process {users}", used.uuid)));
-    }
-    for compute in splitter.compute_instances(instance.id).map_err(fail)? {
-        splitter.destroy_compute_instance(instance.id, compute).map_err(fail)?;
-    }
-    splitter.destroy_gpu_instance(instance.id).map_err(fail)
 }
 
 impl MigLease {
@@ -383,11 +369,9 @@ impl MigLease {
             return Ok(());
         }
         let wanted = || format!("give back {}", self.device.uuid);
-        let _lock = self.devices.lock().with_context(wanted)?;
-        if self.created {
-            let entry = Entry::parse(&self.claim.note()?);
-            let undone = |nvml: &Nvml| entry.as_ref().map_or(Ok(()), |entry| undo(nvml, entry));
-            self.devices.with_library(undone).with_context(wanted)?;
+        let _lock = self.devices.lock(&Cancel::new()).with_context(wanted)?;
+        if let Some(entry) = Entry::parse(&self.claim.note()?).filter(|_| self.created) {
+            self.devices.with_library(|nvml| undo(nvml, &entry)).with_context(wanted)?;
         }
         self.claim.release_in_place().with_context(wanted)
     }

@@ -22,8 +22,20 @@ mod directory;
 mod fit;
 mod health;
 #[cfg(feature = "nvml")]
+mod instances;
+#[cfg(feature = "nvml")]
 pub(in crate::gpu) mod journal;
 mod lease;
+#[cfg(feature = "nvml")]
+mod makers;
+#[cfg(not(feature = "nvml"))]
+#[path = "without/makers.rs"]
+mod makers;
+#[cfg(feature = "nvml")]
+mod making;
+#[cfg(not(feature = "nvml"))]
+#[path = "without/making.rs"]
+mod making;
 #[cfg(feature = "nvml")]
 mod mig;
 pub(in crate::gpu) mod outer;
@@ -151,7 +163,9 @@ impl GpuAllocator {
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] if somebody made that directory who could take away the leases of others.
     pub fn open() -> Result<Self> {
-        Ok(Self::with(Directory::of_host().context("open the GPU allocator")?))
+        let allocator = Self::with(Directory::of_host().context("open the GPU allocator")?);
+        allocator.tidy_up();
+        Ok(allocator)
     }
 
     /// An allocator with an account of its own in the directory `path`, which is made, for all users, if it is not
@@ -160,7 +174,9 @@ impl GpuAllocator {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn at(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self::with(Directory::at(path.as_ref()).context("open the GPU allocator")?))
+        let allocator = Self::with(Directory::at(path.as_ref()).context("open the GPU allocator")?);
+        allocator.tidy_up();
+        Ok(allocator)
     }
 
     /// The request for the GPUs that [`acquire`](Self::acquire) would lease now, without leasing them.
@@ -245,6 +261,7 @@ impl GpuAllocator {
     /// # Errors
     /// Those of [`Quarantine::review`].
     pub fn review(&self) -> Result<Vec<QuarantinedGpu>> {
+        self.tidy_up();
         let inventory = Inventory::discover_with(&self.root);
         let quarantine = self.quarantine();
         match quarantine.read_kernel_log(&self.root, &inventory) {
@@ -322,7 +339,10 @@ impl GpuAllocator {
         let inventory = self.discover(None);
         let place = request.resolved(&inventory, &self.root);
         place
-            .and_then(|request| GpuTicket::new(self, &request, &inventory, None))
+            .and_then(|request| {
+                let seen = self.look(&request, inventory, &Cancel::new())?;
+                GpuTicket::new(self, &request, &seen, None)
+            })
             .with_context(|| format!("wait for {}", wish(request)))
     }
 
@@ -331,6 +351,7 @@ impl GpuAllocator {
     /// # Errors
     /// Those of reading the directory of the slots.
     pub fn status(&self) -> Result<GpuStatus> {
+        self.tidy_up();
         self.status_from(&Inventory::discover_with(&self.root))
     }
 
@@ -359,12 +380,14 @@ impl GpuAllocator {
         let request = &request.resolved(&seen, &self.root).with_context(wanted)?;
         let queue = !wait.is_none();
         let cancel = wait.cancel.clone().unwrap_or_default();
-        let (slot, order, later) =
-            match self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)? {
-                Attempt::Leased(lease) => return Ok(lease),
-                Attempt::Queued { slot, order, later } => (slot, order, later),
-                Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
-            };
+        let seen = self.look(request, seen, &cancel).with_context(wanted)?;
+        let attempt = self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)?;
+        drop(seen);
+        let (slot, order, later) = match attempt {
+            Attempt::Leased(lease) => return Ok(lease),
+            Attempt::Queued { slot, order, later } => (slot, order, later),
+            Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
+        };
         let mut ticket = GpuTicket::of_slot(self, request, slot, order, inventory.cloned());
         ticket.sleep_after(later).with_context(wanted)?;
         loop {

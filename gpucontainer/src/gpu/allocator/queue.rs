@@ -9,12 +9,13 @@ use crate::gpu::allocator::GpuAllocator;
 use crate::gpu::allocator::candidates::{Candidates, Host};
 use crate::gpu::allocator::decide::{Decision, Question, decide, held};
 use crate::gpu::allocator::lease::GpuLease;
+use crate::gpu::allocator::makers::Seen;
+use crate::gpu::allocator::making::Making;
 use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::{Choice, unavailable, wish};
-use crate::gpu::topology::Topology;
 use crate::progress::Cancel;
 use crate::sys::process::{await_readable, own_pid, since_boot};
 use crate::sys::watch::Watch;
@@ -87,13 +88,36 @@ impl GpuAllocator {
     pub(super) fn attempt(
         &self,
         request: &GpuRequest,
-        inventory: &Inventory,
+        seen: &Seen<'_>,
         place: Option<(&str, i128)>,
         (queue, thorough): (bool, bool),
         cancel: &Cancel,
     ) -> Result<Attempt> {
-        let refused = self.refused(inventory)?;
-        let host = Host { inventory, topology: Topology::of(inventory), refused };
+        let host = self.host(seen, seen.making.clone())?;
+        match self.attempt_on(request, (seen, host), place, (queue, thorough), cancel) {
+            // What may not be made may still be leased, once somebody else gives it back.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && request.makes().is_some() => {
+                let host = self.host(seen, Making::No(error.to_string()))?;
+                self.attempt_on(request, (seen, host), place, (queue, thorough), cancel)
+            }
+            result => result,
+        }
+    }
+
+    fn host<'a>(&self, seen: &'a Seen<'_>, making: Making) -> Result<Host<'a>> {
+        let host = Host::of(&seen.inventory, self.refused(&seen.inventory)?, making);
+        Ok(Host { unready: seen.unready.clone(), ..host })
+    }
+
+    fn attempt_on(
+        &self,
+        request: &GpuRequest,
+        (seen, host): (&Seen<'_>, Host<'_>),
+        place: Option<(&str, i128)>,
+        (queue, thorough): (bool, bool),
+        cancel: &Cancel,
+    ) -> Result<Attempt> {
+        let inventory = host.inventory;
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
         let owner = self.owner();
@@ -124,7 +148,12 @@ impl GpuAllocator {
                     let record = record(&chosen, request, owner);
                     let slot = locked.lease(&record)?;
                     drop(locked);
-                    return Ok(Attempt::Leased(GpuLease::new(slot, &record, &chosen, request, &host)));
+                    return Ok(Attempt::Leased(self.leased(slot, &record, &chosen, (request, &host))));
+                }
+                Decision::Make(plan) => {
+                    // Others than those who want MIG devices are not kept waiting while some are made.
+                    drop(locked);
+                    return self.make(request, seen, &plan, owner, cancel).map(Attempt::Leased);
                 }
                 Decision::Later { why, unannounced } => Later { why, unannounced, ahead: ids, behind },
             }
@@ -138,15 +167,28 @@ impl GpuAllocator {
 
     /// The devices that a request would get now, for which nothing is locked or changed.
     pub(super) fn foreseen(&self, request: &GpuRequest, inventory: &Inventory) -> Result<Vec<String>> {
-        let host = Host { inventory, topology: Topology::of(inventory), refused: self.refused(inventory)? };
+        let making = Making::No("MIG devices are made by a lease, not by a look ahead".to_owned());
+        let host = Host::of(inventory, self.refused(inventory)?, making);
         let scan = self.table.scan(inventory)?;
         let order = order(request.wishes.priority);
         let ahead: Vec<Waiting> = scan.waiting.iter().filter(|other| other.record.order <= order).cloned().collect();
         let (returning, _) = self.returning(&scan, inventory);
         match decide(&Question { request, scan: &scan, ahead: &ahead, returning: &returning }, &host)? {
             Decision::Grant(chosen) => Ok(chosen.iter().map(|choice| choice.uuid().to_owned()).collect()),
+            Decision::Make(_) => Err(unavailable("MIG devices that are missing would be made first")),
             Decision::Later { why, .. } => Err(unavailable(why)),
         }
+    }
+
+    /// The lease of a slot that was just made.
+    pub(super) fn leased(
+        &self,
+        slot: Slot,
+        record: &LeaseRecord,
+        chosen: &[Choice<'_>],
+        (request, host): (&GpuRequest, &Host<'_>),
+    ) -> GpuLease {
+        GpuLease::new(slot, record, chosen, (request, host), self.remains(chosen))
     }
 
     /// The devices whose memory is not back from a lease whose owner died, and the identifiers of such leases.
@@ -204,7 +246,7 @@ pub(super) fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
     shape(one) == shape(other)
 }
 
-fn record(chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner) -> LeaseRecord {
+pub(super) fn record(chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner) -> LeaseRecord {
     let free = chosen.iter().filter_map(|choice| Some((choice.uuid().to_owned(), choice.memory()?.free)));
     LeaseRecord {
         owner,
@@ -217,11 +259,10 @@ impl GpuTicket {
     pub(super) fn new(
         allocator: &GpuAllocator,
         request: &GpuRequest,
-        inventory: &Inventory,
+        seen: &Seen<'_>,
         given: Option<Inventory>,
     ) -> Result<Self> {
-        let refused = allocator.refused(inventory)?;
-        let host = Host { inventory, topology: Topology::of(inventory), refused };
+        let host = allocator.host(seen, seen.making.clone())?;
         Candidates::of(request, &host)?;
         let locked = allocator.table.lock(&Cancel::new())?;
         let order = order(request.wishes.priority);
@@ -319,9 +360,12 @@ impl GpuTicket {
             self.behind = None;
             self.watch = watch(&self.allocator.table)?;
         }
-        let inventory = self.allocator.discover(self.inventory.as_ref()).into_owned();
+        let cancel = Cancel::new();
+        let seen = self.allocator.look(&self.request, self.allocator.discover(self.inventory.as_ref()), &cancel)?;
         let place = Some((slot.id.as_str(), self.order));
-        let later = match self.allocator.attempt(&self.request, &inventory, place, (false, thorough), &Cancel::new())? {
+        let attempt = self.allocator.attempt(&self.request, &seen, place, (false, thorough), &cancel)?;
+        drop(seen);
+        let later = match attempt {
             Attempt::Leased(lease) => {
                 self.leave();
                 return Ok(Some(lease));

@@ -161,6 +161,27 @@ impl Table {
         Ok(scan)
     }
 
+    /// Whether a live lease holds the device, whatever its slot's text says.
+    #[cfg(feature = "nvml")]
+    pub(crate) fn holds(&self, device: &str) -> Result<bool> {
+        let slots = match fs::read_dir(&self.path) {
+            // A directory that is gone has no slots.
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            slots => slots?,
+        };
+        for path in slots {
+            if path.file_name().and_then(|name| name.to_str()).is_none_or(|name| !name.starts_with(LEASE)) {
+                continue;
+            }
+            let Some(found) = slot::open(&path)? else { continue };
+            let held = |range| slot::held(&found.file, &path, range);
+            if held(record::ALIVE)?.is_some() && held(record::region_of(device))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let path = self.path.join(name);
         let Some(found) = slot::open(&path)? else { return Ok(None) };

@@ -1,6 +1,6 @@
 //! What a lease wants of its GPUs beyond how many: how they are shared, what they must be, how they lie together.
 
-use crate::gpu::request::GpuRequest;
+use crate::gpu::request::{GpuRequest, Which};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -64,6 +64,8 @@ pub(crate) struct Wishes {
     pub(crate) min_compute_capability: Option<(u32, u32)>,
     pub(crate) model: Option<String>,
     pub(crate) mig_profile: Option<String>,
+    /// No MIG devices are made.
+    pub(crate) existing_only: bool,
     pub(crate) placement: Placement,
     /// `None` if the caller did not say.
     pub(crate) foreign: Option<ForeignProcesses>,
@@ -104,10 +106,30 @@ impl GpuRequest {
         self
     }
 
-    /// Wants MIG devices of this profile, as in `1g.10gb`, instead of whole GPUs.
+    /// Wants MIG devices of this profile, as in `1g.10gb`, instead of whole GPUs. A GPU that is named stands for one
+    /// device on it.
+    ///
+    /// Idle ones that are there come first. Those that are missing are made on GPUs in MIG mode, where the caller may
+    /// and [`make_mig_devices`](Self::make_mig_devices) does not say otherwise, and destroyed after their last lease.
     pub fn mig_profile(mut self, profile: impl Into<String>) -> Self {
         self.wishes.mig_profile = Some(profile.into());
         self
+    }
+
+    /// Whether MIG devices of the [profile](Self::mig_profile) that are missing are made; they are by default, for a
+    /// number of devices and for named GPUs. With `false` only those are leased that are there.
+    ///
+    /// That takes root, or the right to the driver's capability `mig/config` and an account of leases of one's own.
+    /// MIG mode itself is never switched by a request; [`MigDevices`](crate::gpu::MigDevices) does that.
+    pub fn make_mig_devices(mut self, made: bool) -> Self {
+        self.wishes.existing_only = !made;
+        self
+    }
+
+    /// The profile of MIG devices that may be made for the request.
+    pub(crate) fn makes(&self) -> Option<&str> {
+        let which = matches!(self.which(), Which::Count(_) | Which::Named(_));
+        self.wishes.mig_profile.as_deref().filter(|_| which && !self.wishes.existing_only)
     }
 
     /// How the GPUs lie together; [`Placement::Best`] by default.

@@ -1,0 +1,70 @@
+"""XIDs, the error reports of NVIDIA's driver, as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Literal
+
+from . import _native
+
+
+@dataclasses.dataclass(frozen=True)
+class XidEvent:
+    """An XID that the driver reported."""
+
+    #: The identifier of the GPU, also where the event is about a slice of it.
+    gpu: str
+    xid: int
+    #: What has to be done, after NVIDIA's catalogue.
+    action: Literal["ignore", "restart-application", "reset-gpu", "restart-machine", "inspect"]
+    #: Whether a GPU is kept from new leases for it.
+    quarantines: bool
+    #: GPU instance and compute instance, if it is about a slice.
+    slice: tuple[int, int] | None
+
+
+class XidWatch:
+    """Watches GPUs for XIDs from the moment on when it is opened; iterating waits for each, without end.
+
+    It has no thread: nothing is seen but in :meth:`next`. The driver's management library stays loaded until
+    :meth:`close`, and must not be used after a fork.
+    """
+
+    def __init__(self, gpus: Sequence[str], *, driver_root: str | os.PathLike[str] | None = None) -> None:
+        """Begins to watch.
+
+        :param gpus: their identifiers.
+        :param driver_root: where the GPU driver's user space is, if not in the host's own root.
+        """
+        if isinstance(gpus, str):
+            raise TypeError("gpus is a list of identifiers, not one string")
+        self._handle = _native._XidWatch(list(gpus), driver_root)
+
+    def next(self, timeout: float | None = None) -> XidEvent | None:
+        """Waits for the next XID; None when the time has passed.
+
+        :param timeout: seconds; None is for ever, and 0 only looks.
+        """
+        fields = self._handle.next(timeout)
+        return None if fields is None else XidEvent(*fields)
+
+    def __iter__(self) -> Iterator[XidEvent]:
+        while True:
+            event = self.next()
+            if event is not None:
+                yield event
+
+    def close(self) -> None:
+        """Ends the watch. A second time does nothing."""
+        self._handle.close()
+
+    def __enter__(self) -> XidWatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

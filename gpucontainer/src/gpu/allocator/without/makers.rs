@@ -1,0 +1,61 @@
+//! In place of `makers` where the driver's management library is not used: no MIG devices are made.
+
+use crate::error::Result;
+use crate::gpu::allocator::GpuAllocator;
+use crate::gpu::allocator::lease::GpuLease;
+use crate::gpu::allocator::making::{Making, Plan};
+use crate::gpu::allocator::record::Owner;
+use crate::gpu::inventory::Inventory;
+use crate::gpu::request::GpuRequest;
+use crate::gpu::select::Choice;
+use crate::progress::Cancel;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// A host as a request sees it.
+#[derive(Debug)]
+pub(super) struct Seen<'a> {
+    pub(super) inventory: Cow<'a, Inventory>,
+    pub(super) making: Making,
+    pub(super) unready: BTreeMap<String, String>,
+}
+
+/// Nothing remains of a lease.
+#[derive(Debug)]
+pub(super) struct Remains;
+
+impl Remains {
+    pub(super) fn destroy(&self, _gpus: &[String]) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl GpuAllocator {
+    pub(super) fn look<'a>(
+        &self,
+        _request: &GpuRequest,
+        inventory: Cow<'a, Inventory>,
+        _cancel: &Cancel,
+    ) -> Result<Seen<'a>> {
+        let making = Making::No("this library was built without the feature nvml".to_owned());
+        Ok(Seen { inventory, making, unready: BTreeMap::new() })
+    }
+
+    pub(super) fn make(
+        &self,
+        _request: &GpuRequest,
+        _seen: &Seen<'_>,
+        plan: &Plan,
+        _owner: Owner,
+        _cancel: &Cancel,
+    ) -> Result<GpuLease> {
+        match *plan {}
+    }
+
+    pub(super) fn remains(&self, _chosen: &[Choice<'_>]) -> Remains {
+        Remains
+    }
+
+    pub(super) fn tidy_up(&self) {}
+}

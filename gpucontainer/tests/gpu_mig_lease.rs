@@ -1,0 +1,562 @@
+//! Leases for which the allocator makes MIG devices, on machines that a stand-in for NVML describes, and holders that
+//! are killed.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod driver;
+
+use common::{Leaks, until};
+use driver::{FakeDriver, mig_profiles, profile, split_a100};
+use gpucontainer::gpu::{
+    DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait,
+};
+use gpucontainer::{ErrorKind, GpuRequest};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What tells the other process its driver root, the slots, and what to do.
+const ROOT: &str = "GPUC_TEST_DRIVER";
+const TABLE: &str = "GPUC_TEST_TABLE";
+const ROLE: &str = "GPUC_TEST_ROLE";
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn small(number: u32) -> GpuRequest {
+    GpuRequest::count(number).mig_profile("1g.5gb")
+}
+
+/// A split machine, and an allocator of its own.
+struct Machine {
+    driver: FakeDriver,
+    directory: tempfile::TempDir,
+    allocator: GpuAllocator,
+}
+
+impl Machine {
+    fn new(profile: Value) -> Self {
+        let driver = FakeDriver::with_profile(profile);
+        let directory = tempfile::Builder::new().prefix("gpuc-table.").tempdir_in("/dev/shm").unwrap();
+        let allocator = allocator(&directory.path().join("gpu"), driver.path());
+        Self { driver, directory, allocator }
+    }
+
+    fn now(&self, request: &GpuRequest) -> gpucontainer::Result<GpuLease> {
+        self.allocator.acquire(request, Wait::none())
+    }
+
+    #[track_caller]
+    fn refusal(&self, request: &GpuRequest) -> String {
+        let error = self.now(request).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "{error}");
+        error.to_string()
+    }
+
+    /// Kind and start of each instance of a GPU, as the driver has them.
+    fn instances(&self, gpu: usize) -> Vec<(u64, u64)> {
+        let state = self.driver.state();
+        let list = state["gpus"][gpu]["mig"]["gpu_instances"].as_array().cloned().unwrap_or_default();
+        list.iter().map(|one| (one["profile"].as_u64().unwrap(), one["start"].as_u64().unwrap())).collect()
+    }
+
+    /// The MIG devices of all GPUs.
+    fn devices(&self) -> Vec<String> {
+        let state = self.driver.state();
+        let of = |gpu: &Value| gpu["mig"]["devices"].as_array().cloned().unwrap_or_default();
+        let all = state["gpus"].as_array().unwrap().iter().flat_map(of);
+        all.map(|device| device["uuid"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.directory.path().join("gpu.mig")
+    }
+
+    fn written(&self) -> usize {
+        let Ok(files) = std::fs::read_dir(self.journal()) else { return 0 };
+        files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "claim")).count()
+    }
+
+    #[track_caller]
+    fn is_as_before(&self) {
+        assert_eq!((0..2).flat_map(|gpu| self.instances(gpu)).collect::<Vec<_>>(), []);
+        assert_eq!(self.devices(), [""; 0]);
+        assert_eq!(self.written(), 0);
+        assert_eq!(std::fs::read_dir(self.allocator.path()).unwrap().count(), 0);
+    }
+
+    /// This test program again, as another user of the machine.
+    fn other(&self, role: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "other_process", "--ignored", "--nocapture"]);
+        command.env(ROOT, self.driver.path()).env(TABLE, self.allocator.path()).env(ROLE, role);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    }
+}
+
+fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
+    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
+}
+
+fn uuid(gpu: usize) -> String {
+    format!("GPU-a1000000-0000-4000-8000-00000000000{gpu}")
+}
+
+#[test]
+#[ignore = "the other process of a test"]
+fn other_process() {
+    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
+    let allocator = allocator(&path(TABLE), &path(ROOT));
+    match std::env::var(ROLE).unwrap().as_str() {
+        "two" => {
+            allocator.acquire(&GpuRequest::count(2).mig_profile("2g.10gb"), Wait::none()).unwrap().release().unwrap()
+        }
+        "hold" => {
+            let lease = allocator.acquire(&small(1), Wait::none()).unwrap();
+            println!("\nholds {}", lease.gpus()[0]);
+            loop {
+                std::thread::park();
+            }
+        }
+        "storm" => storm_of_one(&allocator),
+        other => panic!("no test is for {other:?}"),
+    }
+}
+
+/// Waits until the other process says what it holds.
+fn held(child: &mut Child) -> String {
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut said = lines.filter_map(|line| line.strip_prefix("holds ").map(str::to_owned));
+    said.next().expect("the other process ended before it had a device")
+}
+
+#[test]
+fn missing_devices_are_made_where_they_do_least_harm_and_go_with_their_lease() {
+    if !driver::available() {
+        return;
+    }
+    let leaks = Leaks::watch();
+    let machine = Machine::new(split_a100(2));
+    let one = machine.now(&small(1)).unwrap();
+    assert_eq!(machine.instances(0), [(19, 6)]);
+    assert_eq!(one.gpus(), machine.devices());
+    let half = machine.now(&GpuRequest::count(1).mig_profile("3G.20GB")).unwrap();
+    let whole = machine.now(&GpuRequest::count(1).mig_profile("7g.40gb")).unwrap();
+    assert_eq!((machine.instances(0), machine.instances(1)), (vec![(19, 6), (9, 0)], vec![(0, 0)]));
+    assert!(one.describe().contains("1g.5gb"), "{}", one.describe());
+    assert!(!one.cpus().is_empty() || !one.numa_nodes().is_empty() || machine.driver.gpus()[0]["cpus"].is_null());
+    let status = machine.allocator.status().unwrap();
+    assert_eq!(status.leases.len(), 3);
+    assert_eq!(status.leases_of(&uuid(0)).count(), 2);
+    // Sharing a device that was made is as sharing any.
+    drop(half.clone());
+    assert_eq!(machine.instances(0).len(), 2, "a clone is not the last");
+    half.release().unwrap();
+    assert_eq!(machine.instances(0), [(19, 6)]);
+    // Several at once, one of which may be there already.
+    let four = machine.now(&small(4)).unwrap();
+    assert_eq!((four.gpus().len(), machine.instances(0).len()), (4, 5));
+    drop(whole);
+    four.release().unwrap();
+    drop(one);
+    machine.is_as_before();
+    drop(machine);
+    leaks.check();
+}
+
+#[test]
+fn idle_devices_that_are_there_come_first_and_stay() {
+    if !driver::available() {
+        return;
+    }
+    let mut split = profile("h100-mig");
+    split["gpus"][0]["mig"]["profiles"] = mig_profiles("h100-80gb");
+    split["gpus"][0]["mig"]["gpu_instances"] = json!([
+        { "id": 1, "profile": 9, "start": 4, "size": 4 },
+        { "id": 3, "profile": 14, "start": 0, "size": 2 },
+        { "id": 9, "profile": 19, "start": 2, "size": 1 }
+    ]);
+    let machine = Machine::new(split);
+    let request = |number| GpuRequest::count(number).mig_profile("1g.10gb");
+    let there = "MIG-b10c0000-0000-5000-8000-000000000003";
+    let only = machine.now(&request(1).make_mig_devices(false)).unwrap();
+    assert_eq!(only.gpus(), [there]);
+    let refusal = machine.refusal(&request(1).make_mig_devices(false));
+    assert!(refusal.contains("0 of 1 free: 1 leased by process"), "{refusal}");
+    assert_eq!(machine.devices().len(), 3, "none was made");
+    drop(only);
+    let both = machine.now(&request(2)).unwrap();
+    assert_eq!((both.gpus()[0].as_str(), machine.instances(0).len()), (there, 4));
+    both.release().unwrap();
+    assert_eq!(machine.instances(0), [(9, 4), (14, 0), (19, 2)]);
+    // Three are more than could ever be, whatever leases end: what others made stays.
+    let error = machine.allocator.acquire(&request(3), Wait::forever()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::GpuUnavailable);
+    let text = error.to_string();
+    assert!(text.contains("1 can be made: GPU 0 (NVIDIA H100 80GB HBM3) has room for 1; "), "{text}");
+    assert!(text.contains("GPU 1 (NVIDIA H100 80GB HBM3) is not in MIG mode"), "{text}");
+    assert_eq!(machine.written(), 0);
+}
+
+#[test]
+fn a_refusal_says_for_each_gpu_why() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(3));
+    let wait = Wait::forever;
+    let never = |request: &GpuRequest| {
+        let error = machine.allocator.acquire(request, wait()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "{error}");
+        error.to_string()
+    };
+    let text = never(&GpuRequest::count(1).mig_profile("9g.90gb"));
+    assert!(text.contains("GPU 0 (NVIDIA A100-SXM4-40GB) offers 1g.5gb, "), "{text}");
+    assert!(text.contains("GPU 3 (NVIDIA A100-SXM4-40GB) is not in MIG mode"), "{text}");
+    assert!(never(&small(1).min_total_memory(8 << 30)).contains("makes 1g.5gb with 4.7 GiB in all"));
+    assert!(never(&small(1).model("*H100*")).contains("is no *H100*"));
+    assert!(never(&small(22)).contains("21 can be made"), "{}", never(&small(22)));
+    machine.allocator.quarantine().report(&uuid(0), GpuFault::Requested).unwrap();
+    assert!(never(&small(15)).contains("GPU 0 (NVIDIA A100-SXM4-40GB) is in quarantine"));
+    machine.allocator.quarantine().release(&uuid(0)).unwrap();
+    // Named GPUs: one device on each.
+    let named = |gpus: &[usize]| GpuRequest::uuids(gpus.iter().map(|gpu| uuid(*gpu))).unwrap().mig_profile("4g.20gb");
+    let text = never(&named(&[1, 5]));
+    assert!(text.contains("GPU 5 (NVIDIA A100-SXM4-40GB) is not in MIG mode"), "{text}");
+    let text = machine.refusal(&named(&[1]).make_mig_devices(false));
+    assert!(text.contains("GPU 1 (NVIDIA A100-SXM4-40GB) has no MIG device of 4g.20gb"), "{text}");
+    let both = machine.now(&named(&[2, 1])).unwrap();
+    assert_eq!((machine.instances(1), machine.instances(2)), (vec![(5, 0)], vec![(5, 0)]));
+    let text = machine.refusal(&named(&[1]));
+    assert!(
+        text.contains("none can be made now: GPU 1 (NVIDIA A100-SXM4-40GB) has no room beside 4g.20gb at 0"),
+        "{text}"
+    );
+    let order: Vec<String> = both.gpus().to_vec();
+    let inventory = Inventory::discover_with(&DriverRoot::new(machine.driver.path()));
+    let on = |gpu: usize| inventory.gpus()[gpu].mig_devices[0].uuid.clone();
+    assert_eq!(order, [on(2), on(1)], "in the order asked for");
+    drop(both);
+    machine.is_as_before();
+}
+
+#[test]
+fn placement_and_sharing_are_wishes_of_devices_that_are_made_too() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(2));
+    let apart = machine.now(&small(2).placement(Placement::Spread)).unwrap();
+    assert_eq!((machine.instances(0).len(), machine.instances(1).len()), (1, 1));
+    drop(apart);
+    let together = machine.now(&small(7).placement(Placement::SameNumaNode)).unwrap();
+    assert_eq!((machine.instances(0).len(), machine.instances(1).len()), (7, 0));
+    drop(together);
+    // The first of those who share makes it, the last of them destroys it.
+    let shared = GpuRequest::count(1).mig_profile("2g.10gb").sharing(Sharing::Shared(2));
+    let (one, other) = (machine.now(&shared).unwrap(), machine.now(&shared).unwrap());
+    assert_eq!(one.gpus(), other.gpus());
+    one.release().unwrap();
+    assert_eq!(machine.devices(), other.gpus());
+    other.release().unwrap();
+    machine.is_as_before();
+}
+
+#[test]
+fn a_maker_that_is_killed_at_any_step_is_rolled_back() {
+    if !driver::available() {
+        return;
+    }
+    // Two devices: each of both instances is made and destroyed.
+    for number in 1..=8 {
+        for after in ["", "+"] {
+            let moment = format!("{number}{after}");
+            let machine = Machine::new(split_a100(1));
+            let status = machine.other("two").env("FAKE_NVML_KILL", &moment).status().unwrap();
+            assert_eq!(status.signal(), Some(9), "at {moment}");
+            drop(machine.allocator.status().unwrap());
+            assert_eq!((machine.instances(0), machine.written()), (Vec::new(), 0), "at {moment}");
+            let lease = machine.now(&GpuRequest::count(1).mig_profile("7g.40gb")).unwrap();
+            lease.release().unwrap();
+            machine.is_as_before();
+        }
+    }
+    let machine = Machine::new(split_a100(1));
+    assert!(machine.other("two").env("FAKE_NVML_KILL", "9").status().unwrap().success(), "there are eight changes");
+    machine.is_as_before();
+}
+
+#[test]
+fn what_a_living_lease_holds_stays_and_what_a_dead_one_held_goes() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let mut owner = machine.other("hold").spawn().unwrap();
+    let theirs = held(&mut owner);
+    // By whatever looks after the directory.
+    drop(machine.allocator.status().unwrap());
+    drop(MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap());
+    let ours = machine.now(&small(1)).unwrap();
+    assert_eq!(machine.devices(), [theirs.clone(), ours.gpus()[0].clone()]);
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    // Whoever has the descriptor has the lease.
+    let (uuids, descriptor) = (ours.gpus().to_vec(), ours.into_fd().unwrap());
+    drop(machine.allocator.status().unwrap());
+    assert_eq!(machine.devices(), uuids, "what the dead held is gone");
+    drop(descriptor);
+    // A directory of the slots that is damaged does not matter.
+    drop(machine.now(&GpuRequest::count(1).mig_profile("7g.40gb")).unwrap());
+    machine.is_as_before();
+}
+
+#[test]
+fn damage_to_a_slot_does_not_cost_its_devices() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let lease = machine.now(&small(1)).unwrap();
+    let slot = machine.allocator.path().join(format!("lease-{}", lease.id()));
+    std::fs::write(&slot, "rubbish").unwrap();
+    drop(machine.allocator.status().unwrap());
+    assert_eq!(machine.devices(), lease.gpus());
+    let text = machine.refusal(&GpuRequest::uuids(lease.gpus()).unwrap());
+    assert!(text.contains("leased by a process of user"), "{text}");
+    drop(lease);
+    machine.is_as_before();
+}
+
+#[test]
+fn a_device_in_use_stays_is_offered_to_nobody_and_tried_again() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let processes = |list: Value| {
+        machine.driver.change(|state| state["gpus"][0]["mig"]["devices"][0]["compute_processes"] = list);
+    };
+    let lease = machine.now(&small(1)).unwrap();
+    let used = lease.gpus()[0].clone();
+    processes(json!([{ "pid": 4242 }]));
+    let error = lease.release().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("is used by process 4242"), "{error}");
+    assert_eq!(machine.devices(), [used.as_str()]);
+    // Not even to those who do not mind processes.
+    let text = machine
+        .refusal(&small(1).make_mig_devices(false).foreign_processes(gpucontainer::gpu::ForeignProcesses::Ignore));
+    assert!(text.contains("was made for a lease that is over, and is used by process 4242"), "{text}");
+    let other = machine.now(&small(1)).unwrap();
+    assert_ne!(other.gpus(), [used.as_str()]);
+    other.release().unwrap();
+    // Who waits for its room looks until it is idle.
+    let whole = GpuRequest::count(1).mig_profile("7g.40gb");
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| machine.allocator.acquire(&whole, Wait::at_most(SOON)).unwrap());
+        until("it waits", SOON, || machine.allocator.status().unwrap().waiting.len() == 1);
+        processes(json!([]));
+        next.join().unwrap().release().unwrap();
+    });
+    machine.is_as_before();
+}
+
+#[test]
+fn who_waits_gets_its_device_when_room_is_there_and_is_not_passed() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let whole = GpuRequest::count(1).mig_profile("7g.40gb");
+    let first = machine.now(&small(1)).unwrap();
+    let second = machine.now(&small(1)).unwrap();
+    let mut ticket = machine.allocator.enqueue(&whole).unwrap();
+    assert!(ticket.wait(Some(Duration::ZERO)).unwrap().is_none());
+    assert!(ticket.reason().contains("none can be made now: GPU 0"), "{}", ticket.reason());
+    // There is room for it, but not before the other.
+    let text = machine.refusal(&small(1));
+    assert!(text.contains("is promised to process"), "{text}");
+    first.release().unwrap();
+    assert!(ticket.wait(Some(Duration::from_millis(50))).unwrap().is_none());
+    let start = Instant::now();
+    second.release().unwrap();
+    let lease = ticket.wait(Some(SOON)).unwrap().unwrap();
+    assert!(start.elapsed() < SOON && machine.instances(0) == [(0, 0)]);
+    let error = machine.allocator.acquire(&small(1), Wait::at_most(Duration::from_millis(50))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    drop((lease, ticket));
+    machine.is_as_before();
+}
+
+#[test]
+fn failures_half_way_leave_nothing() {
+    if !driver::available() {
+        return;
+    }
+    let failures = [
+        ("nvmlDeviceCreateGpuInstanceWithPlacement", 999, ErrorKind::GpuUnavailable),
+        ("nvmlGpuInstanceCreateComputeInstance", 23, ErrorKind::GpuUnavailable),
+    ];
+    for (call, code, kind) in failures {
+        let mut split = split_a100(1);
+        split["errors"] = json!({ call: code });
+        let machine = Machine::new(split);
+        let error = machine.now(&small(2)).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(call), "{error}");
+        machine.is_as_before();
+    }
+    // Who may not make any gets what there is, and is told.
+    let mut split = split_a100(1);
+    split["errors"] = json!({ "nvmlDeviceCreateGpuInstanceWithPlacement": 4 });
+    let machine = Machine::new(split);
+    let text = machine.refusal(&small(1));
+    assert!(text.contains("none can be made") && text.contains("permission"), "{text}");
+    machine.is_as_before();
+}
+
+#[test]
+fn slots_that_cannot_be_written_cost_nothing_that_was_made() {
+    if !driver::available() || !common::tier("root") {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let mount = |arguments: &[&str]| {
+        let mut command = Command::new(arguments[0]);
+        assert!(command.args(&arguments[1..]).arg(machine.allocator.path()).status().unwrap().success());
+    };
+    mount(&["mount", "-t", "tmpfs", "-o", "size=4k,mode=1777", "full"]);
+    std::fs::write(machine.allocator.path().join("ballast"), [0; 4096]).unwrap();
+    let error = machine.now(&small(1)).unwrap_err();
+    mount(&["umount"]);
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    machine.is_as_before();
+}
+
+/// The storm: so many processes want MIG devices, one of them is killed so often, and so many in all.
+const PROCESSES: usize = 12;
+const PERIOD: Duration = Duration::from_millis(40);
+const KILLS: usize = 60;
+const STORM: Duration = Duration::from_secs(180);
+
+/// What one process of the storm wants in one of its turns.
+fn wanted(turn: u32) -> GpuRequest {
+    let (profile, number) = match turn % 7 {
+        0..3 => ("1g.5gb", 1),
+        3 => ("1g.5gb", 3),
+        4 => ("2g.10gb", 1),
+        5 => ("3g.20gb", 2),
+        _ => ("7g.40gb", 1),
+    };
+    GpuRequest::count(number).mig_profile(profile)
+}
+
+/// One process of the storm: leases devices and writes itself down as their holder, for a moment, again and again.
+fn storm_of_one(allocator: &GpuAllocator) {
+    let holders = allocator.path().with_file_name("holders");
+    let own = std::process::id();
+    for turn in own.. {
+        let lease = allocator.acquire(&wanted(turn), Wait::forever()).unwrap();
+        let marks: Vec<PathBuf> = lease.gpus().iter().map(|uuid| holders.join(uuid)).collect();
+        for mark in &marks {
+            let before = std::fs::read_to_string(mark).ok().and_then(|text| text.parse::<u32>().ok());
+            if let Some(before) = before.filter(|before| *before != own && !ended(*before)) {
+                std::fs::write(holders.join(format!("violation-{own}")), format!("{mark:?} of {before}")).unwrap();
+            }
+            std::fs::write(mark, own.to_string()).unwrap();
+        }
+        std::fs::write(holders.join(format!("turn-{own}")), turn.to_string()).unwrap();
+        std::thread::sleep(Duration::from_millis((turn % 5).into()));
+        for mark in &marks {
+            if std::fs::read_to_string(mark).ok() != Some(own.to_string()) {
+                std::fs::write(holders.join(format!("violation-{own}")), format!("{mark:?} was replaced")).unwrap();
+            }
+            let _ = std::fs::remove_file(mark);
+        }
+        drop(lease);
+    }
+}
+
+/// Whether a process has ended, or does nothing but end: then its files are being closed.
+fn ended(pid: u32) -> bool {
+    const EXITING: u64 = 4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    matches!(fields[0], "Z" | "X") || fields[6].parse::<u64>().unwrap() & EXITING != 0
+}
+
+/// Kills and waits for a process when the test ends, however it does.
+struct Part(Child);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// No two instances of one GPU lie at the same place: the hardware would not allow it, nor does the stand-in.
+#[track_caller]
+fn no_overlap(state: &Value) {
+    for gpu in state["gpus"].as_array().unwrap() {
+        let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
+        for one in gpu["mig"]["gpu_instances"].as_array().into_iter().flatten() {
+            let (start, size) = (one["start"].as_u64().unwrap(), one["size"].as_u64().unwrap());
+            for place in start..start + size {
+                assert_eq!(taken.insert(place, start), None, "{gpu}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_storm_of_killed_holders_and_makers_overcommits_nothing_and_leaves_nothing() {
+    if !driver::available() {
+        return;
+    }
+    let leaks = Leaks::watch();
+    let mut split = split_a100(2);
+    for gpu in 0..2 {
+        // So that who chose a device that was destroyed meanwhile would be taken for the holder of the next.
+        split["gpus"][gpu]["mig"]["same_uuids"] = json!(true);
+    }
+    let machine = Machine::new(split);
+    let holders = machine.directory.path().join("holders");
+    std::fs::create_dir(&holders).unwrap();
+    let start = Instant::now();
+    let part = || Part(machine.other("storm").stdout(Stdio::null()).spawn().unwrap());
+    let mut parts: Vec<Part> = (0..PROCESSES).map(|_| part()).collect();
+    let marks = |prefix: &str| {
+        let names = std::fs::read_dir(&holders).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(prefix)).collect::<Vec<String>>()
+    };
+    until("some take part", STORM, || marks("turn-").len() >= 3);
+    for kill in 0..KILLS {
+        assert!(start.elapsed() < STORM, "only {kill} were killed");
+        // Whatever it does just then: makes, holds, destroys, waits.
+        let victim = kill * 5 % PROCESSES;
+        parts[victim].0.kill().unwrap();
+        parts[victim] = part();
+        no_overlap(&machine.driver.state());
+        std::thread::sleep(PERIOD);
+    }
+    drop(parts);
+    let violations: Vec<String> =
+        marks("violation-").iter().map(|name| std::fs::read_to_string(holders.join(name)).unwrap()).collect();
+    assert_eq!(violations, [""; 0]);
+    eprintln!("{} processes had devices, {KILLS} were killed, in {:?}", marks("turn-").len(), start.elapsed());
+    // The next that comes finds all of it free.
+    let all = machine.now(&GpuRequest::count(2).mig_profile("7g.40gb")).unwrap();
+    assert_eq!(machine.devices(), all.gpus());
+    drop(all);
+    machine.is_as_before();
+    drop(machine);
+    leaks.check();
+}
