@@ -53,6 +53,9 @@ pub(crate) fn check(request: &GpuRequest) -> Result<()> {
     if vendor != Vendor::Nvidia && (wishes.mig_profile.is_some() || wishes.min_compute_capability.is_some()) {
         return refuse(format!("a MIG profile or a compute capability is asked for, which no {vendor} GPU has"));
     }
+    if let Some(mps) = &wishes.mps {
+        mps.check(request)?;
+    }
     let several = match request.which() {
         Which::Count(count) => *count > 1,
         Which::Named(names) => names.len() > 1,

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::allocator::candidates::Host;
+use crate::gpu::allocator::mps::{Membership, MpsGroup};
 use crate::gpu::allocator::record::{Held, LeaseRecord};
 use crate::gpu::allocator::table::Slot;
 use crate::gpu::allocator::wishes::Sharing;
@@ -11,8 +12,8 @@ use crate::sys::process::{duplicate, own_pid};
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// GPUs that are the holder's, until it drops the last clone of this or dies.
 ///
@@ -36,6 +37,7 @@ struct Lease {
     cpus: Vec<u32>,
     numa_nodes: Vec<u32>,
     reason: String,
+    daemon: OnceLock<Membership>,
 }
 
 impl GpuLease {
@@ -63,7 +65,19 @@ impl GpuLease {
             cpus: cpus.into_iter().collect(),
             numa_nodes: nodes.into_iter().collect(),
             reason: format!("{}: {links}", words.join(", ")),
+            daemon: OnceLock::new(),
         }))
+    }
+
+    /// The same lease, as a member of the group of a daemon.
+    pub(super) fn with_daemon(self, membership: Membership) -> Self {
+        // Nobody else has the lease yet, so that this is the first.
+        let _ = self.0.daemon.set(membership);
+        self
+    }
+
+    pub(super) fn slot(&self) -> &Slot {
+        &self.0.slot
     }
 
     /// The identifiers of the GPUs and MIG devices, in the order in which a container counts them.
@@ -99,22 +113,34 @@ impl GpuLease {
     /// A request for exactly these GPUs, with the parts of the driver that the lease's request wanted: for
     /// [`grant`](crate::gpu::grant()). Devices of CDI specifications stay as they were named.
     pub fn request(&self) -> GpuRequest {
-        self.0.request.clone()
+        self.0.request.clone().with_access(self.0.daemon.get().map(|daemon| daemon.access().clone()))
     }
 
-    /// Gives the GPUs up now, whoever has copies of the descriptor, or clones.
+    /// The daemon of NVIDIA's Multi-Process Service that the lease asked for with [`GpuRequest::mps`], as it is now;
+    /// `None` if it asked for none, or everything of it is gone.
+    ///
+    /// # Errors
+    /// Those of reading the directory of the slots.
+    pub fn mps(&self) -> Result<Option<MpsGroup>> {
+        self.0.daemon.get().map_or(Ok(None), Membership::group)
+    }
+
+    /// Gives the GPUs up now, whoever has copies of the descriptor, or clones. If it was the last lease of an MPS
+    /// daemon, that has ended afterwards.
     ///
     /// Dropping the last clone does the same without a word about errors.
     ///
     /// # Errors
     /// A system call error; the lease then ends with its descriptors.
+    /// [`ErrorKind::TimedOut`](crate::error::ErrorKind::TimedOut) if the GPUs are given up and an MPS daemon has not ended
+    /// for five seconds.
     pub fn release(self) -> Result<()> {
         if self.0.owner != own_pid() {
             return Ok(());
         }
         // The drop has nothing left to do.
         self.keep();
-        self.0.slot.free()
+        self.0.end()
     }
 
     /// As [`release`](Self::release) if nobody else has a clone.
@@ -139,6 +165,13 @@ impl GpuLease {
     }
 }
 
+impl Lease {
+    fn end(&self) -> Result<()> {
+        self.slot.free()?;
+        self.daemon.get().map_or(Ok(()), Membership::leave)
+    }
+}
+
 impl AsFd for GpuLease {
     /// The descriptor whose copies hold the lease.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -151,7 +184,7 @@ impl Drop for Lease {
         if *self.kept.get_mut() || self.owner != own_pid() {
             return;
         }
-        if let Err(error) = self.slot.free() {
+        if let Err(error) = self.end() {
             tracing::warn!(%error, "a GPU lease could not be given up; it ends with its descriptor");
         }
     }

@@ -247,6 +247,11 @@ fn programs(root: &DriverRoot) -> Vec<DriverFile> {
     catalog::PROGRAMS.iter().filter_map(find).collect()
 }
 
+/// A program of the driver, by its name.
+pub(crate) fn program(root: &DriverRoot, name: &str) -> Option<DriverFile> {
+    programs(root).into_iter().find(|file| file.place.ends_with(name))
+}
+
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     crate::sys::fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
