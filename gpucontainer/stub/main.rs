@@ -285,7 +285,9 @@ extern "C" fn go_on(fork: *const Fork) -> ! {
     walk(fork.next, fork.registers)
 }
 
-/// Forks without a copy of the memory; the parent goes on when the child has executed or ended.
+/// Forks without a copy of the memory; the parent goes on when the child has executed or ended. Apart, so that the
+/// child's own walk does not begin with such a stack.
+#[inline(never)]
 fn fork_sharing(flags: u64, pidfd: u64, fork: &Fork) -> i64 {
     let stack = core::mem::MaybeUninit::<[u128; CHILD_STACK / 16]>::uninit();
     let end = stack.as_ptr() as u64 + CHILD_STACK as u64;

@@ -11,7 +11,7 @@
 //! What a dead group leaves, the next allocator of the same user removes.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, Kept, SHARED_MEMORY};
+use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, SHARED_MEMORY};
 use crate::gpu::allocator::mps::talk::ask;
 use crate::gpu::allocator::mps::{Access, CONTROL, Mps, PIPES_INSIDE, Programs, SERVER};
 use crate::gpu::allocator::record::{self, ALIVE};
@@ -32,10 +32,6 @@ use std::time::{Duration, Instant};
 const PREFIX: &str = "mps-";
 /// What a group's directory in `/dev/shm` is called, before its random part.
 const SHARED_PREFIX: &str = "gpucontainer-mps-";
-/// As long as a socket's path can be, with its zero byte.
-const SOCKET_PATH: usize = 108;
-/// The longest name among the daemon's sockets.
-const LONGEST_SOCKET: &str = "pipe/control_privileged";
 /// How long who gives up the last lease of a group waits for the end of its daemon.
 const END: Duration = Duration::from_secs(5);
 /// How much of what a daemon said is repeated, in bytes.
@@ -151,7 +147,6 @@ fn enter(joining: &Joining<'_>) -> Result<Membership> {
     let user = effective_user();
     let parent = of_user(joining.table, user);
     let directory = parent.join(joining.group());
-    check_path(&directory)?;
     let deadline = Instant::now() + joining.limit;
     loop {
         make_own_directory(&parent, user)?;
@@ -222,8 +217,8 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
     let group = slot::create(&directory.join("group"), &[ALIVE], b"")?;
     let log = fs::create_new(&log(directory))?;
     let opened = fs::open_dir(directory)?;
-    let belongings = Belongings { group: &opened, alive: &group, log: &log, shared_memory: &shared_memory };
-    let kept = keeper::start(&executable(joining, directory, &["-f"]), &belongings)?;
+    let belongings = Belongings { group: (&opened, directory), alive: &group, log: &log, shared_memory: &shared_memory };
+    let kept = keeper::start(&daemon(joining), &belongings)?;
     let begun = || -> Result<Membership> {
         await_answer(joining, directory, &kept, deadline)?;
         let record = GroupRecord {
@@ -246,30 +241,44 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
     membership
 }
 
-/// The daemon with these arguments; without any, the program that talks to it.
-fn executable(joining: &Joining<'_>, directory: &Path, arguments: &[&str]) -> Executable {
-    let place = |name: &str| directory.join(name).display().to_string();
+/// The daemon, as it is executed where the group's directory has another path.
+fn daemon(joining: &Joining<'_>) -> Executable {
     let mut environment = vec![
         // The daemon finds its server by name.
-        format!("PATH={}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", place("bin")),
+        format!("PATH={GROUP}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         format!("CUDA_VISIBLE_DEVICES={}", joining.gpus.join(",")),
         "CUDA_DEVICE_ORDER=PCI_BUS_ID".to_owned(),
-        format!("CUDA_MPS_PIPE_DIRECTORY={}", place("pipe")),
-        format!("CUDA_MPS_LOG_DIRECTORY={}", place("log")),
+        format!("CUDA_MPS_PIPE_DIRECTORY={GROUP}/pipe"),
+        format!("CUDA_MPS_LOG_DIRECTORY={GROUP}/log"),
     ];
     if let Some(percent) = joining.mps.active_threads {
         environment.push(format!("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE={percent}"));
     }
     if !joining.root.is_host() {
-        environment.push(format!("LD_LIBRARY_PATH={}", place("lib")));
+        environment.push(format!("LD_LIBRARY_PATH={GROUP}/lib"));
     }
-    let arguments = std::iter::once(CONTROL).chain(arguments.iter().copied()).map(str::to_owned).collect();
-    Executable { path: directory.join("bin").join(CONTROL), arguments, environment }
+    let arguments = vec![CONTROL.to_owned(), "-f".to_owned()];
+    let path = Path::new(GROUP).join("bin").join(CONTROL);
+    Executable { path, arguments, environment, working_directory: "/".to_owned() }
+}
+
+/// The program that talks to the daemon, which is not asked for a long path.
+fn interface(directory: &Path) -> Result<Executable> {
+    let working_directory = directory.to_str().ok_or_else(|| {
+        let why = format!("the path {} is no text", directory.display());
+        Error::new(ErrorKind::InvalidArgument, why).with_path(directory)
+    })?;
+    Ok(Executable {
+        path: directory.join("bin").join(CONTROL),
+        arguments: vec![CONTROL.to_owned()],
+        environment: vec!["CUDA_MPS_PIPE_DIRECTORY=pipe".to_owned()],
+        working_directory: working_directory.to_owned(),
+    })
 }
 
 /// Waits until the daemon answers, and tells it the limits that it cannot be told otherwise.
 fn await_answer(joining: &Joining<'_>, directory: &Path, kept: &Kept, deadline: Instant) -> Result<()> {
-    let interface = executable(joining, directory, &[]);
+    let interface = interface(directory)?;
     let mut commands = String::new();
     if let Some(mebibytes) = joining.mps.mebibytes() {
         // It counts the GPUs that it sees, in the order in which they are named to it.
@@ -359,17 +368,6 @@ fn access(directory: &Path, joining: &Joining<'_>) -> Result<Access> {
         shared_memory: (fs::read_link(&directory.join("shm"))?, SHARED_MEMORY.into()),
         environment: joining.mps.environment(joining.gpus.len()),
     })
-}
-
-/// Refuses a directory that the daemon's sockets cannot be in.
-fn check_path(directory: &Path) -> Result<()> {
-    let socket = directory.join(LONGEST_SOCKET);
-    let plain = socket.to_str().is_some_and(|path| !path.contains([':', '\n']));
-    if plain && socket.as_os_str().len() < SOCKET_PATH {
-        return Ok(());
-    }
-    let why = format!("the allocator's directory is too long for an MPS daemon's sockets: {}", socket.display());
-    Err(Error::new(ErrorKind::InvalidArgument, why).with_path(directory))
 }
 
 /// Makes the directory of the caller's groups, or sees that it is the caller's.

@@ -32,6 +32,10 @@ const PLAIN: Attributes = Attributes { read_only: false, no_suid: true, no_devic
 /// Where the shared memory of POSIX is, for daemon and clients alike.
 pub(super) const SHARED_MEMORY: &str = "/dev/shm";
 
+/// Where the daemon sees the directory of its group: the host's may be below `/dev/shm`, or longer than the path of a
+/// socket can be.
+pub(super) const GROUP: &str = "/dev/shm/.nvidia-mps";
+
 /// A program of the driver, ready to be executed.
 #[derive(Debug)]
 pub(super) struct Executable {
@@ -39,6 +43,7 @@ pub(super) struct Executable {
     pub(super) arguments: Vec<String>,
     /// All of it: nothing of the caller's environment is handed on.
     pub(super) environment: Vec<String>,
+    pub(super) working_directory: String,
 }
 
 /// A running keeper, and its daemon, as the caller counts processes.
@@ -52,8 +57,8 @@ pub(super) struct Kept {
 /// What a keeper holds and gives to its daemon.
 #[derive(Debug)]
 pub(super) struct Belongings<'a> {
-    /// The directory with the members.
-    pub(super) group: &'a OwnedFd,
+    /// The directory of the group, and its path.
+    pub(super) group: (&'a OwnedFd, &'a Path),
     /// The file whose lock says that somebody of the group's processes lives.
     pub(super) alive: &'a File,
     /// What the daemon says.
@@ -86,7 +91,7 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>) -> Result<
         started: program.descriptor(far_started.as_fd())?,
         watched: program.descriptor(watched.as_fd())?,
         watched_end: program.descriptor(watched_end.as_fd())?,
-        group: program.descriptor(belongings.group.as_fd())?,
+        group: program.descriptor(belongings.group.0.as_fd())?,
         alive: program.descriptor(belongings.alive.as_fd())?,
         streams: [
             program.descriptor(null.as_fd())?,
@@ -94,7 +99,7 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>) -> Result<
             program.descriptor(belongings.log.as_fd())?,
         ],
     };
-    compile(&mut program, &descriptors, daemon, belongings.shared_memory, alone)?;
+    compile(&mut program, &descriptors, daemon, belongings, alone)?;
     let program = program.finish()?;
     let options = CloneOptions { namespaces: if alone { namespace::USER } else { 0 }, cgroup: None };
     let forerunner = clone(&program, &options)?;
@@ -177,7 +182,7 @@ fn compile(
     program: &mut Program<'_>,
     descriptors: &Descriptors,
     daemon: &Executable,
-    shared_memory: &Path,
+    belongings: &Belongings<'_>,
     alone: bool,
 ) -> Result<()> {
     let Descriptors { control, started, watched, watched_end, group, alive, streams } = *descriptors;
@@ -200,10 +205,16 @@ fn compile(
     // The driver looks for its own process there.
     program.mount("proc", "/proc", PLAIN, "")?;
     program.set_step(3);
-    let tree = program.clone_tree(At::Cwd, shared_memory.as_os_str().as_bytes(), false)?;
-    program.set_attributes(tree, PLAIN, Some(Travel::Private), false)?;
-    program.move_mount(tree, At::Cwd, SHARED_MEMORY)?;
-    program.close(tree);
+    // Both are taken before one hides the other.
+    let (shared, directory) = (belongings.shared_memory, belongings.group.1);
+    let shared = program.clone_tree(At::Cwd, shared.as_os_str().as_bytes(), false)?;
+    let directory = program.clone_tree(At::Cwd, directory.as_os_str().as_bytes(), false)?;
+    for (tree, target) in [(shared, SHARED_MEMORY), (directory, GROUP)] {
+        program.set_attributes(tree, PLAIN, Some(Travel::Private), false)?;
+        program.mkdir(At::Cwd, target, 0o755)?;
+        program.move_mount(tree, At::Cwd, target)?;
+        program.close(tree);
+    }
 
     program.set_step(4);
     let waiter = program.register()?;
@@ -229,6 +240,7 @@ fn compile(
     }
     program.unblock_signals();
     program.umask(0o022);
+    program.chdir(&daemon.working_directory)?;
     program.close_on_exec_all();
     for (number, from) in (0..).zip(streams) {
         program.duplicate(from, number);

@@ -26,7 +26,7 @@ pub(super) fn ask(interface: &Executable, commands: &str, limit: Duration) -> Re
     program.default_signals();
     program.setsid();
     program.unblock_signals();
-    program.chdir("/")?;
+    program.chdir(&interface.working_directory)?;
     program.close_on_exec_all();
     program.duplicate(stdin, 0);
     program.duplicate(stdout, 1);
