@@ -217,7 +217,8 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
     let group = slot::create(&directory.join("group"), &[ALIVE], b"")?;
     let log = fs::create_new(&log(directory))?;
     let opened = fs::open_dir(directory)?;
-    let belongings = Belongings { group: (&opened, directory), alive: &group, log: &log, shared_memory: &shared_memory };
+    let belongings =
+        Belongings { group: (&opened, directory), alive: &group, log: &log, shared_memory: &shared_memory };
     let kept = keeper::start(&daemon(joining), &belongings)?;
     let begun = || -> Result<Membership> {
         await_answer(joining, directory, &kept, deadline)?;

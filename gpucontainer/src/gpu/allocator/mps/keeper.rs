@@ -131,9 +131,7 @@ fn finish(control: &OwnedFd, started: &OwnedFd, report: &Report) -> Result<Kept>
         Ok(process::pid_of(process)?.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default())
     };
     match (report.failure()?, keeper, daemon) {
-        (None, Some(keeper), Some(daemon)) => {
-            Ok(Kept { keeper_pid: pid(&keeper)?, daemon_pid: pid(&daemon)?, keeper })
-        }
+        (None, Some(keeper), Some(daemon)) => Ok(Kept { keeper_pid: pid(&keeper)?, daemon_pid: pid(&daemon)?, keeper }),
         (_, keeper, _) => {
             keeper.as_ref().map_or(Ok(()), end)?;
             Err(failure(report)?)
