@@ -9,7 +9,9 @@ mod fixture;
 use common::until;
 use driver::FakeDriver;
 use fixture::{Fixture, role, say};
-use gpucontainer::gpu::{DriverCapability, DriverRoot, GpuAllocator, GpuLease, ImageFacts, Mps, MpsGroup};
+use gpucontainer::gpu::{
+    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuLease, ImageFacts, Mps, MpsGroup,
+};
 use gpucontainer::gpu::{Sharing, Vendor, Wait, grant};
 use gpucontainer::sandbox::SandboxBuilder;
 use gpucontainer::{ErrorKind, GpuRequest, Result};
@@ -37,7 +39,7 @@ fn half() -> Mps {
 /// A machine whose driver has MPS, and an account of its own.
 struct Host {
     driver: FakeDriver,
-    table: tempfile::TempDir,
+    _table: tempfile::TempDir,
     allocator: GpuAllocator,
 }
 
@@ -51,7 +53,7 @@ impl Host {
         let table = tempfile::Builder::new().prefix("gpuc-mps.").tempdir_in("/dev/shm").unwrap();
         std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let allocator = allocator(&table.path().join("gpu"), driver.path());
-        Self { driver, table, allocator }
+        Self { driver, _table: table, allocator }
     }
 
     /// This test program again, which will do as its role says.
@@ -258,7 +260,7 @@ fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
     let environment = std::fs::read(format!("/proc/{}/environ", group.pid)).unwrap();
     let environment: BTreeMap<String, String> = environment
         .split(|byte| *byte == 0)
-        .filter_map(|entry| Some(std::str::from_utf8(entry).unwrap().split_once('=')?))
+        .filter_map(|entry| std::str::from_utf8(entry).unwrap().split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let names: Vec<&str> = environment.keys().map(String::as_str).collect();
@@ -397,7 +399,8 @@ fn mig_devices_have_a_daemon_one_by_one() {
     let host = Host::new("h100-mig");
     let status = host.allocator.status().unwrap();
     let names: Vec<&String> = status.gpus[0].mig_devices.iter().map(|slice| &slice.uuid).take(2).collect();
-    let error = host.acquire(&GpuRequest::uuids(names).unwrap().mps(Mps::new())).unwrap_err();
+    let request = GpuRequest::uuids(names).unwrap().foreign_processes(ForeignProcesses::Ignore);
+    let error = host.acquire(&request.mps(Mps::new())).unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("several MIG devices"), "{error}");
     let lease = host.acquire(&one().mig_profile("1g.10gb").mps(Mps::new().active_threads(50))).unwrap();
     assert!(lease.gpus()[0].starts_with("MIG-") && lease.mps().unwrap().unwrap().gpus == lease.gpus());
@@ -510,6 +513,25 @@ fn a_descriptor_of_the_lease_holds_the_daemon() {
     other.wait().unwrap();
     until("the daemon is dead", SOON, || host.processes().is_empty());
     host.check_collected("after the last holder");
+}
+
+#[test]
+fn a_client_of_another_user_namespace_is_the_user_that_it_is_outside() {
+    if !possible() || !common::tools("root", &["unshare"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let lease = host.acquire(&one().mps(half())).unwrap();
+    let client = driver::compile_program("mps", include_str!("driver/mps.c"));
+    let mut apart = Command::new("unshare");
+    apart.args(["--user", "--map-root-user", "--pid", "--fork", "--"]).arg(client).arg("-c").stdin(Stdio::null());
+    apart.env("CUDA_MPS_PIPE_DIRECTORY", lease.mps().unwrap().unwrap().pipe_directory);
+    let output = apart.output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("served as user {}\n", own_user()), "{output:?}");
+    until("the server runs", SOON, || host.daemons().len() == 2);
+    lease.release().unwrap();
+    host.check_clean("after the lease");
 }
 
 /// The image of a sandbox, with a program that asks for a server as one of CUDA does.

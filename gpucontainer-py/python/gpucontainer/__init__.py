@@ -11,6 +11,8 @@ from .gpu import (
     GpuStatus,
     HeldGpu,
     LeaseStatus,
+    Mps,
+    MpsGroup,
     QuarantinedGpu,
     TicketStatus,
 )
@@ -57,6 +59,8 @@ __all__ = [
     "Limits",
     "MigDevice",
     "Mount",
+    "Mps",
+    "MpsGroup",
     "Output",
     "Port",
     "Process",
