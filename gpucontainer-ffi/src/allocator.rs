@@ -148,7 +148,8 @@ fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
     }
 }
 
-/// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined, mps.
+/// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting,
+/// quarantined, mps.
 ///
 /// @param error  may be NULL
 /// @return the caller's, freed with gpuc_string_free; NULL on failure
