@@ -1310,9 +1310,26 @@ void gpuc_gpu_request_set_vendor_hooks(gpuc_gpu_request_t *request,
                                        const char *policy);
 
 /**
- * Whether a running Multi-Process Service is shared with the container; no by default.
+ * Wants a daemon of NVIDIA's Multi-Process Service (MPS) for the lease, whose clients the processes in its containers
+ * are. It starts with the lease and ends with it; leases that share the same GPUs and want the same of it, of one
+ * user, have one daemon, which ends with the last of them.
+ *
+ * The limits hold for each process that is a client, and are ceilings: nothing is reserved or isolated. A fatal fault
+ * of one client may end the work of all others, and a program that does not look for the daemon uses the GPU without
+ * it. The containers of one daemon share /dev/shm. See <https://docs.nvidia.com/deploy/mps/index.html>.
+ *
+ * @param active_threads  the share of a GPU's threads that each client gets at most, in percent; 0 is no limit
+ * @param device_memory   bytes that each client can allocate at most on each GPU, at least a mebibyte; 0 is no limit
  */
-void gpuc_gpu_request_set_multi_process_service(gpuc_gpu_request_t *request, bool shared);
+void gpuc_gpu_request_set_mps(gpuc_gpu_request_t *request,
+                              uint32_t active_threads,
+                              uint64_t device_memory);
+
+/**
+ * Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container; no by default.
+ */
+void gpuc_gpu_request_set_multi_process_service(gpuc_gpu_request_t *request,
+                                                bool shared);
 
 /**
  * Asks for GPUs of a vendor: "nvidia", which is the default, "amd" or "intel".
@@ -1454,6 +1471,15 @@ void gpuc_gpu_allocator_set_memory_return(gpuc_gpu_allocator_t *allocator,
                                           uint64_t milliseconds);
 
 /**
+ * Sets how long the daemon of a lease that asks for gpuc_gpu_request_set_mps may take until it answers; ten seconds
+ * by default.
+ *
+ * @param allocator  may be NULL, which does nothing
+ */
+void gpuc_gpu_allocator_set_mps_start(gpuc_gpu_allocator_t *allocator,
+                                      uint64_t milliseconds);
+
+/**
  * Whether GPUs are left out that an outer scheduler keeps from this process; they are by default.
  *
  * @param allocator  may be NULL, which does nothing
@@ -1483,7 +1509,7 @@ gpuc_gpu_lease_t *gpuc_gpu_allocator_acquire(const gpuc_gpu_allocator_t *allocat
                                              gpuc_error_t **error);
 
 /**
- * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined.
+ * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined, mps.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -1578,6 +1604,16 @@ const char *gpuc_gpu_lease_description(const gpuc_gpu_lease_t *lease);
  */
 char *gpuc_gpu_lease_json(const gpuc_gpu_lease_t *lease,
                           gpuc_error_t **error);
+
+/**
+ * The MPS daemon that the lease has with gpuc_gpu_request_set_mps, as it is now, as one JSON object: id, user, pid,
+ * pid_namespace, running, age, gpus, active_threads, device_memory, leases, pipe_directory, log.
+ *
+ * @param error  may be NULL; only a failure sets it
+ * @return the caller's, freed with gpuc_string_free; NULL without a daemon, and on failure
+ */
+char *gpuc_gpu_lease_mps_json(const gpuc_gpu_lease_t *lease,
+                              gpuc_error_t **error);
 
 /**
  * Gives the sandbox the GPUs of a lease, instead of what gpuc_config_set_gpu_request asked for. The sandbox holds

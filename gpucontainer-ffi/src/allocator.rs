@@ -93,6 +93,17 @@ pub extern "C" fn gpuc_gpu_allocator_set_memory_return(allocator: Option<&mut Gp
     }
 }
 
+/// Sets how long the daemon of a lease that asks for gpuc_gpu_request_set_mps may take until it answers; ten seconds
+/// by default.
+///
+/// @param allocator  may be NULL, which does nothing
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_allocator_set_mps_start(allocator: Option<&mut GpuAllocator>, milliseconds: u64) {
+    if let Some(this) = allocator {
+        this.allocator = this.allocator.clone().mps_start(Duration::from_millis(milliseconds));
+    }
+}
+
 /// Whether GPUs are left out that an outer scheduler keeps from this process; they are by default.
 ///
 /// @param allocator  may be NULL, which does nothing
@@ -141,7 +152,8 @@ pub(crate) fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
     }
 }
 
-/// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined.
+/// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting,
+/// quarantined, mps.
 ///
 /// @param error  may be NULL
 /// @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -308,6 +320,22 @@ pub extern "C" fn gpuc_gpu_lease_json(
             "numa_nodes": lease.numa_nodes(), "description": lease.describe(),
         });
         Ok(c_string(all.to_string().as_bytes()).into_raw())
+    })
+}
+
+/// The MPS daemon that the lease has with gpuc_gpu_request_set_mps, as it is now, as one JSON object: id, user, pid,
+/// pid_namespace, running, age, gpus, active_threads, device_memory, leases, pipe_directory, log.
+///
+/// @param error  may be NULL; only a failure sets it
+/// @return the caller's, freed with gpuc_string_free; NULL without a daemon, and on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_lease_mps_json(
+    lease: Option<&GpuLease>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> *mut c_char {
+    call(error, std::ptr::null_mut(), || {
+        let Some(group) = given(lease, "lease")?.lease.mps()? else { return Ok(std::ptr::null_mut()) };
+        Ok(json(serde_json::to_string(&group))?.into_raw())
     })
 }
 

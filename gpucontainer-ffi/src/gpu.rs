@@ -5,7 +5,7 @@ use crate::boundary::{Fault, bad, catch, given, path, slice, strings, text};
 use crate::config::Config;
 use gpucontainer::Result;
 use gpucontainer::gpu::cdi::VendorHooks;
-use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, Placement, Sharing, Vendor};
+use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, Mps, Placement, Sharing, Vendor};
 use std::ffi::c_char;
 
 /// Which GPUs, and which parts of the driver with them. A setter that is given something unusable makes the call
@@ -142,7 +142,29 @@ pub unsafe extern "C" fn gpuc_gpu_request_set_vendor_hooks(request: Option<&mut 
     });
 }
 
-/// Whether a running Multi-Process Service is shared with the container; no by default.
+/// Wants a daemon of NVIDIA's Multi-Process Service (MPS) for the lease, whose clients the processes in its containers
+/// are. It starts with the lease and ends with it; leases that share the same GPUs and want the same of it, of one
+/// user, have one daemon, which ends with the last of them.
+///
+/// The limits hold for each process that is a client, and are ceilings: nothing is reserved or isolated. A fatal fault
+/// of one client may end the work of all others, and a program that does not look for the daemon uses the GPU without
+/// it. The containers of one daemon share /dev/shm. See <https://docs.nvidia.com/deploy/mps/index.html>.
+///
+/// @param active_threads  the share of a GPU's threads that each client gets at most, in percent; 0 is no limit
+/// @param device_memory   bytes that each client can allocate at most on each GPU, at least a mebibyte; 0 is no limit
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_request_set_mps(request: Option<&mut GpuRequest>, active_threads: u32, device_memory: u64) {
+    let mut mps = Mps::new();
+    if active_threads != 0 {
+        mps = mps.active_threads(active_threads);
+    }
+    if device_memory != 0 {
+        mps = mps.device_memory(device_memory);
+    }
+    GpuRequest::update(request, |request| Ok(request.mps(mps)));
+}
+
+/// Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container; no by default.
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_gpu_request_set_multi_process_service(request: Option<&mut GpuRequest>, shared: bool) {
     GpuRequest::update(request, |request| Ok(request.multi_process_service(shared)));

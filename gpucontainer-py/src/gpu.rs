@@ -7,8 +7,8 @@ use crate::slot::Slot;
 use crate::work::{Callback, Cancel};
 use gpucontainer::gpu::cdi::VendorHooks;
 use gpucontainer::gpu::{
-    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuFault, GpuGrant, GpuLease, GpuRequest, Placement,
-    QuarantinedGpu, Sharing, Topology, Vendor, Wait,
+    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuFault, GpuGrant, GpuLease, GpuRequest, Mps,
+    Placement, QuarantinedGpu, Sharing, Topology, Vendor, Wait,
 };
 use gpucontainer::{Error, ErrorKind, Host, Result};
 use pyo3::prelude::*;
@@ -91,6 +91,11 @@ pub(crate) fn request(fields: &Bound<'_, PyDict>) -> PyResult<GpuRequest> {
             }),
             "priority" => request.priority(value.extract()?),
             "multi_process_service" => request.multi_process_service(value.extract()?),
+            "mps" => {
+                let (threads, memory) = value.extract::<(Option<u32>, Option<u64>)>()?;
+                let mps = threads.map_or_else(Mps::new, |percent| Mps::new().active_threads(percent));
+                request.mps(memory.map_or(mps.clone(), |bytes| mps.device_memory(bytes)))
+            }
             other => return refuse(format!("a request for GPUs has no {other:?}")),
         };
     }
@@ -120,6 +125,7 @@ impl AllocatorHandle {
         path: Option<PathBuf>,
         driver_root: Option<PathBuf>,
         memory_return: Option<f64>,
+        mps_start: Option<f64>,
         respect_outer: bool,
     ) -> PyResult<Self> {
         let mut allocator = ours(path.map_or_else(GpuAllocator::open, GpuAllocator::at))?.respect_outer(respect_outer);
@@ -128,6 +134,9 @@ impl AllocatorHandle {
         }
         if let Some(limit) = memory_return {
             allocator = allocator.memory_return(seconds("memory_return", limit)?);
+        }
+        if let Some(limit) = mps_start {
+            allocator = allocator.mps_start(seconds("mps_start", limit)?);
         }
         Ok(Self(allocator))
     }
@@ -205,6 +214,12 @@ impl LeaseHandle {
             let (cpus, nodes) = (lease.cpus().to_vec(), lease.numa_nodes().to_vec());
             Ok((lease.id().to_owned(), lease.gpus().to_vec(), cpus, nodes, lease.describe().to_owned()))
         }))
+    }
+
+    /// The MPS daemon as JSON.
+    fn mps(&self) -> PyResult<Option<String>> {
+        let wrong = |cause| Error::new(ErrorKind::Corrupt, format!("MPS daemon as JSON: {cause}"));
+        ours(self.0.with(|lease| lease.mps()?.map(|group| serde_json::to_string(&group).map_err(wrong)).transpose()))
     }
 
     /// Gives the GPUs up; a second time does nothing.

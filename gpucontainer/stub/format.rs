@@ -82,6 +82,9 @@ pub const OP_EXPECT: u8 = 5;
 pub const OP_DEFAULT_SIGNALS: u8 = 6;
 /// Goes on with the op in the second argument if the first is negative (as 64-bit number).
 pub const OP_IF_NEGATIVE: u8 = 7;
+/// Waits until the owners of all files in the directory `members` are gone, below the directory that the first
+/// argument has open, and removes them and it. A file has an owner as long as somebody holds its first byte locked.
+pub const OP_OUTLIVE: u8 = 8;
 
 /// How many descriptors a supervisor holds for its parent: more than a host has GPUs to give, MIG devices included, and
 /// few against the files that a process may have open.

@@ -9,11 +9,12 @@
 #![allow(unsafe_code, reason = "a program without a library beneath it consists of system calls")]
 
 mod format;
+mod members;
 
 use format::{
     BASE, DENIED, HOLD, Header, LEAVE, LET_GO, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL,
     ON_ERROR_GO_ON, ON_ERROR_LOG, ON_ERROR_SEARCH, OP_CALL, OP_DEFAULT_SIGNALS, OP_EXPECT, OP_FAIL, OP_FORK,
-    OP_IF_NEGATIVE, OP_STORE, OP_SUPERVISE, Op, PLACES, REGISTERS,
+    OP_IF_NEGATIVE, OP_OUTLIVE, OP_STORE, OP_SUPERVISE, Op, PLACES, REGISTERS,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -32,14 +33,22 @@ mod arch {
     pub const CLONE: u64 = 56;
     pub const CLOSE: u64 = 3;
     pub const EXIT_GROUP: u64 = 231;
+    pub const FCNTL: u64 = 72;
     pub const FSTAT: u64 = 5;
+    pub const GETDENTS64: u64 = 217;
     pub const KILL: u64 = 62;
     pub const MMAP: u64 = 9;
+    pub const OPENAT: u64 = 257;
+    /// `O_DIRECTORY`.
+    pub const O_DIRECTORY: u64 = 0x1_0000;
+    /// `O_NOFOLLOW`.
+    pub const O_NOFOLLOW: u64 = 0x2_0000;
     pub const PPOLL: u64 = 271;
     pub const READ: u64 = 0;
     pub const RECVMSG: u64 = 47;
     pub const RT_SIGACTION: u64 = 13;
     pub const SIGNALFD4: u64 = 289;
+    pub const UNLINKAT: u64 = 263;
     pub const WAIT4: u64 = 61;
     /// Where `st_size` is in `struct stat`.
     pub const ST_SIZE: usize = 48;
@@ -118,14 +127,22 @@ mod arch {
     pub const CLONE: u64 = 220;
     pub const CLOSE: u64 = 57;
     pub const EXIT_GROUP: u64 = 94;
+    pub const FCNTL: u64 = 25;
     pub const FSTAT: u64 = 80;
+    pub const GETDENTS64: u64 = 61;
     pub const KILL: u64 = 129;
     pub const MMAP: u64 = 222;
+    pub const OPENAT: u64 = 56;
+    /// `O_DIRECTORY`.
+    pub const O_DIRECTORY: u64 = 0x4000;
+    /// `O_NOFOLLOW`.
+    pub const O_NOFOLLOW: u64 = 0x8000;
     pub const PPOLL: u64 = 73;
     pub const READ: u64 = 63;
     pub const RECVMSG: u64 = 212;
     pub const RT_SIGACTION: u64 = 134;
     pub const SIGNALFD4: u64 = 74;
+    pub const UNLINKAT: u64 = 35;
     pub const WAIT4: u64 = 260;
     /// Where `st_size` is in `struct stat`.
     pub const ST_SIZE: usize = 48;
@@ -270,7 +287,9 @@ extern "C" fn go_on(fork: *const Fork) -> ! {
     walk(fork.next, fork.registers)
 }
 
-/// Forks without a copy of the memory; the parent goes on when the child has executed or ended.
+/// Forks without a copy of the memory; the parent goes on when the child has executed or ended. Apart, so that the
+/// child's own walk does not begin with such a stack.
+#[inline(never)]
 fn fork_sharing(flags: u64, pidfd: u64, fork: &Fork) -> i64 {
     let stack = core::mem::MaybeUninit::<[u128; CHILD_STACK / 16]>::uninit();
     let end = stack.as_ptr() as u64 + CHILD_STACK as u64;
@@ -314,6 +333,7 @@ fn walk(start: u32, mut registers: [i64; REGISTERS]) -> ! {
                 pid
             }
             OP_SUPERVISE => supervise(a[0], a[1], a[2], a[3] != 0, a[4]),
+            OP_OUTLIVE => members::outlive(a[0]),
             OP_STORE => {
                 // SAFETY: the compiler of the program gives an aligned address within it.
                 unsafe { core::ptr::write_volatile(a[0] as *mut u32, a[1] as u32) };

@@ -10,6 +10,7 @@ mod gpu_machine;
 use driver::{VERSION, library_directory};
 use gpu_machine::{Fixture, possible};
 use gpucontainer::Sandbox;
+use gpucontainer::gpu::Wait;
 use gpucontainer::sandbox::Stdio;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -115,7 +116,7 @@ fn whatever_an_application_puts_in_a_place_leads_nowhere_outside() {
             let make = kind.replace("PLACE", &place);
             ask(&sandbox, &format!("mv {place} /aside; mkdir -p $(dirname {place}); {make}"));
             let start = Instant::now();
-            match sandbox.attach_gpus(&gpus().parse().unwrap()) {
+            match sandbox.attach_gpus(&gpus().parse().unwrap(), Wait::none()) {
                 Ok(grant) => {
                     attached += 1;
                     let said = ask(&sandbox, &look);
@@ -163,7 +164,7 @@ fn an_application_that_races_gets_nothing_of_the_host_made_or_removed() {
             .collect();
         let mut attached = 0;
         for _ in 0..40 {
-            if let Ok(grant) = sandbox.attach_gpus(&gpus().parse().unwrap()) {
+            if let Ok(grant) = sandbox.attach_gpus(&gpus().parse().unwrap(), Wait::none()) {
                 attached += 1;
                 let _ = sandbox.detach_gpus(&grant, true);
             }

@@ -9,11 +9,13 @@ mod driver;
 
 use driver::{FakeDriver, library_directory};
 use gpucontainer::gpu::{
-    Driver, DriverCapability, DriverRoot, GpuGrant, GpuRequest, ImageFacts, Inventory, MountKind, grant,
+    Driver, DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuGrant, GpuRequest, ImageFacts, Inventory,
+    MountKind, Mps, Wait, grant,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The driver root without a kernel, or says why it is skipped.
 #[track_caller]
@@ -126,6 +128,36 @@ fn host(directory: &Path) -> FakeDriver {
     std::fs::copy(driver::fake_nvml(), management).unwrap();
     std::fs::write(current.join("fake-nvml.json"), profile).unwrap();
     host
+}
+
+#[test]
+fn nvidia_s_own_mps_daemon_lives_as_long_as_its_lease() {
+    let Some(directory) = debian_driver() else { return };
+    let tier = if common::is_root() { "root" } else { "rootless" };
+    if !driver::available() || !common::tier(tier) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = host(&directory);
+    let table = tempfile::Builder::new().prefix("gpuc-mps.").tempdir_in("/dev/shm").unwrap();
+    let allocator = GpuAllocator::at(table.path().join("gpu")).unwrap().driver_root(DriverRoot::new(host.path()));
+    let limits = Mps::new().active_threads(40).device_memory(2 << 30);
+    let request = GpuRequest::count(2).foreign_processes(ForeignProcesses::Ignore).mps(limits);
+    let lease = allocator.respect_outer(false).acquire(&request, Wait::none()).unwrap();
+    let group = lease.mps().unwrap().unwrap();
+    assert!(group.running, "{group:?}");
+    let mut interface = Command::new(directory.join("usr/bin/nvidia-cuda-mps-control"));
+    interface.env_clear().env("CUDA_MPS_PIPE_DIRECTORY", &group.pipe_directory).stdin(Stdio::piped());
+    let mut interface = interface.stdout(Stdio::piped()).spawn().unwrap();
+    let commands = "get_default_active_thread_percentage\nget_default_device_pinned_mem_limit 1\n";
+    interface.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+    let output = interface.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "40.0\n2G\n", "it has the limits");
+    let log = std::fs::read_to_string(&group.log).unwrap();
+    assert!(log.contains("Starting control daemon using socket"), "{log}");
+    lease.release().unwrap();
+    assert!(!Path::new(&format!("/proc/{}/exe", group.pid)).exists());
+    assert_eq!(std::fs::read_dir(table.path().join("gpu")).unwrap().count(), 0);
 }
 
 fn sources(grant: &GpuGrant) -> BTreeMap<String, PathBuf> {

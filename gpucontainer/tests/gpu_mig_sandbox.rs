@@ -150,7 +150,7 @@ fn what_was_made_can_be_attached() {
     let host = Host::new();
     let sandbox = host.sandbox().spawn().unwrap();
     let lease = host.allocator.acquire(&half(), Wait::none()).unwrap();
-    let grant = sandbox.attach_gpus(&lease.request()).unwrap();
+    let grant = sandbox.attach_lease(&lease).unwrap();
     assert_eq!(sandbox.gpus(), lease.gpus());
     assert_eq!(ask(&sandbox, "ls /dev/nvidia-caps").lines().count(), 2);
     sandbox.detach_gpus(&grant, false).unwrap();

@@ -168,6 +168,31 @@ int main(void) {
     CHECK(strcmp(json, "[]") == 0);
     gpuc_string_free(json);
 
+    /* With an MPS daemon of its own. */
+    gpuc_gpu_request_t *served = gpuc_gpu_request_new("count:1");
+    gpuc_gpu_request_set_mps(served, 101, 0);
+    gpuc_gpu_allocator_set_mps_start(allocator, 60000);
+    CHECK(gpuc_gpu_allocator_acquire(allocator, served, 0, NULL, &error) == NULL);
+    CHECK(gpuc_error_kind(error) == GPUC_ERROR_INVALID_ARGUMENT);
+    gpuc_error_free(error);
+    gpuc_gpu_request_set_mps(served, 25, 1u << 30);
+    gpuc_gpu_lease_t *with_daemon = gpuc_gpu_allocator_acquire(allocator, served, 0, NULL, &error);
+    CHECK_NO_ERROR(error);
+    json = gpuc_gpu_lease_mps_json(with_daemon, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"running\":true") != NULL && strstr(json, "\"active_threads\":25") != NULL);
+    CHECK(strstr(json, "\"device_memory\":1073741824") != NULL);
+    gpuc_string_free(json);
+    char *status = gpuc_gpu_allocator_status_text(allocator, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(status, "MPS daemon ") != NULL);
+    gpuc_string_free(status);
+    CHECK(gpuc_gpu_lease_release(with_daemon, &error) == 0);
+    CHECK_NO_ERROR(error);
+    gpuc_gpu_request_free(served);
+    CHECK(gpuc_gpu_lease_mps_json(lease, &error) == NULL);
+    CHECK_NO_ERROR(error);
+
     /* Handed on as a descriptor, it ends with that. */
     int held = gpuc_gpu_lease_into_fd(lease, &error);
     CHECK_NO_ERROR(error);

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import gpucontainer
-from gpucontainer import Cancel, GpuAllocator, GpuRequest, Sandbox, cdi, errors
+from gpucontainer import Cancel, GpuAllocator, GpuRequest, Mps, Sandbox, cdi, errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -67,6 +67,35 @@ def test_leases_exclude_each_other_and_end(allocator: GpuAllocator) -> None:
     with pytest.raises(errors.ClosedError):
         lease.into_fd()
     assert allocator.status().leases == ()
+
+
+def test_a_lease_has_an_mps_daemon(allocator: GpuAllocator, tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is not installed")
+    programs = tmp_path / "driver" / "usr" / "bin"
+    programs.mkdir(parents=True)
+    source = REPOSITORY / "gpucontainer/tests/driver/mps.c"
+    subprocess.run([compiler, "-static", "-o", programs / "nvidia-cuda-mps-control", source], check=True)
+    with pytest.raises(errors.GpuUnavailableError, match=r"has no nvidia-cuda-mps-server"):
+        allocator.acquire(GpuRequest(1, mps=Mps()), timeout=0)
+    (programs / "nvidia-cuda-mps-server").symlink_to("nvidia-cuda-mps-control")
+    (libcuda,) = (tmp_path / "driver").glob("usr/lib/*")
+    shutil.copy(libcuda / "libnvidia-ml.so.1", libcuda / "libnvidia-ml.so.550.163.01")
+    with pytest.raises(errors.InvalidArgumentError, match=r"0 % of the threads"):
+        allocator.acquire(GpuRequest(1, mps=Mps(active_threads=0)), timeout=0)
+    limits = Mps(active_threads=30, device_memory=2 << 30)
+    request = GpuRequest(1, shared=2, mps=limits)
+    with allocator.acquire(request, timeout=0) as one, allocator.acquire("7", timeout=0) as plain:
+        group = one.mps
+        assert group is not None and group.running and group.leases == (one.id,)
+        assert (group.active_threads, group.device_memory) == (30, 2 << 30)
+        assert group.gpus == tuple(one.gpus) and (group.pipe_directory / "control").is_socket()
+        status = allocator.status()
+        assert [status.mps_of(lease) is None for lease in status.leases] == [False, True]
+        assert f"MPS daemon {group.pid}" in str(status) and f"MPS daemon {group.pid}" in status._repr_html_()
+        assert plain.mps is None
+    assert allocator.status().mps == () and not Path(f"/proc/{group.pid}/exe").exists()
 
 
 def test_a_sandbox_leases_what_it_asks_for(allocator: GpuAllocator, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from .gpu import (
     GpuTicket,
     HeldGpu,
     LeaseStatus,
+    Mps,
+    MpsGroup,
     QuarantinedGpu,
     TicketStatus,
 )
@@ -63,6 +65,8 @@ __all__ = [
     "MigDevices",
     "MigLease",
     "Mount",
+    "Mps",
+    "MpsGroup",
     "Output",
     "Port",
     "Process",

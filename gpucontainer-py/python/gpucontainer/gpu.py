@@ -18,6 +18,24 @@ from .host import Gpu, _gpu
 from .xid import XidEvent
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mps:
+    """A daemon of NVIDIA's Multi-Process Service for the GPUs of a lease, and the limits of those who use it.
+
+    Kernels of several processes then run on a GPU at the same time. The daemon starts with the lease and ends with it;
+    leases that share the same GPUs and want the same, of one user, have one daemon, which ends with the last of them.
+
+    The limits hold for each process that is a client, and are ceilings: nothing is reserved or isolated. A fatal fault
+    of one client may end the work of all others, and a program that does not look for the daemon uses the GPU without
+    it. The containers of one daemon share ``/dev/shm``. See https://docs.nvidia.com/deploy/mps/index.html.
+    """
+
+    #: The share of a GPU's threads that each client gets at most, 1 to 100 percent; no limit if None.
+    active_threads: int | None = None
+    #: Bytes that each client can allocate at most on each GPU, at least a mebibyte; no limit if None.
+    device_memory: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class GpuRequest:
     """Which GPUs, and which parts of the driver with them."""
@@ -53,7 +71,9 @@ class GpuRequest:
     #: The parts of the driver, by the names of ``NVIDIA_DRIVER_CAPABILITIES``; ``compute`` and ``utility`` if None.
     #: An empty list gives device nodes without libraries.
     capabilities: Sequence[str] | None = None
-    #: Whether a running Multi-Process Service is shared with the container.
+    #: A daemon of NVIDIA's Multi-Process Service for the lease, whose clients the processes in its containers are.
+    mps: Mps | None = None
+    #: Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container.
     multi_process_service: bool = False
     #: Parts of NVIDIA's software with devices of their own.
     extras: Sequence[Literal["gds", "mofed", "gdrcopy", "nvswitch"]] = ()
@@ -71,6 +91,8 @@ class GpuRequest:
             raise TypeError("capabilities is a list of names, not one string")
         if self.shared is not None and self.fraction is not None:
             raise TypeError("shared and fraction exclude each other")
+        if self.mps is not None:
+            fields["mps"] = (self.mps.active_threads, self.mps.device_memory)
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -114,6 +136,33 @@ class LeaseStatus:
 
 
 @dataclasses.dataclass(frozen=True)
+class MpsGroup:
+    """The daemon of NVIDIA's Multi-Process Service that a group of leases has."""
+
+    #: The group's name: that of its lease, if that is held alone.
+    id: str
+    #: The user whose leases they are.
+    user: int
+    #: The control daemon, and the PID namespace in which it has that number.
+    pid: int
+    pid_namespace: str
+    #: Whether it lives, and for how many seconds it has.
+    running: bool
+    age: float
+    #: The GPUs and MIG devices that it serves.
+    gpus: tuple[str, ...]
+    #: The limits of each client, as :class:`Mps` has them.
+    active_threads: int | None
+    device_memory: int | None
+    #: The leases of the group, by name.
+    leases: tuple[str, ...]
+    #: The daemon's pipes, for ``CUDA_MPS_PIPE_DIRECTORY``.
+    pipe_directory: Path
+    #: What the daemon and its servers say.
+    log: Path
+
+
+@dataclasses.dataclass(frozen=True)
 class TicketStatus:
     """Somebody who waits for GPUs."""
 
@@ -153,11 +202,17 @@ class GpuStatus:
     #: In the order in which they are served.
     waiting: tuple[TicketStatus, ...]
     quarantined: tuple[QuarantinedGpu, ...]
+    #: The daemons of NVIDIA's Multi-Process Service that leases have, and those that have died.
+    mps: tuple[MpsGroup, ...]
     _text: str = dataclasses.field(repr=False, compare=False)
 
     def leases_of(self, uuid: str) -> list[LeaseStatus]:
         """The leases on a GPU, its MIG devices included, or on one MIG device."""
         return [lease for lease in self.leases if any(uuid in (held.gpu, held.uuid) for held in lease.gpus)]
+
+    def mps_of(self, lease: LeaseStatus) -> MpsGroup | None:
+        """The daemon of NVIDIA's Multi-Process Service that the lease has, if it has one."""
+        return next((group for group in self.mps if lease.id in group.leases), None)
 
     def __str__(self) -> str:
         return self._text
@@ -171,7 +226,8 @@ class GpuStatus:
             free = "" if gpu.memory is None else f"{gpu.memory.free / 2**30:.1f} of {gpu.memory.total / 2**30:.1f} GiB"
             leases = self.leases_of(gpu.uuid)
             holders = [
-                f"{_of(lease.sandbox)}process {lease.pid or '?'} ({lease.program or '?'}, user {lease.user}{_slices(lease, gpu.uuid)})"
+                f"{_of(lease.sandbox)}process {lease.pid or '?'} ({lease.program or '?'}, user {lease.user}"
+                f"{_slices(lease, gpu.uuid)}){_daemon(self.mps_of(lease))}"
                 for lease in leases
             ]
             ages = [_time(lease.age) for lease in leases]
@@ -193,6 +249,12 @@ def _of(sandbox: str | None) -> str:
 def _slices(lease: LeaseStatus, gpu: str) -> str:
     slices = [held.uuid for held in lease.gpus if held.gpu == gpu and held.uuid != gpu]
     return f": {', '.join(slices)}" if slices else ""
+
+
+def _daemon(group: MpsGroup | None) -> str:
+    if group is None:
+        return ""
+    return f", MPS daemon {group.pid}" if group.running else ", MPS daemon dead"
 
 
 def _time(age: float | None) -> str:
@@ -234,6 +296,12 @@ class GpuLease:
     def description(self) -> str:
         """What was chosen, and what connects it, in words."""
         return self._description
+
+    @property
+    def mps(self) -> MpsGroup | None:
+        """The daemon of NVIDIA's Multi-Process Service that it asked for, as it is now; None if it did not."""
+        encoded = self._handle.mps()
+        return None if encoded is None else _group(json.loads(encoded))
 
     def release(self) -> None:
         """Gives the GPUs up now, whoever else holds the lease. A second time does nothing."""
@@ -346,6 +414,7 @@ class GpuAllocator:
         *,
         driver_root: str | os.PathLike[str] | None = None,
         memory_return: float | None = None,
+        mps_start: float | None = None,
         respect_outer: bool = True,
     ) -> None:
         """Opens the allocator of this host.
@@ -353,9 +422,10 @@ class GpuAllocator:
         :param path: a directory, best on a tmpfs, for an account of its own.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
         :param memory_return: seconds for which a GPU is held back whose memory does not return after its lease.
+        :param mps_start: seconds that the daemon of a lease with :class:`Mps` may take until it answers.
         :param respect_outer: whether GPUs are left out that an outer scheduler keeps from this process.
         """
-        self._handle = _native._GpuAllocator(path, driver_root, memory_return, respect_outer)
+        self._handle = _native._GpuAllocator(path, driver_root, memory_return, mps_start, respect_outer)
 
     @property
     def path(self) -> Path:
@@ -415,6 +485,7 @@ class GpuAllocator:
             leases=tuple(_lease(lease) for lease in facts["leases"]),
             waiting=tuple(TicketStatus(**{**ticket, "age": _seconds(ticket["age"])}) for ticket in facts["waiting"]),
             quarantined=_quarantined(quarantined),
+            mps=tuple(_group(group) for group in facts["mps"]),
             _text=text,
         )
 
@@ -431,6 +502,23 @@ def _quarantined(facts: Sequence[tuple[str, str, float]]) -> tuple[QuarantinedGp
 
 def _seconds(duration: dict[str, int]) -> float:
     return duration["secs"] + duration["nanos"] / 1e9
+
+
+def _group(facts: dict[str, Any]) -> MpsGroup:
+    return MpsGroup(
+        id=facts["id"],
+        user=facts["user"],
+        pid=facts["pid"],
+        pid_namespace=facts["pid_namespace"],
+        running=facts["running"],
+        age=_seconds(facts["age"]),
+        gpus=tuple(facts["gpus"]),
+        active_threads=facts["active_threads"],
+        device_memory=facts["device_memory"],
+        leases=tuple(facts["leases"]),
+        pipe_directory=Path(facts["pipe_directory"]),
+        log=Path(facts["log"]),
+    )
 
 
 def _lease(facts: dict[str, Any]) -> LeaseStatus:

@@ -6,6 +6,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::gpu::allocator::decide::{Question, decide};
+use crate::gpu::allocator::making::Making;
 use crate::gpu::allocator::record::{self, GoneRecord, LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Live, Scan, Waiting};
 use crate::gpu::allocator::{candidates, outer, xid};
@@ -17,7 +18,6 @@ use crate::gpu::grant::GpuGrant;
 use crate::gpu::injection::{compatibility, devices, procfs, require};
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory, MigDevice};
 use crate::gpu::request::{DriverCapability, GpuName, GpuRequest};
-use crate::gpu::topology::Topology;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Component;
@@ -181,10 +181,10 @@ pub fn elf_object(data: &[u8]) {
 /// The cache of a loader.
 pub fn loader_cache_file(data: &[u8]) {
     let entries = loader_cache::read(data);
-    let written = loader_cache::write(entries.clone());
+    let written = loader_cache::write(&entries);
     let again = loader_cache::read(&written);
     assert_eq!(again.len(), entries.len());
-    assert_eq!(loader_cache::write(again), written);
+    assert_eq!(loader_cache::write(&again), written);
     for directory in loader_cache::directories(data, |_| true) {
         assert!(directory.is_absolute());
     }
@@ -213,8 +213,7 @@ pub fn lease_record(data: &[u8]) {
             continue;
         }
         let inventory = machine();
-        let host =
-            candidates::Host { inventory: &inventory, topology: Topology::of(&inventory), refused: BTreeMap::new() };
+        let host = candidates::Host::of(&inventory, BTreeMap::new(), Making::Unknown);
         let mut scan = Scan::default();
         scan.live.extend(live);
         scan.waiting.extend(waiting);

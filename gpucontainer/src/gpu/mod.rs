@@ -23,8 +23,8 @@ mod select;
 mod topology;
 
 pub use allocator::{
-    ForeignProcesses, GpuAllocator, GpuLease, GpuStatus, GpuTicket, HeldGpu, LeaseStatus, Placement, Sharing,
-    TicketStatus, Wait,
+    ForeignProcesses, GpuAllocator, GpuLease, GpuStatus, GpuTicket, HeldGpu, LeaseStatus, Mps, MpsGroup, Placement,
+    Sharing, TicketStatus, Wait,
 };
 pub use allocator::{GpuFault, Quarantine, QuarantinedGpu, XidAction};
 #[cfg(feature = "nvml")]

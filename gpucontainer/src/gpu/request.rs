@@ -7,7 +7,7 @@ pub use extras::DriverExtra;
 pub(in crate::gpu) use extras::{Channels, Extras};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::allocator::Wishes;
+use crate::gpu::allocator::{Access, Wishes};
 use crate::gpu::cdi::{DeviceName, Reading};
 
 use serde::{Deserialize, Serialize};
@@ -249,6 +249,9 @@ pub struct GpuRequest {
     /// `None` is what the image says, or else the default.
     capabilities: Option<BTreeSet<DriverCapability>>,
     multi_process_service: bool,
+    /// What the lease has of a daemon of its own.
+    #[serde(default)]
+    access: Option<Access>,
     #[serde(default)]
     pub(in crate::gpu) extras: Extras,
     #[serde(default)]
@@ -272,6 +275,7 @@ impl GpuRequest {
             min_free_memory: 0,
             capabilities: None,
             multi_process_service: false,
+            access: None,
             extras: Extras::default(),
             wishes: Wishes::default(),
             reading: Reading::default(),
@@ -412,7 +416,8 @@ impl GpuRequest {
         self
     }
 
-    /// Whether a running Multi-Process Service is shared with the container; it is not by default.
+    /// Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container; it is not
+    /// by default. For one that is the lease's own there is [`mps`](Self::mps).
     ///
     /// The service's pipes let a container talk to the daemon that all its clients share, so this
     /// is for containers that trust each other.
@@ -428,6 +433,17 @@ impl GpuRequest {
         let own = devices.iter().filter(|device| !covered.contains(device)).cloned().map(GpuName::Uuid);
         let which = Which::Named(described.into_iter().map(GpuName::Cdi).chain(own).collect());
         Self { which, min_free_memory: 0, wishes: Wishes::default(), ..self.clone() }
+    }
+
+    /// The request for what has this access to a daemon.
+    pub(in crate::gpu) fn with_access(mut self, access: Option<Access>) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// The access to the daemon of the lease that this is the request of.
+    pub(in crate::gpu) fn access(&self) -> Option<&Access> {
+        self.access.as_ref()
     }
 
     /// Whether nothing at all is asked for.

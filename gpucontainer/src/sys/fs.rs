@@ -160,6 +160,17 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| Error::from_io(format!("rename({from:?}, {to:?})"), e).with_path(to))
 }
 
+/// A second name of a file, in the same file system.
+pub(crate) fn hard_link(from: &Path, to: &Path) -> Result<()> {
+    std::fs::hard_link(from, to).map_err(|e| Error::from_io(format!("link({from:?}, {to:?})"), e).with_path(to))
+}
+
+/// A link that says `says`.
+pub(crate) fn symlink(says: &Path, link: &Path) -> Result<()> {
+    std::os::unix::fs::symlink(says, link)
+        .map_err(|e| Error::from_io(format!("symlink({says:?}, {link:?})"), e).with_path(link))
+}
+
 /// The path of the host, without links, of what `path` leads to inside `root`.
 pub(crate) fn host_path(root: &super::root::Root, path: &Path) -> Result<PathBuf> {
     let fd = root.open_at(path, OFlags::PATH, Mode::empty())?;

@@ -350,3 +350,12 @@ pub(crate) fn wait(pidfd: &impl AsFd) -> Result<()> {
         }
     }
 }
+
+/// Collects a process that has ended, if it is a child of the caller: whoever adopts the orphans of others has to.
+pub(crate) fn collect_if_ended(pidfd: &impl AsFd) -> Result<()> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        Ok(_) | Err(rustix::io::Errno::CHILD | rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(failed("waitid(P_PIDFD, WNOHANG)", e)),
+    }
+}

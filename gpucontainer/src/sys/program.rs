@@ -293,6 +293,11 @@ impl<'fd> Program<'fd> {
         self.push(format::OP_SUPERVISE, 0, None, OnError::Fail, &arguments);
     }
 
+    /// Waits until the owners of all files in `members` below `directory` are gone, and removes them and it.
+    pub(crate) fn outlive(&mut self, directory: Argument) {
+        self.push(format::OP_OUTLIVE, 0, None, OnError::Fail, &[directory]);
+    }
+
     /// Writes the 32 bits of `value` to the address `at`.
     pub(crate) fn store(&mut self, at: u64, value: impl Into<Argument>) {
         self.push(format::OP_STORE, 0, None, OnError::Fail, &[at.into(), value.into()]);

@@ -131,6 +131,15 @@ pub(crate) struct DirectoryLock {
     owner: rustix::process::Pid,
 }
 
+impl DirectoryLock {
+    /// Whether the directory still has that path: between opening and locking, somebody may have removed it.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let held = rustix::fs::fstat(&self.directory);
+        let named = rustix::fs::lstat(path);
+        matches!((held, named), (Ok(held), Ok(named)) if (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino))
+    }
+}
+
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
         // The lock belongs to all copies of the descriptor; a forked child must not end that of its parent.

@@ -158,6 +158,22 @@ impl FakeDriver {
         drop(std::os::unix::net::UnixListener::bind(self.path().join("run/nvidia-persistenced/socket")).unwrap());
     }
 
+    /// Puts the stand-in for the Multi-Process Service into the root; returns its control program.
+    pub(crate) fn multi_process_service(&self) -> PathBuf {
+        let built = compile_program("mps", include_str!("mps.c"));
+        for place in ["usr/sbin/nvidia-cuda-mps-server", "usr/bin/nvidia-cuda-mps-control"] {
+            let place = self.path().join(place);
+            std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+            std::fs::copy(&built, &place).unwrap();
+        }
+        self.path().join("usr/bin/nvidia-cuda-mps-control")
+    }
+
+    /// Makes the Multi-Process Service fail: `die`, `hang`, `old` or `deaf`; nothing for none of them.
+    pub(crate) fn multi_process_service_mode(&self, mode: &str) {
+        self.write("usr/bin/mps-mode", mode);
+    }
+
     fn kernel(&self, (nvidia, memory, capabilities): (u32, u32, u32)) {
         let module =
             format!("NVRM version: NVIDIA UNIX x86_64 Kernel Module  {VERSION}  Tue Apr  8 12:41:17 UTC 2025\n");
@@ -318,7 +334,7 @@ fn shared_object(name: &str) -> PathBuf {
 
 /// Compiles a shared object from C, once for all tests that want the same.
 pub(crate) fn compile(name: &str, source: &str) -> PathBuf {
-    compile_with(name, source, &[])
+    compile_with(name, source, &["-shared", "-fPIC", "-nostdlib", &format!("-Wl,-soname,{name}")])
 }
 
 /// Compiles a shared object for 32-bit programs; `None` if the compiler makes none, which is said.
@@ -328,10 +344,16 @@ pub(crate) fn compile_32(name: &str, source: &str) -> Option<PathBuf> {
     probe.args(["-m32", "-shared", "-fPIC", "-nostdlib", "-o", "/dev/null", "-x", "c", "-"]);
     let status = probe.stdin(Stdio::null()).stderr(Stdio::null()).status();
     if cfg!(target_arch = "x86_64") && status.is_ok_and(|status| status.success()) {
-        return Some(compile_with(name, source, &["-m32"]));
+        let soname = format!("-Wl,-soname,{name}");
+        return Some(compile_with(name, source, &["-m32", "-shared", "-fPIC", "-nostdlib", &soname]));
     }
     common::skip("toolchain", "cc makes no 32-bit objects");
     None
+}
+
+/// Compiles a program from C that needs nothing else.
+pub(crate) fn compile_program(name: &str, source: &str) -> PathBuf {
+    compile_with(name, source, &["-static", "-Wall"])
 }
 
 fn compile_with(name: &str, source: &str, options: &[&str]) -> PathBuf {
@@ -352,11 +374,7 @@ fn compile_with(name: &str, source: &str, options: &[&str]) -> PathBuf {
         let (code, object) = (temporary.path().join("source.c"), temporary.path().join("object.so"));
         std::fs::write(&code, source).unwrap();
         let mut cc = Command::new("cc");
-        cc.args(options)
-            .args(["-shared", "-fPIC", "-nostdlib", "-o"])
-            .arg(&object)
-            .arg(&code)
-            .arg(format!("-Wl,-soname,{name}"));
+        cc.args(options).arg("-o").arg(&object).arg(&code);
         let status = cc.status().expect("cc, which Rust itself needs to link");
         assert!(status.success(), "{cc:?}");
         std::fs::rename(object, &built).unwrap();

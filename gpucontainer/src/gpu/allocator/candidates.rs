@@ -90,11 +90,17 @@ pub(crate) fn check(request: &GpuRequest) -> Result<()> {
     if vendor != Vendor::Nvidia && (wishes.mig_profile.is_some() || wishes.min_compute_capability.is_some()) {
         return refuse(format!("a MIG profile or a compute capability is asked for, which no {vendor} GPU has"));
     }
+    if let Some(mps) = &wishes.mps {
+        mps.check(request)?;
+    }
     let several = match request.which() {
         Which::Count(count) => *count > 1,
         Which::Named(names) => names.len() > 1,
         _ => false,
     };
+    if several && wishes.mig_profile.is_some() && wishes.mps.is_some() {
+        return refuse("MPS for several MIG devices is asked for: a process of CUDA can use one".to_owned());
+    }
     if several && wishes.mig_profile.is_some() && wishes.placement == Placement::NvlinkRequired {
         return refuse("MIG devices connected by NVLink are asked for, and MIG devices have no NVLink".to_owned());
     }

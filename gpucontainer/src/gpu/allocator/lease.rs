@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::gpu::allocator::candidates::Host;
 use crate::gpu::allocator::makers::Remains;
+use crate::gpu::allocator::mps::{Membership, MpsGroup};
 use crate::gpu::allocator::record::{Held, LeaseRecord};
 use crate::gpu::allocator::table::Slot;
 use crate::gpu::allocator::wishes::Sharing;
@@ -12,8 +13,8 @@ use crate::sys::process::{duplicate, own_pid};
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// GPUs that are the holder's, until it drops the last clone of this or dies.
 ///
@@ -39,6 +40,7 @@ struct Lease {
     cpus: Vec<u32>,
     numa_nodes: Vec<u32>,
     reason: String,
+    daemon: OnceLock<Membership>,
 }
 
 impl GpuLease {
@@ -67,7 +69,19 @@ impl GpuLease {
             cpus: cpus.into_iter().collect(),
             numa_nodes: nodes.into_iter().collect(),
             reason: format!("{}: {links}", words.join(", ")),
+            daemon: OnceLock::new(),
         }))
+    }
+
+    /// The same lease, as a member of the group of a daemon.
+    pub(super) fn with_daemon(self, membership: Membership) -> Self {
+        // Nobody else has the lease yet, so that this is the first.
+        let _ = self.0.daemon.set(membership);
+        self
+    }
+
+    pub(super) fn slot(&self) -> &Slot {
+        &self.0.slot
     }
 
     /// The identifiers of the GPUs and MIG devices, in the order in which a container counts them.
@@ -103,11 +117,20 @@ impl GpuLease {
     /// A request for exactly these GPUs, with the parts of the driver that the lease's request wanted: for
     /// [`grant`](crate::gpu::grant()). Devices of CDI specifications stay as they were named.
     pub fn request(&self) -> GpuRequest {
-        self.0.request.clone()
+        self.0.request.clone().with_access(self.0.daemon.get().map(|daemon| daemon.access().clone()))
+    }
+
+    /// The daemon of NVIDIA's Multi-Process Service that the lease asked for with [`GpuRequest::mps`], as it is now;
+    /// `None` if it asked for none, or everything of it is gone.
+    ///
+    /// # Errors
+    /// Those of reading the directory of the slots.
+    pub fn mps(&self) -> Result<Option<MpsGroup>> {
+        self.0.daemon.get().map_or(Ok(None), Membership::group)
     }
 
     /// Gives the GPUs up now, whoever has copies of the descriptor, or clones. MIG devices that were made for the lease,
-    /// and that no other lease shares, are destroyed.
+    /// and that no other lease shares, are destroyed; if it was the last lease of an MPS daemon, that has ended.
     ///
     /// Dropping the last clone does the same without a word about errors.
     ///
@@ -115,14 +138,15 @@ impl GpuLease {
     /// A system call error; the lease then ends with its descriptors. [`ErrorKind::Busy`](crate::error::ErrorKind::Busy)
     /// if a process still uses a MIG device that was to be destroyed: the lease is over, and the next who asks the
     /// allocator for such devices, or for its [`status`](crate::gpu::GpuAllocator::status), tries again.
+    /// [`ErrorKind::TimedOut`](crate::error::ErrorKind::TimedOut) if the GPUs are given up and an MPS daemon has not ended
+    /// for five seconds.
     pub fn release(self) -> Result<()> {
         if self.0.owner != own_pid() {
             return Ok(());
         }
         // The drop has nothing left to do.
         self.keep();
-        self.0.slot.free()?;
-        self.0.remains.destroy(&self.0.gpus)
+        self.0.end()
     }
 
     /// As [`release`](Self::release) if nobody else has a clone.
@@ -147,6 +171,15 @@ impl GpuLease {
     }
 }
 
+impl Lease {
+    fn end(&self) -> Result<()> {
+        self.slot.free()?;
+        // A daemon that does not end is no reason to keep devices.
+        let left = self.daemon.get().map_or(Ok(()), Membership::leave);
+        self.remains.destroy(&self.gpus).and(left)
+    }
+}
+
 impl AsFd for GpuLease {
     /// The descriptor whose copies hold the lease.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -159,10 +192,8 @@ impl Drop for Lease {
         if *self.kept.get_mut() || self.owner != own_pid() {
             return;
         }
-        if let Err(error) = self.slot.free() {
-            tracing::warn!(%error, "a GPU lease could not be given up; it ends with its descriptor");
-        } else if let Err(error) = self.remains.destroy(&self.gpus) {
-            tracing::warn!(%error, "a MIG device of a GPU lease stays for now");
+        if let Err(error) = self.end() {
+            tracing::warn!(%error, "not all of a GPU lease could be given up now");
         }
     }
 }

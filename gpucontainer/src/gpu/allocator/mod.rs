@@ -32,12 +32,13 @@ mod makers;
 #[path = "without/makers.rs"]
 mod makers;
 #[cfg(feature = "nvml")]
-mod making;
+pub(in crate::gpu) mod making;
 #[cfg(not(feature = "nvml"))]
 #[path = "without/making.rs"]
-mod making;
+pub(in crate::gpu) mod making;
 #[cfg(feature = "nvml")]
 mod mig;
+mod mps;
 pub(in crate::gpu) mod outer;
 mod placement;
 mod queue;
@@ -53,6 +54,8 @@ pub use health::{GpuFault, Quarantine, QuarantinedGpu};
 pub use lease::GpuLease;
 #[cfg(feature = "nvml")]
 pub use mig::{MigDevices, MigLease, MigModeChange};
+pub(in crate::gpu) use mps::Access;
+pub use mps::{Mps, MpsGroup};
 pub use queue::GpuTicket;
 pub use status::{GpuStatus, HeldGpu, LeaseStatus, TicketStatus};
 #[cfg(feature = "nvml")]
@@ -77,6 +80,9 @@ use std::time::{Duration, Instant};
 
 /// How long a GPU is held back whose memory does not return after its lease.
 const MEMORY_RETURN: Duration = Duration::from_secs(10);
+
+/// How long an MPS daemon may take to answer.
+const MPS_START: Duration = Duration::from_secs(10);
 
 /// How often a wait looks whether it was cancelled.
 const CANCEL_PERIOD: Duration = Duration::from_millis(50);
@@ -105,6 +111,7 @@ pub struct GpuAllocator {
     directory: Directory,
     root: DriverRoot,
     memory_return: Duration,
+    mps_start: Duration,
     outer: bool,
     sandbox: Option<ForSandbox>,
 }
@@ -194,7 +201,10 @@ impl GpuAllocator {
     fn with(directory: Directory) -> Self {
         let table = Table::new(directory.path.clone());
         let root = DriverRoot::from_environment();
-        Self { table, directory, root, memory_return: MEMORY_RETURN, outer: true, sandbox: None }
+        if let Err(error) = mps::collect(table.path(), true) {
+            tracing::debug!(%error, "what MPS daemons left was not looked at");
+        }
+        Self { table, directory, root, memory_return: MEMORY_RETURN, mps_start: MPS_START, outer: true, sandbox: None }
     }
 
     /// Says where the driver's user space is. By default as [`DriverRoot::from_environment`] says.
@@ -209,6 +219,14 @@ impl GpuAllocator {
     #[must_use]
     pub fn memory_return(mut self, limit: Duration) -> Self {
         self.memory_return = limit;
+        self
+    }
+
+    /// How long the daemon of a lease that asks for [`mps`](GpuRequest::mps) may take until it answers; ten seconds by
+    /// default. The wait for GPUs is not part of it.
+    #[must_use]
+    pub fn mps_start(mut self, limit: Duration) -> Self {
+        self.mps_start = limit;
         self
     }
 
@@ -362,7 +380,8 @@ impl GpuAllocator {
     pub fn status_from(&self, inventory: &Inventory) -> Result<GpuStatus> {
         let scan = self.table.scan(inventory).context("read the GPU leases")?;
         let quarantined = self.quarantine().list().context("read the quarantine of GPUs")?;
-        Ok(GpuStatus { quarantined, ..GpuStatus::of(&scan, inventory, &self.directory) })
+        let mps = mps::groups(self.path()).context("read the groups of MPS")?;
+        Ok(GpuStatus { quarantined, mps, ..GpuStatus::of(&scan, inventory, &self.directory) })
     }
 
     fn lease(

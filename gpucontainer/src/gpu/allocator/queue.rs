@@ -11,6 +11,7 @@ use crate::gpu::allocator::decide::{Decision, Question, decide, held};
 use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::makers::Seen;
 use crate::gpu::allocator::making::Making;
+use crate::gpu::allocator::mps::{self, Joining, Programs};
 use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
@@ -120,6 +121,10 @@ impl GpuAllocator {
         let inventory = host.inventory;
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
+        let programs = Programs::wanted(request, self.root())?;
+        if programs.is_some() {
+            mps::collect(self.path(), false)?;
+        }
         let owner = self.owner();
         let locked = self.table.lock(cancel)?;
         let scan = self.table.scan(inventory)?;
@@ -145,15 +150,23 @@ impl GpuAllocator {
             let question = Question { request, scan: &scan, ahead: &ahead, returning: &returning };
             match decide(&question, &host)? {
                 Decision::Grant(chosen) => {
+                    if let Some(mps) = &request.wishes.mps {
+                        mps.check_devices(&chosen)?;
+                    }
                     let record = record(&chosen, request, owner);
                     let slot = locked.lease(&record)?;
+                    // What a daemon takes to start, the table is not kept from others.
                     drop(locked);
-                    return Ok(Attempt::Leased(self.leased(slot, &record, &chosen, (request, &host))));
+                    let lease = self.leased(slot, &record, &chosen, (request, &host));
+                    let lease = self.with_daemon(lease, request, programs.as_ref(), &record.owner, cancel)?;
+                    return Ok(Attempt::Leased(lease));
                 }
                 Decision::Make(plan) => {
                     // Others than those who want MIG devices are not kept waiting while some are made.
                     drop(locked);
-                    return self.make(request, seen, &plan, owner, cancel).map(Attempt::Leased);
+                    let lease = self.make(request, seen, &plan, owner.clone(), cancel)?;
+                    let lease = self.with_daemon(lease, request, programs.as_ref(), &owner, cancel)?;
+                    return Ok(Attempt::Leased(lease));
                 }
                 Decision::Later { why, unannounced } => Later { why, unannounced, ahead: ids, behind },
             }
@@ -163,6 +176,32 @@ impl GpuAllocator {
         }
         let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order })?;
         Ok(Attempt::Queued { slot, order, later })
+    }
+
+    /// The lease with its daemon, if it wants one; without that it is given up.
+    fn with_daemon(
+        &self,
+        lease: GpuLease,
+        request: &GpuRequest,
+        programs: Option<&Programs>,
+        owner: &Owner,
+        cancel: &Cancel,
+    ) -> Result<GpuLease> {
+        let (Some(mps), Some(programs)) = (&request.wishes.mps, programs) else { return Ok(lease) };
+        let joining = |slot| Joining {
+            table: self.path(),
+            slot,
+            gpus: lease.gpus(),
+            sharing: lease.sharing(),
+            mps,
+            programs,
+            root: self.root(),
+            pid_namespace: &owner.pid_namespace,
+            limit: self.mps_start,
+            cancel,
+        };
+        let membership = mps::join(&joining(lease.slot()))?;
+        Ok(lease.with_daemon(membership))
     }
 
     /// The devices that a request would get now, for which nothing is locked or changed.
@@ -242,7 +281,11 @@ fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
 
 /// Whether whatever serves one request serves the other.
 pub(super) fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
-    let shape = |request: &GpuRequest| request.clone().priority(0).capabilities([]).multi_process_service(false);
+    let shape = |request: &GpuRequest| {
+        let mut shape = request.clone().priority(0).capabilities([]).multi_process_service(false);
+        shape.wishes.mps = None;
+        shape
+    };
     shape(one) == shape(other)
 }
 
@@ -264,6 +307,7 @@ impl GpuTicket {
     ) -> Result<Self> {
         let host = allocator.host(seen, seen.making.clone())?;
         Candidates::of(request, &host)?;
+        Programs::wanted(request, allocator.root())?;
         let locked = allocator.table.lock(&Cancel::new())?;
         let order = order(request.wishes.priority);
         let record =

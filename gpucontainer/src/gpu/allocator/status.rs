@@ -2,6 +2,7 @@
 
 use crate::gpu::allocator::directory::Directory;
 use crate::gpu::allocator::health::QuarantinedGpu;
+use crate::gpu::allocator::mps::MpsGroup;
 use crate::gpu::allocator::record::Owner;
 use crate::gpu::allocator::table::Scan;
 use crate::gpu::allocator::wishes::Sharing;
@@ -39,6 +40,13 @@ pub struct LeaseStatus {
     pub since: Option<SystemTime>,
     /// The GPUs and MIG devices, and how each is shared.
     pub gpus: Vec<HeldGpu>,
+}
+
+impl LeaseStatus {
+    /// The daemon of NVIDIA's Multi-Process Service that the lease has, if it has one.
+    pub fn mps<'a>(&self, status: &'a GpuStatus) -> Option<&'a MpsGroup> {
+        status.mps.iter().find(|group| group.leases.contains(&self.id))
+    }
 }
 
 /// A device of a lease.
@@ -89,6 +97,9 @@ pub struct GpuStatus {
     /// GPUs that get no new leases because something is wrong with them.
     #[serde(default)]
     pub quarantined: Vec<QuarantinedGpu>,
+    /// The daemons of NVIDIA's Multi-Process Service that leases have, with those that have died and are not removed yet.
+    #[serde(default)]
+    pub mps: Vec<MpsGroup>,
 }
 
 fn age(owner: &Owner) -> Duration {
@@ -132,6 +143,7 @@ impl GpuStatus {
             leases,
             waiting: waiting.collect(),
             quarantined: Vec::new(),
+            mps: Vec::new(),
         }
     }
 
@@ -145,7 +157,7 @@ impl GpuStatus {
     /// The use of one device, in words.
     fn words(&self, uuid: &str, gpu: &Gpu, processes: &[u32]) -> String {
         let mut words: Vec<String> =
-            self.leases_of(&gpu.uuid).filter(|(_, held)| held.uuid == uuid).map(said).collect();
+            self.leases_of(&gpu.uuid).filter(|(_, held)| held.uuid == uuid).map(|lease| self.said(lease)).collect();
         if words.is_empty() && !processes.is_empty() {
             let pids: Vec<String> = processes.iter().map(u32::to_string).collect();
             words.push(format!("busy with foreign process {}", pids.join(", ")));
@@ -153,6 +165,17 @@ impl GpuStatus {
         let kept = self.quarantined.iter().filter(|one| one.gpu == gpu.uuid);
         words.extend(kept.map(|one| format!("in quarantine: {}", one.reason())));
         if words.is_empty() { "free".to_owned() } else { words.join("; ") }
+    }
+}
+
+impl GpuStatus {
+    fn said(&self, (lease, held): (&LeaseStatus, &HeldGpu)) -> String {
+        let daemon = match lease.mps(self) {
+            Some(group) if group.running => format!(", MPS daemon {}", group.pid),
+            Some(_) => ", MPS daemon dead".to_owned(),
+            None => String::new(),
+        };
+        said((lease, held)) + &daemon
     }
 }
 

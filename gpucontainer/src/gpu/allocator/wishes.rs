@@ -1,5 +1,6 @@
 //! What a lease wants of its GPUs beyond how many: how they are shared, what they must be, how they lie together.
 
+use crate::gpu::allocator::mps::Mps;
 use crate::gpu::request::{GpuRequest, Which};
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,7 @@ pub(crate) struct Wishes {
     /// `None` if the caller did not say.
     pub(crate) foreign: Option<ForeignProcesses>,
     pub(crate) priority: i32,
+    pub(crate) mps: Option<Mps>,
     /// The GPUs and MIG devices of this host that a device of a specification stands for, by its name.
     pub(crate) described: BTreeMap<String, Vec<String>>,
 }

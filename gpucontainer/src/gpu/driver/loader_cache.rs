@@ -389,7 +389,7 @@ mod tests {
         let strings = HEADER + count * ENTRY;
         for index in 0..count {
             let place = small(strings + index % 2000);
-            bytes.extend(NATIVE.to_ne_bytes());
+            bytes.extend(FLAGS[0].to_ne_bytes());
             bytes.extend(place.to_ne_bytes());
             bytes.extend(place.to_ne_bytes());
             bytes.extend([0; 12]);

@@ -309,6 +309,11 @@ fn modules(root: &DriverRoot, version: &str, libraries: &[PathBuf]) -> Vec<Drive
     found
 }
 
+/// A program of the driver, by its name.
+pub(crate) fn program(root: &DriverRoot, name: &str) -> Option<DriverFile> {
+    programs(root).into_iter().find(|file| file.place.ends_with(name))
+}
+
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     crate::sys::fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)

@@ -6,6 +6,7 @@ mod extras;
 pub(crate) mod image_facts;
 pub(crate) mod image_files;
 mod loader;
+mod mps;
 pub(crate) mod procfs;
 pub(crate) mod profile;
 pub(in crate::gpu) mod require;
@@ -65,6 +66,7 @@ pub fn grant_from(
     if !described.is_empty() {
         grant.add(request.grant_described(&described, driver_root)?);
     }
+    mps::clients(request, &mut grant)?;
     loader::tell(image, &mut grant);
     Ok(grant)
 }

@@ -330,6 +330,12 @@ impl Program<'_> {
         self.call(libc::SYS_dup3, Fail, &[from.into(), to.into(), 0_u64.into()]);
     }
 
+    /// A copy of a descriptor that the executed program has too, at a number that it does not expect anything at.
+    pub(crate) fn hand_down(&mut self, from: Argument) {
+        // Above what a program may close by itself because it was always free so far.
+        self.call(libc::SYS_fcntl, Fail, &[from, libc::F_DUPFD.into(), 200_u64.into()]);
+    }
+
     /// Marks every descriptor from 3 up close-on-exec.
     pub(crate) fn close_on_exec_all(&mut self) {
         self.call(libc::SYS_close_range, Fail, &[3_u64.into(), u64::from(u32::MAX).into(), 4_u64.into()]);

@@ -1,0 +1,269 @@
+//! The process that keeps a daemon, and ends it with the last lease of its group.
+//!
+//! ```text
+//! the caller ──► forerunner   ends at once, so that the keeper is nobody's child; makes the namespaces
+//!                   └─► keeper          process 1 of a PID namespace: whatever happens to it, all below die with it
+//!                         ├─► waiter    blocks on the locks of the members, one after the other; its end is the signal
+//!                         └─► nvidia-cuda-mps-control -f
+//!                               └─► nvidia-cuda-mps-server, one for the user whose clients are served
+//! ```
+//!
+//! All of them are the stub (`stub/main.rs`) until they execute something, so that they have nothing of the caller's
+//! but the descriptors that they are given.
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::sys::calls::{At, Attributes, Travel, namespace};
+use crate::sys::launch::{CloneOptions, start as clone, wait};
+use crate::sys::program::{Argument, Program, Report};
+use crate::sys::{fs, process};
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SIGCHLD: u64 = 17;
+const CLONE_PIDFD: u64 = 0x1000;
+const KILL: u64 = 1 << 5; // CAP_KILL
+/// A mount of nothing but data.
+const PLAIN: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
+
+/// Where the shared memory of POSIX is, for daemon and clients alike.
+pub(super) const SHARED_MEMORY: &str = "/dev/shm";
+
+/// Where the daemon sees the directory of its group: the host's may be below `/dev/shm`, or longer than the path of a
+/// socket can be.
+pub(super) const GROUP: &str = "/dev/shm/.nvidia-mps";
+
+/// A program of the driver, ready to be executed.
+#[derive(Debug)]
+pub(super) struct Executable {
+    pub(super) path: PathBuf,
+    pub(super) arguments: Vec<String>,
+    /// All of it: nothing of the caller's environment is handed on.
+    pub(super) environment: Vec<String>,
+    pub(super) working_directory: String,
+}
+
+/// A running keeper, and its daemon, as the caller counts processes.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) keeper: OwnedFd,
+    pub(super) keeper_pid: u32,
+    pub(super) daemon_pid: u32,
+}
+
+/// What a keeper holds and gives to its daemon.
+#[derive(Debug)]
+pub(super) struct Belongings<'a> {
+    /// The directory of the group, and its path.
+    pub(super) group: (&'a OwnedFd, &'a Path),
+    /// The file whose lock says that somebody of the group's processes lives.
+    pub(super) alive: &'a File,
+    /// What the daemon says.
+    pub(super) log: &'a File,
+    /// What the daemon and its clients see at `/dev/shm`.
+    pub(super) shared_memory: &'a Path,
+}
+
+/// What the steps of the program are called in errors.
+const STEPS: &[&str] = &[
+    "prepare the keeper of an MPS daemon",
+    "make namespaces for an MPS daemon",
+    "mount /proc for an MPS daemon",
+    "mount /dev/shm for an MPS daemon",
+    "wait for the end of the leases of an MPS daemon",
+    "execute the MPS daemon",
+];
+
+/// Starts a daemon with its keeper, who lives until the last member of the group is gone.
+pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>) -> Result<Kept> {
+    // Who may not make the namespaces may have them in one of users that has nobody but the caller.
+    let alone = !process::is_privileged();
+    let (control, far_control) = process::socket_pair()?;
+    let (started, far_started) = process::pipe()?;
+    let (watched, watched_end) = process::socket_pair()?;
+    let null = fs::open(Path::new("/dev/null"))?;
+    let mut program = Program::new();
+    let descriptors = Descriptors {
+        control: program.descriptor(far_control.as_fd())?,
+        started: program.descriptor(far_started.as_fd())?,
+        watched: program.descriptor(watched.as_fd())?,
+        watched_end: program.descriptor(watched_end.as_fd())?,
+        group: program.descriptor(belongings.group.0.as_fd())?,
+        alive: program.descriptor(belongings.alive.as_fd())?,
+        streams: [
+            program.descriptor(null.as_fd())?,
+            program.descriptor(belongings.log.as_fd())?,
+            program.descriptor(belongings.log.as_fd())?,
+        ],
+    };
+    compile(&mut program, &descriptors, daemon, belongings, alone)?;
+    let program = program.finish()?;
+    let options = CloneOptions { namespaces: if alone { namespace::USER } else { 0 }, cgroup: None };
+    let forerunner = clone(&program, &options)?;
+    let report = program.into_report();
+    drop((far_control, far_started, watched, watched_end));
+    let mapped = if alone { map_oneself(forerunner.pid) } else { Ok(()) };
+    // Without this it waits for ever, if nobody closes the socket.
+    let told = mapped.and_then(|()| process::tell(&control, b"G"));
+    if told.is_err() {
+        process::send_signal(&forerunner.pidfd, 9)?;
+    }
+    wait(&forerunner.pidfd)?;
+    told?;
+    finish(&control, &started, &report)
+}
+
+/// Waits until the daemon was executed.
+fn finish(control: &OwnedFd, started: &OwnedFd, report: &Report) -> Result<Kept> {
+    process::await_end(started)?;
+    let (mut keeper, mut daemon) = (None, None);
+    while keeper.is_none() || daemon.is_none() {
+        match process::receive_descriptor(control)? {
+            Some((b'K', process)) => keeper = Some(process),
+            Some((_, process)) => daemon = Some(process),
+            None => break,
+        }
+    }
+    let pid = |process: &OwnedFd| -> Result<u32> {
+        Ok(process::pid_of(process)?.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default())
+    };
+    match (report.failure()?, keeper, daemon) {
+        (None, Some(keeper), Some(daemon)) => Ok(Kept { keeper_pid: pid(&keeper)?, daemon_pid: pid(&daemon)?, keeper }),
+        (_, keeper, _) => {
+            keeper.as_ref().map_or(Ok(()), end)?;
+            Err(failure(report)?)
+        }
+    }
+}
+
+fn failure(report: &Report) -> Result<Error> {
+    let Some(failure) = report.failure()? else {
+        return Ok(Error::new(ErrorKind::SystemCall, "the keeper of the MPS daemon was killed"));
+    };
+    let words = STEPS.get(failure.step).copied().unwrap_or("start an MPS daemon");
+    Ok(Error::from_errno(words, failure.errno))
+}
+
+/// Kills a keeper and all that it keeps, and waits until they are gone.
+pub(super) fn end(keeper: &OwnedFd) -> Result<()> {
+    process::send_signal(keeper, 9)?;
+    process::await_readable(keeper, Some(Duration::from_secs(10)))?;
+    crate::sys::launch::collect_if_ended(keeper)
+}
+
+/// The caller is itself in the new user namespace of the process `pid`, and nobody else exists there.
+fn map_oneself(pid: i32) -> Result<()> {
+    let (user, group) = process::own_ids();
+    let write = |file: &str, text: String| fs::write(Path::new(&format!("/proc/{pid}/{file}")), text.as_bytes());
+    let mapped = write("setgroups", "deny".to_owned())
+        .and_then(|()| write("uid_map", format!("{user} {user} 1\n")))
+        .and_then(|()| write("gid_map", format!("{group} {group} 1\n")));
+    mapped.context("map the caller's ids for an MPS daemon")
+}
+
+struct Descriptors {
+    control: Argument,
+    started: Argument,
+    /// The keeper's end, and the waiter's, whose closing tells the keeper.
+    watched: Argument,
+    watched_end: Argument,
+    group: Argument,
+    alive: Argument,
+    streams: [Argument; 3],
+}
+
+/// Everything that the forerunner and those after it do.
+fn compile(
+    program: &mut Program<'_>,
+    descriptors: &Descriptors,
+    daemon: &Executable,
+    belongings: &Belongings<'_>,
+    alone: bool,
+) -> Result<()> {
+    let Descriptors { control, started, watched, watched_end, group, alive, streams } = *descriptors;
+    program.await_byte(control);
+    // A signal that the caller ignores would stay ignored: without SIGCHLD no child would ever be heard of.
+    program.default_signals();
+    program.chdir("/")?;
+    program.set_name("gpuc-mps")?;
+    program.set_step(1);
+    let keeper = program.register()?;
+    let (message, slot) = program.descriptor_message(b'K');
+    let flags = SIGCHLD | CLONE_PIDFD | namespace::PID | namespace::MOUNT;
+    let forerunner = program.fork(flags, slot, keeper, false);
+
+    // The keeper. A terminal's signals are not for it, nor for what it keeps.
+    program.setsid();
+    // What the host unmounts goes here as well, and nothing of this goes there.
+    program.set_travel_of_all(Travel::Slave)?;
+    program.set_step(2);
+    // The driver looks for its own process there.
+    program.mount("proc", "/proc", PLAIN, "")?;
+    program.set_step(3);
+    // Both are taken before one hides the other.
+    let (shared, directory) = (belongings.shared_memory, belongings.group.1);
+    let shared = program.clone_tree(At::Cwd, shared.as_os_str().as_bytes(), false)?;
+    let directory = program.clone_tree(At::Cwd, directory.as_os_str().as_bytes(), false)?;
+    for (tree, target) in [(shared, SHARED_MEMORY), (directory, GROUP)] {
+        program.set_attributes(tree, PLAIN, Some(Travel::Private), false)?;
+        program.mkdir(At::Cwd, target, 0o755)?;
+        program.move_mount(tree, At::Cwd, target)?;
+        program.close(tree);
+    }
+
+    program.set_step(4);
+    let waiter = program.register()?;
+    let kept = program.fork(SIGCHLD, 0, waiter, false);
+    for end in [control, started, watched] {
+        program.close(end);
+    }
+    for number in 0..3 {
+        program.close_if_open(number);
+    }
+    program.set_capabilities(0);
+    program.outlive(group);
+    let done = program.jump();
+
+    program.land(kept);
+    program.close(watched_end);
+    program.set_step(5);
+    let child = program.register()?;
+    let (daemon_message, slot) = program.descriptor_message(b'P');
+    let supervised = program.fork(SIGCHLD | CLONE_PIDFD, slot, child, true);
+    if alone {
+        program.set_capabilities(0);
+    }
+    program.unblock_signals();
+    program.umask(0o022);
+    program.chdir(&daemon.working_directory)?;
+    program.close_on_exec_all();
+    for (number, from) in (0..).zip(streams) {
+        program.duplicate(from, number);
+    }
+    // So the group is alive as long as one of its servers is.
+    program.hand_down(alive);
+    let path = daemon.path.to_string_lossy().into_owned();
+    program.execute(&[path], &daemon.arguments, &daemon.environment)?;
+
+    program.land(supervised);
+    program.send(control, &daemon_message);
+    for end in [control, started, streams[0], streams[1]] {
+        program.close(end);
+    }
+    for number in 0..3 {
+        program.close_if_open(number);
+    }
+    program.no_new_privileges();
+    program.not_dumpable();
+    program.set_capabilities(KILL);
+    program.supervise(child, watched, (-1_i32).into(), None);
+
+    program.land(forerunner);
+    program.set_step(0);
+    program.send(control, &message);
+    program.land(done);
+    Ok(())
+}
