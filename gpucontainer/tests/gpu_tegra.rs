@@ -305,5 +305,5 @@ fn links_in_an_image_lead_nowhere_outside() {
         "/dev/nvmap".to_owned(),
         "/etc/ld.so.cache".to_owned(),
     ];
-    other_hosts::attack(&fixture, "0", &places);
+    other_hosts::attack(&fixture, &"0".parse().unwrap(), "/etc/debian_version", &places);
 }

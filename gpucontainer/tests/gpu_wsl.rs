@@ -254,5 +254,5 @@ fn links_in_an_image_lead_nowhere_outside() {
     .map(str::to_owned)
     .into();
     places.extend(["libcuda.so.1.1", "libcuda.so.1", "nvcubins.bin"].map(of_store));
-    other_hosts::attack(&fixture, "all", &places);
+    other_hosts::attack(&fixture, &"all".parse().unwrap(), "/etc/debian_version", &places);
 }
