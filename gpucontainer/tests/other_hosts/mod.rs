@@ -38,7 +38,8 @@ fn library(host: &FakeDriver, place: &str, soname: &str, version: u32) {
     host.write(&place[1..], std::fs::read(object).unwrap());
 }
 
-fn management(host: &FakeDriver, directory: &str, mut profile: Value) {
+/// Puts the stand-in for the management library into a directory, for a machine of its own.
+pub(crate) fn management(host: &FakeDriver, directory: &str, mut profile: Value) {
     profile["root"] = json!(host.path());
     host.write(&format!("{}/libnvidia-ml.so.1", &directory[1..]), std::fs::read(driver::fake_nvml()).unwrap());
     host.write(&format!("{}/fake-nvml.json", &directory[1..]), profile.to_string());
