@@ -5,6 +5,7 @@
 mod common;
 mod driver;
 mod gpu_machine;
+mod other_hosts;
 
 use driver::{FakeDriver, VERSION, library_directory};
 use gpu_machine::{Fixture, possible, run};
@@ -301,4 +302,26 @@ fn debian_s_own_twins_are_found() {
     let found: BTreeSet<&str> =
         driver.libraries.iter().filter(|one| one.thirty_two_bit).filter_map(|one| one.soname.as_deref()).collect();
     assert_eq!(found, BTreeSet::from(["libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1"]));
+}
+
+#[test]
+fn links_in_an_image_lead_nowhere_outside() {
+    if !possible(if common::is_root() { "root" } else { "rootless" }) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    if !twins(&fixture.driver, "usr/lib32") {
+        return;
+    }
+    let debian = [
+        "/usr/lib/i386-linux-gnu".to_owned(),
+        format!("/usr/lib/i386-linux-gnu/libcuda.so.{VERSION}"),
+        "/usr/lib/i386-linux-gnu/libcuda.so.1".to_owned(),
+        "/lib/ld-linux.so.2".to_owned(),
+        "/etc/ld.so.cache".to_owned(),
+    ];
+    other_hosts::attack(&fixture, &with_32("compute,compat32"), "/etc/debian_version", &debian);
+    let musl = ["/usr/lib32", "/lib/ld-musl-i386.so.1", "/etc/ld-musl-i386.path"].map(str::to_owned);
+    other_hosts::attack(&fixture, &with_32("compute,compat32"), "/etc/alpine-release", &musl);
 }

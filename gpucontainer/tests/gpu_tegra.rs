@@ -11,8 +11,9 @@ use driver::{FakeDriver, VERSION, library_directory, profile};
 use gpu_machine::{Fixture, possible, run};
 use gpucontainer::gpu::cdi::{Catalogue, Spec, VendorHooks};
 use gpucontainer::gpu::{DriverCapability, DriverRoot, GpuGrant, GpuRequest, ImageFacts, Inventory, MountKind, grant};
+use gpucontainer::sandbox::UserNamespace;
 use gpucontainer::{ErrorKind, Result};
-use other_hosts::{LISTS, board, board_directory, has_mount, list, make_board};
+use other_hosts::{LISTS, board, board_directory, has_mount, list, make_board, management};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -50,6 +51,28 @@ fn the_gpu_in_the_processor_is_listed_without_a_management_library() {
     assert!(ask(&host, &GpuRequest::count(1).min_free_memory(16 << 30)).is_ok());
     assert!(ask(&host, &GpuRequest::count(1).min_free_memory(25 << 30)).is_err());
     assert!(ask(&host, &GpuRequest::count(2)).is_err());
+}
+
+/// Newer systems have the library, which knows neither a number nor a place on a bus.
+#[test]
+fn a_management_library_says_more_of_it() {
+    if !driver::available() || !common::tier("root") {
+        return;
+    }
+    let host = board();
+    let errors =
+        json!({ "nvmlDeviceGetMinorNumber": 3, "nvmlDeviceGetPciInfo_v3": 3, "nvmlDeviceGetMemoryInfo_v2": 3 });
+    let machine = driver::one_gpu(json!({ "name": "Orin (nvgpu)", "compute_capability": [8, 7], "errors": errors }));
+    management(&host, &format!("/{}", library_directory()), machine);
+    let inventory = Inventory::discover_with(&DriverRoot::new(host.path()));
+    let [gpu] = inventory.gpus() else { panic!("{inventory:?}") };
+    assert_eq!((gpu.name.as_str(), gpu.minor, gpu.pci_bus_id.as_str()), ("Orin (nvgpu)", 2, ""));
+    assert!(gpu.uuid.starts_with("GPU-7e4a") && inventory.driver_version() == Some(VERSION), "{inventory:?}");
+    assert_eq!(gpu.memory.unwrap().total, 30 << 30, "that of the system");
+    let granted = ask(&host, &GpuRequest::count(1)).unwrap();
+    assert_eq!(nodes(&granted).len(), 4);
+    assert!(has_mount(&granted, &format!("{}/libcuda.so.1.1", board_directory())));
+    assert_eq!(granted.driver_version.as_deref(), Some(VERSION));
 }
 
 #[test]
@@ -201,8 +224,10 @@ fn a_gpu_in_a_slot_beside_it_is_granted_by_itself() {
         return;
     }
     let mut machine = profile("l40s-pair");
-    machine["gpus"].as_array_mut().unwrap().truncate(1);
     machine["gpus"][0]["minor"] = json!(0);
+    machine["gpus"][1]["minor"] = json!(9);
+    machine["gpus"][1]["name"] = json!("Orin (nvgpu)");
+    machine["gpus"][1]["errors"] = json!({ "nvmlDeviceGetMinorNumber": 3, "nvmlDeviceGetPciInfo_v3": 3 });
     let host = FakeDriver::with_profile(machine);
     host.write("etc/nv_tegra_release", "# R36\n");
     let cuda = format!("/{}/tegra/libcuda.so.1.1", library_directory());
@@ -211,10 +236,9 @@ fn a_gpu_in_a_slot_beside_it_is_granted_by_itself() {
     list(&host, "devices", "dev, /dev/nvidia*\ndev, /dev/nvmap\n");
     list(&host, "drivers", &format!("lib, {cuda}\n"));
     host.node("dev/nvmap", 243, 0);
-    host.node("dev/nvidia9", driver::MAJORS.0, 9);
     let inventory = Inventory::discover_with(&DriverRoot::new(host.path()));
-    let names: Vec<(u32, &str)> = inventory.gpus().iter().map(|gpu| (gpu.index, gpu.name.as_str())).collect();
-    assert_eq!(names, [(0, "NVIDIA L40S"), (1, "NVIDIA Tegra (nvgpu)")]);
+    let names: Vec<(u32, &str)> = inventory.gpus().iter().map(|gpu| (gpu.minor, gpu.name.as_str())).collect();
+    assert_eq!(names, [(0, "NVIDIA L40S"), (9, "Orin (nvgpu)")]);
     let slot = ask(&host, &"0".parse().unwrap()).unwrap();
     assert_eq!(nodes(&slot), ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia0"]);
     assert!(!has_mount(&slot, &cuda) && slot.driver_version.as_deref() == Some(VERSION));
@@ -259,7 +283,7 @@ fn a_specification_says_the_same() {
 
 #[test]
 fn programs_find_the_board_s_libraries() {
-    if !possible("root") {
+    if !possible(if common::is_root() { "root" } else { "rootless" }) {
         return;
     }
     let _leaks = common::Leaks::watch();
@@ -270,14 +294,23 @@ fn programs_find_the_board_s_libraries() {
     let script = "loader libcuda.so.1 libcuda.so libnvrm_gpu.so libnvidia-ptxjitcompiler.so.1 libunlisted.so.1; \
         cat /etc/nv_tegra_release /lib/firmware/tegra234/nvdec.bin; ls -1 -d /dev/nv*; cat /dev/nvmap; \
         touch /lib/firmware/tegra234/x";
-    for read_only in [false, true] {
-        let said = run(fixture.sandbox(&image, "0", script).read_only(read_only)).unwrap();
+    let sandbox = |gpus: &str| fixture.sandbox(&image, gpus, script);
+    // An ordinary user can make no nodes for the stand-in, so it is the libraries alone there.
+    let mut kinds = vec![(sandbox("none"), false), (sandbox("none").read_only(true), false)];
+    if common::is_root() {
+        kinds.extend([(sandbox("0"), true), (sandbox("all").read_only(true), true)]);
+        let shifted = UserNamespace::Shifted { first: 200_000, count: 65_536 };
+        kinds.extend([UserNamespace::Oneself, shifted].map(|users| (sandbox("0").user_namespace(users), true)));
+    }
+    for (builder, gpus) in kinds {
+        let said = run(builder).unwrap();
         let found = "libcuda.so.1 354\nlibcuda.so 354\nlibnvrm_gpu.so 354\nlibnvidia-ptxjitcompiler.so.1 354\n";
         assert!(said.starts_with(found), "{said}");
         assert!(said.contains("libunlisted.so.1: cannot open shared object file"), "{said}");
-        assert!(said.contains("# R35 (release), REVISION: 4.1\nfirmware/dev/nvhost-ctrl\n"), "{said}");
-        assert!(said.contains("/dev/nvhost-gpu\n/dev/nvidia2\n/dev/nvmap\n"), "{said}");
-        assert!(said.contains("No such device or address"), "the device filter lets it through: {said}");
+        assert!(said.contains("# R35 (release), REVISION: 4.1\nfirmware"), "{said}");
+        assert_eq!(said.contains("/dev/nvhost-ctrl\n/dev/nvhost-gpu\n/dev/nvidia2\n/dev/nvmap\n"), gpus, "{said}");
+        let seen = if gpus { "No such device or address" } else { "nvmap': No such file" };
+        assert!(said.contains(seen), "the device filter lets the devices through, if there are any: {said}");
         assert!(said.contains("x: Read-only file system"), "{said}");
     }
     fixture.check(&before, "the host");
@@ -305,5 +338,5 @@ fn links_in_an_image_lead_nowhere_outside() {
         "/dev/nvmap".to_owned(),
         "/etc/ld.so.cache".to_owned(),
     ];
-    other_hosts::attack(&fixture, "0", &places);
+    other_hosts::attack(&fixture, &"0".parse().unwrap(), "/etc/debian_version", &places);
 }

@@ -13,6 +13,7 @@ use gpucontainer::gpu::cdi::{Catalogue, Spec, VendorHooks};
 use gpucontainer::gpu::{
     Driver, DriverCapability, DriverRoot, GpuGrant, GpuRequest, ImageFacts, Inventory, Vendor, grant, grant_from,
 };
+use gpucontainer::sandbox::{Stdio, UserNamespace};
 use gpucontainer::{ErrorKind, Result};
 use other_hosts::{STORE, has_mount, make_windows, windows};
 use std::collections::BTreeMap;
@@ -202,7 +203,7 @@ fn a_specification_has_one_device() {
 
 #[test]
 fn programs_find_the_driver_of_windows() {
-    if !possible("root") {
+    if !possible(if common::is_root() { "root" } else { "rootless" }) {
         return;
     }
     let _leaks = common::Leaks::watch();
@@ -214,23 +215,42 @@ fn programs_find_the_driver_of_windows() {
     let image = fixture.commit(fixture.debian().copy(newer, "/usr/local/cuda/compat/libcuda.so.999.1.1"));
     let script = "loader libcuda.so.1 libcuda.so libnvidia-ml.so.1 libdxcore.so libnvdxgdmal.so.1; nvidia-smi; \
         ls -d /dev/nvidia*; cat /dev/dxg";
-    for read_only in [false, true] {
-        let said = run(fixture.sandbox(&image, "all", script).read_only(read_only)).unwrap();
+    let sandbox = |gpus: &str| fixture.sandbox(&image, gpus, script);
+    // An ordinary user can make no nodes for the stand-in, so it is the driver alone there.
+    let mut kinds = vec![(sandbox("none"), false), (sandbox("none").read_only(true), false)];
+    if common::is_root() {
+        kinds.extend([(sandbox("all"), true), (sandbox("all").read_only(true), true)]);
+        let shifted = UserNamespace::Shifted { first: 200_000, count: 65_536 };
+        kinds.extend([UserNamespace::Oneself, shifted].map(|users| (sandbox("all").user_namespace(users), true)));
+    }
+    for (builder, gpus) in kinds {
+        let said = run(builder).unwrap();
         let expected = "libcuda.so.1 552\nlibcuda.so 552\nlibnvidia-ml.so.1 554\nlibdxcore.so 10\nlibnvdxgdmal.so.1 556\n\
             nvidia-smi of Windows\n";
         assert!(said.starts_with(expected), "{said}");
         assert!(said.contains("/dev/nvidia*: No such file"), "{said}");
-        assert!(said.contains("No such device or address"), "the device filter lets it through: {said}");
+        let seen = if gpus { "No such device or address" } else { "dxg': No such file" };
+        assert!(said.contains(seen), "the device filter lets the device through, if there is one: {said}");
     }
-    // One lease for all of them, and none of a part.
+    fixture.check(&before, "the host");
+}
+
+#[test]
+fn a_lease_is_of_all_gpus() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("l40s-pair");
+    make_windows(&fixture.driver, driver::profile("l40s-pair"));
+    let image = fixture.commit(fixture.debian());
     let error = fixture.sandbox(&image, "0", "true").spawn().map(drop).unwrap_err();
     assert!(error.to_string().contains("under WSL one device"), "{error}");
-    let holder = fixture.sandbox(&image, "all", "while :; do read -r line; done");
-    let holder = holder.stdin(gpucontainer::sandbox::Stdio::Piped).spawn().unwrap();
+    let holder = fixture.sandbox(&image, "all", "while :; do read -r line; done").stdin(Stdio::Piped).spawn().unwrap();
     let error = fixture.sandbox(&image, "all", "true").spawn().map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "{error}");
     holder.close().unwrap();
-    fixture.check(&before, "the host");
+    run(fixture.sandbox(&image, "all", "true")).unwrap();
 }
 
 #[test]
@@ -254,5 +274,5 @@ fn links_in_an_image_lead_nowhere_outside() {
     .map(str::to_owned)
     .into();
     places.extend(["libcuda.so.1.1", "libcuda.so.1", "nvcubins.bin"].map(of_store));
-    other_hosts::attack(&fixture, "all", &places);
+    other_hosts::attack(&fixture, &"all".parse().unwrap(), "/etc/debian_version", &places);
 }

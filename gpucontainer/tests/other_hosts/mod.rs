@@ -7,6 +7,7 @@
 
 use crate::common;
 use crate::driver::{self, FakeDriver, library_directory};
+use gpucontainer::GpuRequest;
 use serde_json::{Value, json};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -17,8 +18,8 @@ pub(crate) const STORE: &str = "/usr/lib/wsl/drivers/nv_dispi.inf_amd64_01234567
 const OTHER_STORE: &str = "/usr/lib/wsl/drivers/iigd_dch.inf_amd64_0";
 /// The lists of a board.
 pub(crate) const LISTS: &str = "/etc/nvidia-container-runtime/host-files-for-container.d";
-/// The directory of a board's libraries.
 
+/// The directory of a board's libraries.
 pub(crate) fn board_directory() -> String {
     format!("/{}/tegra", library_directory())
 }
@@ -37,7 +38,8 @@ fn library(host: &FakeDriver, place: &str, soname: &str, version: u32) {
     host.write(&place[1..], std::fs::read(object).unwrap());
 }
 
-fn management(host: &FakeDriver, directory: &str, mut profile: Value) {
+/// Puts the stand-in for the management library into a directory, for a machine of its own.
+pub(crate) fn management(host: &FakeDriver, directory: &str, mut profile: Value) {
     profile["root"] = json!(host.path());
     host.write(&format!("{}/libnvidia-ml.so.1", &directory[1..]), std::fs::read(driver::fake_nvml()).unwrap());
     host.write(&format!("{}/fake-nvml.json", &directory[1..]), profile.to_string());
@@ -82,6 +84,9 @@ pub(crate) fn make_windows(host: &FakeDriver, profile: Value) {
     library(host, &format!("{OTHER_STORE}/libze_intel_gpu.so.1"), "libze_intel_gpu.so.1", 1);
     if common::is_root() {
         host.node("dev/dxg", 240, 63);
+    } else {
+        // Nobody but root can make nodes; that it is there says what the host is.
+        host.write("dev/dxg", "no device");
     }
 }
 
@@ -145,9 +150,9 @@ pub(crate) fn list(host: &FakeDriver, name: &str, text: &str) {
     host.write(&format!("{}/{name}.csv", &LISTS[1..]), text);
 }
 
-/// Tries links at `places` of images, to whatever could be reached outside: each start either fails, or shows nothing of
+/// Tries links at `places` of images that have the file `kind`, to whatever could be reached outside: each start either fails, or shows nothing of
 /// the host's, and changes nothing of it.
-pub(crate) fn attack(fixture: &crate::gpu_machine::Fixture, gpus: &str, places: &[String]) {
+pub(crate) fn attack(fixture: &crate::gpu_machine::Fixture, request: &GpuRequest, kind: &str, places: &[String]) {
     let victim = fixture.victim().display().to_string();
     let before = fixture.host();
     let script = places.iter().map(|place| format!("cat {place}/file {place}; echo attack >{place}/file; "));
@@ -163,10 +168,11 @@ pub(crate) fn attack(fixture: &crate::gpu_machine::Fixture, gpus: &str, places: 
             place.clone(),
         ] {
             let what = format!("{place} -> {target}");
-            let base = fixture.busybox().file("/etc/debian_version", "13\n", 0o644).symlink(&target, place);
+            let base = fixture.busybox().file(kind, "13\n", 0o644).symlink(&target, place);
             let Ok(image) = base.commit("attack:1") else { continue };
             let start = std::time::Instant::now();
-            match crate::gpu_machine::run(fixture.sandbox(&image, gpus, &format!("({script}) 2>&1"))) {
+            let sandbox = fixture.sandbox(&image, "none", &format!("({script}) 2>&1")).gpus(request.clone());
+            match crate::gpu_machine::run(sandbox) {
                 Ok(said) => {
                     started += 1;
                     assert!(!said.contains("of the host"), "{what}: {said}");

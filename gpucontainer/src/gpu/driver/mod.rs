@@ -242,9 +242,10 @@ fn add_libraries(
     machine: Machine,
     libraries: &mut Vec<DriverLibrary>,
 ) {
-    for name in root.names(directory) {
-        let Some(capability) = catalog::capability(&name, version) else { continue };
-        let Ok(host_path) = root.resolve(&directory.join(&name)) else { continue };
+    let names = root.names(directory);
+    for name in &names {
+        let Some(capability) = catalog::capability(name, version) else { continue };
+        let Ok(host_path) = root.resolve(&directory.join(name)) else { continue };
         // A link, as `libnvidia-nvvm70.so.4`, is made anew in the container, from the name in its file.
         let Some(own) = host_path.file_name().and_then(|own| own.to_str()).filter(|own| elf::is_file_name(own)) else {
             continue;
@@ -273,8 +274,10 @@ fn add_libraries(
         };
         let soname = object.soname.filter(|soname| soname != own);
         let plain_name = own.find(".so.").map(|end| own[..end + 3].to_owned());
-        let plain_name =
-            plain_name.filter(|plain| root.resolve(&directory.join(plain)).is_ok_and(|to| to == host_path));
+        let plain_name = plain_name.filter(|plain| {
+            let there = names.binary_search(plain).is_ok();
+            there && root.resolve(&directory.join(plain)).is_ok_and(|to| to == host_path)
+        });
         let file = DriverFile { host_path, place, capability };
         libraries.push(DriverLibrary { file, soname, thirty_two_bit, needs: object.needs, plain_name });
     }

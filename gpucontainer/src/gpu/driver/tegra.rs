@@ -156,10 +156,11 @@ fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// The number in the first node of a GPU that the lists name and the host has, as in `/dev/nvidia2`.
-pub(crate) fn minor(root: &DriverRoot) -> Option<u32> {
-    let listed = listed(root, false).ok()?;
-    listed.devices.iter().find_map(|device| device.to_str()?.strip_prefix("/dev/nvidia")?.parse().ok())
+/// The numbers in the nodes of GPUs that the lists name and the host has, as in `/dev/nvidia2`.
+pub(crate) fn minors(root: &DriverRoot) -> Vec<u32> {
+    let listed = listed(root, false).unwrap_or_default();
+    let minor = |device: &PathBuf| device.to_str()?.strip_prefix("/dev/nvidia")?.parse().ok();
+    listed.devices.iter().filter_map(minor).collect()
 }
 
 #[cfg(test)]

@@ -55,17 +55,20 @@ pub(crate) fn tell(image: &ImageFacts, grant: &mut GpuGrant) {
 
 /// The file that tells a loader of musl to search `directories` too, before others or after them; `None` if it does.
 fn musl_path(own: Option<&str>, directories: &[&PathBuf], first: bool) -> Option<String> {
-    let listed: Vec<&str> =
-        own.unwrap_or_default().split([':', '\n']).map(str::trim).filter(|part| !part.is_empty()).collect();
-    // An empty file means the default, as no file does.
-    let before = if listed.is_empty() { MUSL_DEFAULT.split(':').collect() } else { listed };
-    let missing: Vec<&str> = directories
-        .iter()
-        .filter_map(|directory| directory.to_str())
-        .filter(|directory| !before.contains(directory))
-        .collect();
-    let lines = if first { [missing.clone(), before].concat() } else { [before, missing.clone()].concat() };
-    (!missing.is_empty()).then(|| lines.into_iter().map(|line| format!("{line}\n")).collect())
+    let default = || MUSL_DEFAULT.split(':').collect::<Vec<&str>>();
+    let listed: Vec<&str> = match own {
+        Some(own) => own.split([':', '\n']).map(str::trim).filter(|part| !part.is_empty()).collect(),
+        None => default(),
+    };
+    let wanted: Vec<&str> = directories.iter().filter_map(|directory| directory.to_str()).collect();
+    if wanted.iter().all(|directory| listed.contains(directory)) {
+        return None;
+    }
+    // With an empty file the loader searches nowhere, which is not what anybody can have meant.
+    let before = if listed.is_empty() { default() } else { listed };
+    let missing: Vec<&str> = wanted.into_iter().filter(|directory| !before.contains(directory)).collect();
+    let lines = if first { [missing, before].concat() } else { [before, missing].concat() };
+    Some(lines.into_iter().map(|line| format!("{line}\n")).collect())
 }
 
 /// The granted libraries, by the names that links give them and by their own.

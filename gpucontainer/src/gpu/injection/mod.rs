@@ -32,6 +32,18 @@ use std::path::Path;
 ///
 /// Nothing is changed and nothing stays open. Without a lease, two containers may be given the same GPU.
 ///
+/// # Hosts without a kernel module of NVIDIA's
+///
+/// Under WSL one device, `/dev/dxg`, is all GPUs of Windows at once: a request that comes to all of them is granted, and
+/// one for a part is refused. The files of the driver store are at their own places below `/usr/lib/wsl`; nothing of
+/// procfs is hidden, and there are no MIG devices.
+///
+/// On boards with a GPU in the processor (Tegra) the container gets what the lists in
+/// `/etc/nvidia-container-runtime/host-files-for-container.d` name: `devices.csv`, `drivers.csv` and `l4t.csv`, and all
+/// others if the image has `NVIDIA_REQUIRE_JETPACK=csv-mounts=all`. What they name and the board lacks is left out; a
+/// malformed line is an error with the file and the line. [`DriverCapability`] makes no difference between files there,
+/// but for an empty list, with which the devices come alone. GPUs in slots of such a board are granted as everywhere.
+///
 /// # Errors
 /// [`ErrorKind::GpuUnavailable`] if the host cannot fulfil the request, or does not have what the image requires
 /// (`NVIDIA_REQUIRE_*`); the text says why.

@@ -129,6 +129,10 @@ impl Inventory {
     /// Takes as long as the driver's management library takes to start: some milliseconds with
     /// persistence mode on, up to seconds for each GPU without. The library is loaded for the
     /// call and unloaded after it.
+    ///
+    /// The GPU in a processor of NVIDIA's (Tegra) is listed without that library, too: as `GPU-nvgpu`, with the memory
+    /// of the whole system as its own. GPUs of Windows, which WSL shows, are listed as one, `GPU-dxg`, if the library does
+    /// not start there.
     pub fn discover() -> Self {
         Self::discover_with(&DriverRoot::from_environment())
     }

@@ -26,19 +26,20 @@ pub(crate) fn complete(root: &DriverRoot, inventory: &mut Inventory) {
     let found = match Platform::of(root) {
         Platform::Module => None,
         Platform::Wsl => (inventory.gpus.is_empty() && wsl::is_installed(root)).then(of_windows),
-        Platform::Tegra => match inventory.gpus.iter_mut().find(|gpu| gpu.is_integrated()) {
-            Some(gpu) => {
-                gpu.minor = tegra::minor(root).unwrap_or(gpu.minor);
+        Platform::Tegra => {
+            let in_slots = inventory.gpus.iter().filter(|gpu| !gpu.is_integrated()).map(|gpu| gpu.minor);
+            let in_slots: Vec<u32> = in_slots.collect();
+            let minor = tegra::minors(root).into_iter().find(|minor| !in_slots.contains(minor));
+            if let Some(gpu) = inventory.gpus.iter_mut().find(|gpu| gpu.is_integrated()) {
+                gpu.minor = minor.unwrap_or(gpu.minor);
                 gpu.compute_capability = gpu.compute_capability.or_else(|| compute_capability(root));
                 gpu.memory = gpu.memory.or_else(|| memory(root));
-                None
             }
-            None => Some(in_processor(root)),
-        },
+            // A library that lists others would list this one if it could be used beside them.
+            inventory.gpus.is_empty().then(|| Gpu { minor: minor.unwrap_or_default(), ..in_processor(root) })
+        }
     };
-    let Some(mut gpu) = found else { return };
-    // Behind those that the library lists.
-    gpu.index = inventory.gpus.iter().map(|gpu| gpu.index + 1).max().unwrap_or(0);
+    let Some(gpu) = found else { return };
     inventory.gpus.push(gpu);
     if let Some(why) = inventory.unavailable.take() {
         tracing::debug!(why, "GPUs are known without the management library");
@@ -60,7 +61,6 @@ fn in_processor(root: &DriverRoot) -> Gpu {
     Gpu {
         vendor: Vendor::Nvidia,
         uuid: "GPU-nvgpu".to_owned(),
-        minor: tegra::minor(root).unwrap_or_default(),
         name: format!("{board} {INTEGRATED}"),
         memory: memory(root),
         compute_capability: compute_capability(root),
