@@ -175,8 +175,8 @@ fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Opti
     let wishes = &request.wishes;
     let gpu = choice.gpu();
     if let Some(why) = host.refused.get(choice.uuid()) {
-        let quarantined = why.starts_with("in quarantine");
-        return Some(if quarantined { format!("is {why}") } else { format!("is not ours: {why}") });
+        let faulty = why.starts_with("in quarantine") || why.starts_with("lost");
+        return Some(if faulty { format!("is {why}") } else { format!("is not ours: {why}") });
     }
     if let Some(pattern) = wishes.model.as_ref().filter(|pattern| !matches(pattern, &gpu.name)) {
         return Some(format!("is no {pattern}"));

@@ -239,12 +239,18 @@ impl GpuAllocator {
     /// Devices that may not be used, and why.
     fn refused(&self, inventory: &Inventory) -> Result<outer::Refused> {
         let mut refused = if self.outer { outer::refused(inventory, &self.root) } else { outer::Refused::new() };
-        for one in self.quarantine().list()? {
-            let why = format!("in quarantine: {}", one.reason());
-            let gpu = inventory.gpus().iter().find(|gpu| gpu.uuid == one.gpu);
+        let mut refuse = |uuid: &str, why: &str| {
+            let gpu = inventory.gpus().iter().find(|gpu| gpu.uuid == uuid);
             let slices = gpu.map(|gpu| gpu.mig_devices.as_slice()).unwrap_or_default();
-            refused.extend(slices.iter().map(|slice| (slice.uuid.clone(), why.clone())));
-            refused.insert(one.gpu, why);
+            refused.extend(slices.iter().map(|slice| (slice.uuid.clone(), why.to_owned())));
+            refused.insert(uuid.to_owned(), why.to_owned());
+        };
+        // Nobody need have noticed it before.
+        for gpu in inventory.gpus().iter().filter(|gpu| gpu.health.lost) {
+            refuse(&gpu.uuid, &GpuFault::Lost.to_string());
+        }
+        for one in self.quarantine().list()? {
+            refuse(&one.gpu, &format!("in quarantine: {}", one.reason()));
         }
         Ok(refused)
     }
