@@ -11,7 +11,7 @@ use common::{Ordinary, until};
 use driver::FakeDriver;
 use fixture::{role, say};
 use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuTicket, Inventory, Wait};
-use gpucontainer::{ErrorKind, GpuRequest, Result};
+use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -296,6 +296,36 @@ fn damage_costs_words_and_neither_leases_nor_places() {
     let next = ticket.wait(Some(SOON)).unwrap().expect("who waits in a damaged place waits nevertheless");
     drop((next, ticket));
     assert_eq!(host.names(), [""; 0]);
+}
+
+#[test]
+fn who_holds_the_account_is_waited_for_but_not_for_ever() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["setpriv", "flock"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let lease = host.now(1).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", "flock", "--no-fork"]);
+    command.arg(host.allocator.path()).args(["sh", "-c", "echo ready; exec sleep 60"]);
+    let mut attacker = Other::start(command);
+    attacker.said("ready");
+    let error = host.now(1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    assert!(error.to_string().contains(host.allocator.path().to_str().unwrap()), "{error}");
+    // Looking needs no lock, giving back neither, and a wait can be given up.
+    assert_eq!(host.allocator.status().unwrap().leases.len(), 1);
+    drop(lease);
+    assert_eq!(host.names(), [""; 0]);
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let start = Instant::now();
+    let error = host.allocator.acquire(&GpuRequest::count(1), Wait::forever().cancel(&cancel)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    drop(attacker);
+    drop(host.now(2).unwrap());
 }
 
 /// Others show it to people: on a terminal, in a log.

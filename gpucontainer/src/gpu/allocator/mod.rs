@@ -74,7 +74,8 @@ const CANCEL_PERIOD: Duration = Duration::from_millis(50);
 /// namespace they are in. An allocator holds nothing open and needs no daemon.
 ///
 /// Users trust each other as far as they must to share GPUs at all: nobody can change or end the lease of another,
-/// and anybody can hold as many GPUs, or as early a place in the queue, as it claims.
+/// and anybody can hold as many GPUs, or as early a place in the queue, as it claims, or keep all others from new
+/// leases as long as it holds the lock on the account.
 ///
 /// ```no_run
 /// use gpucontainer::GpuRequest;
@@ -268,7 +269,8 @@ impl GpuAllocator {
     /// # Errors
     /// At once: [`ErrorKind::InvalidArgument`] for a request that contradicts itself or asks for no GPU,
     /// [`ErrorKind::GpuUnavailable`] for more than the host has, and, without a wait, for what is not free;
-    /// [`ErrorKind::NoSpace`] if the directory of the slots is full. After a wait: [`ErrorKind::TimedOut`],
+    /// [`ErrorKind::NoSpace`] if the directory of the slots is full, [`ErrorKind::Busy`] if somebody does not let go of
+    /// the account for ten seconds. After a wait: [`ErrorKind::TimedOut`],
     /// [`ErrorKind::Cancelled`]. A system call error with `EINTR` if a signal came; [`enqueue`](Self::enqueue) keeps
     /// the place in the queue in such a case.
     pub fn acquire(&self, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
