@@ -10,7 +10,7 @@ mod fixture;
 use common::{Ordinary, until};
 use driver::FakeDriver;
 use fixture::{role, say};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuTicket, Inventory, Wait};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuFault, GpuLease, GpuTicket, Inventory, Wait};
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
@@ -326,6 +326,26 @@ fn who_holds_the_account_is_waited_for_but_not_for_ever() {
     assert!(start.elapsed() < Duration::from_secs(5));
     drop(attacker);
     drop(host.now(2).unwrap());
+}
+
+/// Nobody else takes the one that is left.
+#[test]
+fn a_gpu_in_quarantine_is_promised_to_nobody() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let leases = [host.now(1).unwrap(), host.now(1).unwrap()];
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(1)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    // The first in every order.
+    let first = host.allocator.status().unwrap().gpus[0].uuid.clone();
+    host.allocator.quarantine().report(&first, GpuFault::Requested).unwrap();
+    drop(leases);
+    let error = host.now(1).unwrap_err();
+    assert!(error.to_string().contains("1 promised to, who waits"), "{error}");
+    assert_ne!(ticket.wait(Some(SOON)).unwrap().unwrap().gpus(), [first]);
 }
 
 /// Others show it to people: on a terminal, in a log.

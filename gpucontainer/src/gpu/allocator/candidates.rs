@@ -170,13 +170,17 @@ fn described<'a>(name: &str, request: &GpuRequest, host: &Host<'a>) -> Result<Ve
     devices.map(|uuid| select::find(&GpuName::Uuid(uuid.clone()), &gpus)).collect()
 }
 
+/// Whether a device is refused to everybody, and not to us alone.
+pub(crate) fn is_faulty(why: &str) -> bool {
+    why.starts_with("in quarantine") || why.starts_with("lost")
+}
+
 /// Why the device can never serve the request, if it cannot.
 fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Option<String> {
     let wishes = &request.wishes;
     let gpu = choice.gpu();
     if let Some(why) = host.refused.get(choice.uuid()) {
-        let faulty = why.starts_with("in quarantine") || why.starts_with("lost");
-        return Some(if faulty { format!("is {why}") } else { format!("is not ours: {why}") });
+        return Some(if is_faulty(why) { format!("is {why}") } else { format!("is not ours: {why}") });
     }
     if let Some(pattern) = wishes.model.as_ref().filter(|pattern| !matches(pattern, &gpu.name)) {
         return Some(format!("is no {pattern}"));

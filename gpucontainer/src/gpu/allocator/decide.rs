@@ -1,7 +1,7 @@
 //! Who gets what: a function of the request, the host, the leases and those who wait, and of nothing else.
 
 use crate::error::Result;
-use crate::gpu::allocator::candidates::{Candidates, Host};
+use crate::gpu::allocator::candidates::{Candidates, Host, is_faulty};
 use crate::gpu::allocator::queue::alike;
 use crate::gpu::allocator::record::{Held, Owner};
 use crate::gpu::allocator::table::{Scan, Waiting};
@@ -100,7 +100,10 @@ pub(crate) fn claims(scan: &Scan) -> Vec<Claim> {
 /// whether there was enough.
 fn promise(waiting: &Waiting, host: &Host<'_>, returning: &BTreeSet<String>, claims: &mut Vec<Claim>) -> bool {
     let request = &waiting.record.request;
-    let mut theirs = Host { inventory: host.inventory, topology: host.topology.clone(), refused: BTreeMap::new() };
+    // What is kept from everybody cannot be promised to anybody, or others would take what is left.
+    let faulty = host.refused.iter().filter(|(_, why)| is_faulty(why));
+    let refused = faulty.map(|(device, why)| (device.clone(), why.clone())).collect();
+    let mut theirs = Host { inventory: host.inventory, topology: host.topology.clone(), refused };
     if let Some(allowed) = &waiting.record.allowed {
         let slices =
             |gpu: &crate::gpu::inventory::Gpu| gpu.mig_devices.iter().map(|slice| slice.uuid.clone()).collect();
