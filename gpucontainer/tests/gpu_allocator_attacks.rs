@@ -10,8 +10,8 @@ mod fixture;
 use common::{Ordinary, until};
 use driver::FakeDriver;
 use fixture::{role, say};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuTicket, Inventory, Wait};
-use gpucontainer::{ErrorKind, GpuRequest, Result};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuFault, GpuLease, GpuTicket, Inventory, Wait};
+use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -100,6 +100,12 @@ fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
 fn allocator_of_parent() -> GpuAllocator {
     let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
     allocator(&path(TABLE), &path(DRIVER))
+}
+
+/// The text of a slot: its check sum is anybody's to compute.
+fn sealed(body: &str) -> String {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    format!("{:016x}\n{body}\n", body.bytes().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
 /// Another process, killed when dropped.
@@ -293,6 +299,96 @@ fn damage_costs_words_and_neither_leases_nor_places() {
 }
 
 #[test]
+fn who_holds_the_account_is_waited_for_but_not_for_ever() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["setpriv", "flock"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let lease = host.now(1).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", "flock", "--no-fork"]);
+    command.arg(host.allocator.path()).args(["sh", "-c", "echo ready; exec sleep 60"]);
+    let mut attacker = Other::start(command);
+    attacker.said("ready");
+    let error = host.now(1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    assert!(error.to_string().contains(host.allocator.path().to_str().unwrap()), "{error}");
+    // Looking needs no lock, giving back neither, and a wait can be given up.
+    assert_eq!(host.allocator.status().unwrap().leases.len(), 1);
+    drop(lease);
+    assert_eq!(host.names(), [""; 0]);
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let start = Instant::now();
+    let error = host.allocator.acquire(&GpuRequest::count(1), Wait::forever().cancel(&cancel)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    drop(attacker);
+    drop(host.now(2).unwrap());
+}
+
+/// Nobody else takes the one that is left.
+#[test]
+fn a_gpu_in_quarantine_is_promised_to_nobody() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let leases = [host.now(1).unwrap(), host.now(1).unwrap()];
+    let mut ticket = host.allocator.enqueue(&GpuRequest::count(1)).unwrap();
+    assert!(ready(&mut ticket).is_none());
+    // The first in every order.
+    let first = host.allocator.status().unwrap().gpus[0].uuid.clone();
+    host.allocator.quarantine().report(&first, GpuFault::Requested).unwrap();
+    drop(leases);
+    let error = host.now(1).unwrap_err();
+    assert!(error.to_string().contains("1 promised to, who waits"), "{error}");
+    assert_ne!(ticket.wait(Some(SOON)).unwrap().unwrap().gpus(), [first]);
+}
+
+/// Others show it to people: on a terminal, in a log.
+#[test]
+fn the_words_of_strangers_are_harmless_to_read() {
+    if !driver::available() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::pair();
+    let lease = host.now(1).unwrap();
+    let request = GpuRequest::count(2);
+    let mut ticket = host.allocator.enqueue(&request).unwrap();
+    let attack = "\u{1b}[2J\u{9b}31m\r\n0  NVIDIA L40S  free\u{7}";
+    for name in host.names() {
+        let text = std::fs::read_to_string(host.there(&name)).unwrap();
+        let mut record: serde_json::Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+        record["owner"]["program"] = json!(attack.repeat(1000));
+        record["owner"]["pid_namespace"] = json!(attack);
+        if name.starts_with("wait-") {
+            record["request"]["which"] = json!({ "named": [{ "uuid": attack }] });
+        } else {
+            record["held"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({ "device": attack, "gpu": attack, "sharing": "exclusive" }));
+        }
+        std::fs::write(host.there(&name), sealed(&record.to_string())).unwrap();
+    }
+    let status = host.allocator.status().unwrap();
+    assert_eq!((status.leases.len(), status.leases[0].gpus.len(), status.waiting.len()), (1, 2, 1), "{status:?}");
+    let refusal = host.now(2).unwrap_err().to_string();
+    assert!(ready(&mut ticket).is_none());
+    let texts = [refusal, ticket.reason().to_owned(), status.to_string(), serde_json::to_string(&status).unwrap()];
+    for text in texts {
+        assert!(!text.contains(|sign: char| sign.is_control() && sign != '\n'), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("0  NVIDIA L40S  free")), "{text}");
+        assert!(text.len() < 10_000, "{}", text.len());
+    }
+    drop(lease);
+}
+
+#[test]
 fn a_name_that_is_removed_frees_its_own_lease_alone() {
     if !driver::available() {
         return;
@@ -434,12 +530,7 @@ fn a_note_of_a_time_to_come_holds_no_gpu_back() {
     host.crash(lease, "lease-0");
     host.driver.change(|machine| machine["gpus"][0]["memory"]["used"] = json!(8_u64 << 30));
     assert!(host.now(1).unwrap_err().to_string().contains("memory is not back"));
-    // What was written down, with another time: the check sum is anybody's to compute.
-    let body = format!("{{\"since\":{}}}", u64::MAX);
-    let sum = body
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    std::fs::write(host.there("gone-0"), format!("{sum:016x}\n{body}\n")).unwrap();
+    std::fs::write(host.there("gone-0"), sealed(&format!("{{\"since\":{}}}", u64::MAX))).unwrap();
     drop(host.now(1).unwrap());
     assert_eq!(host.names(), [""; 0]);
 }

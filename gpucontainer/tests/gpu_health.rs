@@ -84,6 +84,23 @@ fn a_lost_gpu_stays_away_until_it_answers() {
 }
 
 #[test]
+fn a_lost_gpu_is_not_leased_though_nobody_noticed_it_before() {
+    if !driver::available() {
+        return;
+    }
+    let machine = FakeDriver::new("dgx-a100");
+    let directory = tempfile::tempdir().unwrap();
+    let allocator = GpuAllocator::at(directory.path().join("gpu")).unwrap();
+    let allocator = allocator.driver_root(DriverRoot::new(machine.path())).respect_outer(false);
+    first(&machine, "errors", json!({ "nvmlDeviceGetCudaComputeCapability": 15 }));
+    let lease = allocator.acquire(&GpuRequest::count(7), Wait::none()).unwrap();
+    assert!(!lease.gpus().iter().any(|gpu| gpu == FIRST), "{:?}", lease.gpus());
+    let error = allocator.acquire(&GpuRequest::indices([0]).unwrap(), Wait::forever()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "at once: it does not come back by waiting");
+    assert!(error.to_string().contains("is lost: it has fallen off the bus"), "{error}");
+}
+
+#[test]
 fn reported_faults_stay_until_they_are_released() {
     if !driver::available() {
         return;

@@ -316,6 +316,9 @@ fn extras_come_with_their_devices_or_a_reason() {
     for target in ["/run/udev", "/etc/cufile.json"] {
         assert!(granted.mounts.iter().any(|mount| mount.target == Path::new(target) && mount.read_only));
     }
+    // Its number in the kernel would be that of channel 5.
+    let error = ask(&GpuRequest::count(1).imex_channels([5, (1 << 20) + 5])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
     let plain = ask(&GpuRequest::count(1)).unwrap();
     assert_eq!(plain.device_nodes.len(), 4, "nothing without asking");
     // Drawing libraries are told which GPUs there are.

@@ -22,8 +22,11 @@ use crate::gpu::request::{DriverCapability, GpuName, GpuRequest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Component;
 
+/// What takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target, by its name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("cdi", cdi),
     ("elf_object", elf_object),
     ("image_environment", image_environment),

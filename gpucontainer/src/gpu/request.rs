@@ -4,7 +4,7 @@ mod environment;
 mod extras;
 
 pub use extras::DriverExtra;
-pub(in crate::gpu) use extras::{Channels, Extras};
+pub(in crate::gpu) use extras::{Channels, Extras, MAX_CHANNEL};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::{Access, Wishes};
@@ -404,7 +404,10 @@ impl GpuRequest {
         self
     }
 
-    /// Asks for channels through which GPUs of several hosts share memory (IMEX), by number. None by default.
+    /// Asks for channels through which GPUs of several hosts share memory (IMEX), by number, 0 to 1,048,575. None by
+    /// default.
+    ///
+    /// A grant for a higher number fails with [`ErrorKind::InvalidArgument`].
     pub fn imex_channels(mut self, channels: impl IntoIterator<Item = u32>) -> Self {
         self.extras.channels = Channels::Numbered(channels.into_iter().collect());
         self

@@ -287,6 +287,11 @@ fn described<'a>(name: &str, request: &GpuRequest, host: &Host<'a>) -> Result<Ve
     devices.map(|uuid| select::find(&GpuName::Uuid(uuid.clone()), &gpus)).collect()
 }
 
+/// Whether a device is refused to everybody, and not to us alone.
+pub(crate) fn is_faulty(why: &str) -> bool {
+    why.starts_with("in quarantine") || why.starts_with("lost")
+}
+
 /// Why the device can never serve the request, if it cannot.
 fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Option<String> {
     let wishes = &request.wishes;
@@ -312,8 +317,7 @@ fn unsuitable(choice: Choice<'_>, request: &GpuRequest, host: &Host<'_>) -> Opti
 /// Why the device may not be used, if it may not.
 fn refusal(uuid: &str, host: &Host<'_>) -> Option<String> {
     let why = host.refused.get(uuid)?;
-    let quarantined = why.starts_with("in quarantine");
-    Some(if quarantined { format!("is {why}") } else { format!("is not ours: {why}") })
+    Some(if is_faulty(why) { format!("is {why}") } else { format!("is not ours: {why}") })
 }
 
 /// Why a MIG device of the GPU can never serve the request, whatever its profile.

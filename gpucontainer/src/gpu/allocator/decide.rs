@@ -1,7 +1,7 @@
 //! Who gets what: a function of the request, the host, the leases and those who wait, and of nothing else.
 
 use crate::error::Result;
-use crate::gpu::allocator::candidates::{Candidates, Host, Site};
+use crate::gpu::allocator::candidates::{Candidates, Host, Site, is_faulty};
 use crate::gpu::allocator::making::{Plan, Room};
 use crate::gpu::allocator::queue::alike;
 use crate::gpu::allocator::record::{Held, Owner};
@@ -135,10 +135,13 @@ fn promise(
     (claims, room): (&mut Vec<Claim>, &mut Room),
 ) -> bool {
     let request = &waiting.record.request;
+    // What is kept from everybody cannot be promised to anybody, or others would take what is left.
+    let faulty = host.refused.iter().filter(|(_, why)| is_faulty(why));
+    let refused = faulty.map(|(device, why)| (device.clone(), why.clone())).collect();
     let mut theirs = Host {
         inventory: host.inventory,
         topology: host.topology.clone(),
-        refused: BTreeMap::new(),
+        refused,
         unready: host.unready.clone(),
         making: host.making.of_others(),
     };

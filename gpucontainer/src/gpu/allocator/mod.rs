@@ -93,7 +93,8 @@ const CANCEL_PERIOD: Duration = Duration::from_millis(50);
 /// namespace they are in. An allocator holds nothing open and needs no daemon.
 ///
 /// Users trust each other as far as they must to share GPUs at all: nobody can change or end the lease of another,
-/// and anybody can hold as many GPUs, or as early a place in the queue, as it claims.
+/// and anybody can hold as many GPUs, or as early a place in the queue, as it claims, or keep all others from new
+/// leases as long as it holds the lock on the account.
 ///
 /// ```no_run
 /// use gpucontainer::GpuRequest;
@@ -294,12 +295,18 @@ impl GpuAllocator {
     /// Devices that may not be used, and why.
     fn refused(&self, inventory: &Inventory) -> Result<outer::Refused> {
         let mut refused = if self.outer { outer::refused(inventory, &self.root) } else { outer::Refused::new() };
-        for one in self.quarantine().list()? {
-            let why = format!("in quarantine: {}", one.reason());
-            let gpu = inventory.gpus().iter().find(|gpu| gpu.uuid == one.gpu);
+        let mut refuse = |uuid: &str, why: &str| {
+            let gpu = inventory.gpus().iter().find(|gpu| gpu.uuid == uuid);
             let slices = gpu.map(|gpu| gpu.mig_devices.as_slice()).unwrap_or_default();
-            refused.extend(slices.iter().map(|slice| (slice.uuid.clone(), why.clone())));
-            refused.insert(one.gpu, why);
+            refused.extend(slices.iter().map(|slice| (slice.uuid.clone(), why.to_owned())));
+            refused.insert(uuid.to_owned(), why.to_owned());
+        };
+        // Nobody need have noticed it before.
+        for gpu in inventory.gpus().iter().filter(|gpu| gpu.health.lost) {
+            refuse(&gpu.uuid, &GpuFault::Lost.to_string());
+        }
+        for one in self.quarantine().list()? {
+            refuse(&one.gpu, &format!("in quarantine: {}", one.reason()));
         }
         if let Some(sandbox) = &self.sandbox {
             let why = format!("sandbox {} has it already", sandbox.name);
@@ -321,7 +328,8 @@ impl GpuAllocator {
     /// # Errors
     /// At once: [`ErrorKind::InvalidArgument`] for a request that contradicts itself or asks for no GPU,
     /// [`ErrorKind::GpuUnavailable`] for more than the host has, and, without a wait, for what is not free;
-    /// [`ErrorKind::NoSpace`] if the directory of the slots is full. After a wait: [`ErrorKind::TimedOut`],
+    /// [`ErrorKind::NoSpace`] if the directory of the slots is full, [`ErrorKind::Busy`] if somebody does not let go of
+    /// the account for ten seconds. After a wait: [`ErrorKind::TimedOut`],
     /// [`ErrorKind::Cancelled`]. A system call error with `EINTR` if a signal came; [`enqueue`](Self::enqueue) keeps
     /// the place in the queue in such a case.
     pub fn acquire(&self, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {

@@ -50,6 +50,22 @@ pub(crate) struct Owner {
     pub(crate) since: u64,
 }
 
+/// More than any program's name, any identifier of a GPU or any request in words has.
+const LONGEST: usize = 512;
+
+/// What a stranger wrote, for people to read: of such a length, and with nothing in it that a terminal obeys.
+pub(crate) fn shown(text: &str) -> String {
+    let plain = |sign: char| if sign.is_control() { char::REPLACEMENT_CHARACTER } else { sign };
+    text.chars().take(LONGEST).map(plain).collect()
+}
+
+impl Owner {
+    /// The same, as it may be shown to others.
+    fn shown(self) -> Self {
+        Self { pid_namespace: shown(&self.pid_namespace), program: shown(&self.program), ..self }
+    }
+}
+
 /// A lease.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct LeaseRecord {
@@ -57,6 +73,15 @@ pub(crate) struct LeaseRecord {
     pub(crate) held: Vec<Held>,
     /// The free memory of each device before the lease, in bytes.
     pub(crate) free_before: BTreeMap<String, u64>,
+}
+
+impl LeaseRecord {
+    /// The same, as it may be shown to others: no real identifier is changed.
+    pub(crate) fn shown(self) -> Self {
+        let held =
+            self.held.into_iter().map(|held| Held { device: shown(&held.device), gpu: shown(&held.gpu), ..held });
+        Self { owner: self.owner.shown(), held: held.collect(), ..self }
+    }
 }
 
 /// A place in the queue.
@@ -68,6 +93,13 @@ pub(crate) struct TicketRecord {
     pub(crate) allowed: Option<Vec<String>>,
     /// Smaller comes first: when it arrived, less what its priority is worth, in nanoseconds.
     pub(crate) order: i128,
+}
+
+impl TicketRecord {
+    /// The same, with an owner who may be shown to others.
+    pub(crate) fn shown(self) -> Self {
+        Self { owner: self.owner.shown(), ..self }
+    }
 }
 
 /// Since when a lease is over, in nanoseconds since the system started.

@@ -3,7 +3,7 @@
 use crate::gpu::allocator::directory::Directory;
 use crate::gpu::allocator::health::QuarantinedGpu;
 use crate::gpu::allocator::mps::MpsGroup;
-use crate::gpu::allocator::record::Owner;
+use crate::gpu::allocator::record::{Owner, shown};
 use crate::gpu::allocator::table::Scan;
 use crate::gpu::allocator::wishes::Sharing;
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory};
@@ -134,7 +134,7 @@ impl GpuStatus {
             program: waiting.record.owner.program.clone(),
             sandbox: waiting.record.owner.sandbox.clone(),
             age: age(&waiting.record.owner),
-            wants: wish(&waiting.record.request),
+            wants: shown(&wish(&waiting.record.request)),
         });
         Self {
             directory: directory.path.clone(),

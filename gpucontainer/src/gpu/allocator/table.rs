@@ -152,6 +152,7 @@ impl Table {
                 (_, true) => {
                     // A damaged one keeps nobody waiting; its owner still waits, by what it knows itself.
                     let record: Option<TicketRecord> = record::decode(&text);
+                    let record = record.map(TicketRecord::shown);
                     scan.waiting.extend(record.map(|record| Waiting { id, user: found.user, record }));
                 }
                 (_, false) => scan.dead_tickets.push(path),
@@ -191,7 +192,7 @@ impl Table {
 
 /// A live lease as its text says, or as its locks say if the text is damaged.
 fn live(id: String, found: &slot::Found, path: &Path, text: &[u8], inventory: &Inventory) -> Result<Live> {
-    if let Some(record) = record::decode::<LeaseRecord>(text) {
+    if let Some(record) = record::decode::<LeaseRecord>(text).map(LeaseRecord::shown) {
         return Ok(Live { id, user: found.user, held: record.held, owner: Some(record.owner) });
     }
     let mut held = Vec::new();

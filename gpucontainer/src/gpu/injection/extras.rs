@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{FileMount, GpuGrant, MountKind};
 use crate::gpu::injection::devices::{CHANNELS, Devices};
-use crate::gpu::request::{Channels, DriverExtra, Extras};
+use crate::gpu::request::{Channels, DriverExtra, Extras, MAX_CHANNEL};
 
 use std::path::Path;
 
@@ -59,6 +59,10 @@ pub(crate) fn extras(wanted: &Extras, root: &DriverRoot, grant: &mut GpuGrant) -
     }
     match &wanted.channels {
         Channels::Numbered(numbers) => {
+            if let Some(number) = numbers.iter().find(|number| **number > MAX_CHANNEL) {
+                let why = format!("IMEX channel {number} was asked for, and the highest is {MAX_CHANNEL}");
+                return Err(Error::new(ErrorKind::InvalidArgument, why));
+            }
             for number in numbers {
                 grant.device_nodes.push(devices.channel(*number)?);
             }

@@ -79,9 +79,11 @@ pub(crate) fn check(environment: &[(String, String)], offers: &[Offer]) -> Resul
     if matches!(variable("NVIDIA_DISABLE_REQUIRE"), Some("1" | "t" | "T" | "true" | "TRUE" | "True")) {
         return Ok(());
     }
-    for (name, value) in environment {
+    for (place, (name, value)) in environment.iter().enumerate() {
+        // The caller's word comes after the image's, and counts in its place.
+        let overruled = environment[place + 1..].iter().any(|(later, _)| later == name);
         // Of JetPack, the system of NVIDIA's small boards, a driver knows nothing.
-        if name.starts_with("NVIDIA_REQUIRE_") && !name.starts_with("NVIDIA_REQUIRE_JETPACK") {
+        if name.starts_with("NVIDIA_REQUIRE_") && !name.starts_with("NVIDIA_REQUIRE_JETPACK") && !overruled {
             check_one(name, value, offers)?;
         }
     }
@@ -339,6 +341,9 @@ mod tests {
             assert_eq!(check(&with, &[t4()]).is_ok(), disabled, "{value:?}");
         }
         assert!(check(&variables(&[("NVIDIA_REQUIRE_JETPACK", "cuda>=99")]), &[t4()]).is_ok());
+        let (newer, nothing) = (("NVIDIA_REQUIRE_CUDA", "cuda>=99"), ("NVIDIA_REQUIRE_CUDA", ""));
+        assert!(check(&variables(&[newer, nothing]), &[t4()]).is_ok(), "the caller's word over the image's");
+        assert!(check(&variables(&[nothing, newer]), &[t4()]).is_err());
         assert!(check(&variables(&[("CUDA_VERSION", "13.0.88")]), &[t4()]).is_err(), "an image of old");
         assert!(check(&variables(&[("CUDA_VERSION", "12.4.1")]), &[t4()]).is_ok());
         assert!(check(&variables(&[("CUDA_VERSION", "13.0"), ("NVIDIA_REQUIRE_CUDA", "cuda>=12")]), &[t4()]).is_ok());

@@ -26,6 +26,8 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// No host has more; a larger number is a damaged library's.
 const MAX_GPUS: u32 = 256;
+/// From here on nodes of the same major are other things than GPUs: mode setting, control. A grant must not reach them.
+const FIRST_OTHER_MINOR: u32 = 254;
 /// The hardware splits a GPU into at most 7; the rest is room for what comes.
 const MAX_SLICES: u32 = 64;
 /// More processes than this on one GPU are nonsense, and would only cost memory to list.
@@ -234,6 +236,10 @@ fn gpu(nvml: &Nvml, index: u32, platform: Platform, problems: &mut Vec<String>) 
     let uuid = uuid(&device).map_err(|e| ("nvmlDeviceGetUUID", e))?;
     let minor = device.minor_number().or_else(|e| if none(&e) { Ok(index) } else { Err(e) });
     let minor = minor.map_err(|e| ("nvmlDeviceGetMinorNumber", e.into()))?;
+    if minor >= FIRST_OTHER_MINOR {
+        let fault = Fault::Malformed(minor.to_string(), "minor number of a GPU");
+        return Err(("nvmlDeviceGetMinorNumber", fault));
+    }
     let pci_bus_id = match device.pci_info() {
         Ok(info) => kernel_bus_id(&info.bus_id)
             .ok_or_else(|| ("nvmlDeviceGetPciInfo", Fault::Malformed(info.bus_id.clone(), "bus address")))?,

@@ -1,10 +1,8 @@
 //! What images ask for by environment variables, as NVIDIA's container toolkit has taught them.
 
+use super::extras::MAX_CHANNEL;
 use super::{Channels, DriverCapability, DriverExtra, GpuRequest, Which};
 use crate::error::{Context, Error, ErrorKind, Result};
-
-/// More than the kernel has.
-const MAX_CHANNEL: u32 = (1 << 20) - 1;
 
 /// Fills in what `request` leaves to the image.
 pub(super) fn resolve(request: &GpuRequest, environment: &[(String, String)]) -> Result<GpuRequest> {

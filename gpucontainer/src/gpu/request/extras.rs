@@ -54,6 +54,9 @@ impl FromStr for DriverExtra {
     }
 }
 
+/// The highest channel of IMEX: the kernel's minor numbers have 20 bits, and one beyond would be another's.
+pub(in crate::gpu) const MAX_CHANNEL: u32 = (1 << 20) - 1;
+
 /// All that is asked for beside the driver.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(in crate::gpu) struct Extras {
