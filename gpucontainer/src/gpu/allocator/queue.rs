@@ -99,7 +99,7 @@ impl GpuAllocator {
         Candidates::of(request, &host)?;
         let programs = Programs::wanted(request, self.root())?;
         if programs.is_some() {
-            mps::collect(self.path(), false)?;
+            mps::collect(self.path());
         }
         let owner = Owner::own();
         let locked = self.table.lock(cancel)?;

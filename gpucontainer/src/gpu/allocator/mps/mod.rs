@@ -68,7 +68,8 @@ const VOLTA: (u32, u32) = (7, 0);
 ///   a whole.
 ///
 /// If the daemon is killed, the leases stay and are without it: CUDA fails in programs that used it, and programs that
-/// start later run as they would without MPS. [`GpuStatus::mps`](crate::gpu::GpuStatus::mps) says so.
+/// start later run as they would without MPS, until another lease joins the group, which brings a new daemon.
+/// [`GpuStatus::mps`](crate::gpu::GpuStatus::mps) says so.
 ///
 /// # References
 /// <https://docs.nvidia.com/deploy/mps/index.html>
