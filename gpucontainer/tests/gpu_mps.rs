@@ -10,7 +10,7 @@ mod mps;
 use common::until;
 use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, ImageFacts, Mps};
 use gpucontainer::gpu::{Sharing, Vendor, Wait, grant};
-use gpucontainer::sandbox::SandboxBuilder;
+use gpucontainer::sandbox::{SandboxBuilder, Stdio as Io};
 use gpucontainer::{ErrorKind, GpuRequest};
 use mps::{Host, SOON, alive, half, image, one, own_user, possible, possible_in_containers};
 use std::collections::BTreeMap;
@@ -238,6 +238,18 @@ fn processes_of_a_container_are_clients_of_its_daemon() {
     let (_, output, errors) = fixture::run(builder(one().mps(Mps::new())).user("web"));
     assert!(output.contains("served as user 33"), "{output}{errors}");
     host.check_clean("after the second container");
+    // One that runs already becomes a client with its GPU.
+    let lease = host.acquire(&one().mps(half())).unwrap();
+    let running = fixture.shell("exec sleep 300").driver_root(DriverRoot::new(host.driver.path())).spawn().unwrap();
+    let grant = running.attach_gpus(&lease.request()).unwrap();
+    let script = "[ $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE = 50 ] && exec /bin/client -c";
+    let process = running.exec(["/bin/sh", "-c", script]).stdin(Io::Null).stdout(Io::Piped).stderr(Io::Piped);
+    let output = process.spawn().unwrap().communicate(b"", Some(SOON)).unwrap();
+    assert_eq!(output.stdout, b"served as user 0\n", "{output:?}");
+    running.detach_gpus(&grant, true).unwrap();
+    running.close().unwrap();
+    lease.release().unwrap();
+    host.check_clean("after the attached GPU");
     // Without the part of the driver that it is for, the service is left out, and the grant says so.
     let without = one().mps(half()).capabilities([DriverCapability::Utility]);
     let sandbox = builder(without).command(["/bin/sleep", "300"]).spawn().unwrap();

@@ -59,8 +59,45 @@ fn other_process() {
             sandbox.detach().unwrap();
             drop(lease);
         }
+        Some("process 1") => {
+            // Orphans are this process's to collect, whoever made them.
+            for _ in 0..3 {
+                let lease = acquire(&one().mps(half()));
+                assert_eq!(children().len(), 1, "the keeper, as process 1 has it");
+                lease.release().unwrap();
+                assert_eq!(children(), [0; 0]);
+            }
+            say(&format!("process {}", std::process::id()));
+        }
         other => panic!("no test is for {other:?}"),
     }
+}
+
+/// The children of this process, dead ones too.
+fn children() -> Vec<u32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let of_task = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+    let lists: Vec<String> = tasks.flatten().map(of_task).collect();
+    lists.iter().flat_map(|list| list.split_whitespace()).map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_keeper_is_nobody_s_child_and_collected_where_it_is() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["unshare"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let before = children();
+    let lease = host.allocator.acquire(&one().mps(half()), Wait::none()).unwrap();
+    assert_eq!(children(), before);
+    lease.release().unwrap();
+    let mut first = Command::new("unshare");
+    first.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(std::env::current_exe().unwrap());
+    first.args(["--exact", "other_process", "--ignored", "--nocapture"]);
+    first.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", "process 1");
+    assert_eq!(host.spawn(first).said("process"), 1);
+    host.check_clean("after process 1");
 }
 
 #[test]
