@@ -1452,7 +1452,8 @@ gpuc_gpu_lease_t *gpuc_gpu_allocator_acquire(const gpuc_gpu_allocator_t *allocat
                                              gpuc_error_t **error);
 
 /**
- * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting, quarantined, mps.
+ * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting,
+ * quarantined, mps.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure

@@ -12,8 +12,9 @@ use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, ImageFac
 use gpucontainer::gpu::{Sharing, Vendor, Wait, grant};
 use gpucontainer::sandbox::{SandboxBuilder, Stdio as Io};
 use gpucontainer::{ErrorKind, GpuRequest};
-use mps::{Host, SOON, alive, half, image, one, own_user, possible, possible_in_containers};
+use mps::{Host, SOON, alive, half, image, one, own_user, possible, possible_in_containers, shared_memory};
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,10 @@ fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
     assert_eq!(environment["CUDA_VISIBLE_DEVICES"], lease.gpus().join(","));
     let library = group.pipe_directory.with_file_name("lib").join("libcuda.so.1");
     assert!(library.canonicalize().unwrap().starts_with(host.driver.path().canonicalize().unwrap()));
+    // No other user of the host gets to its pipes, or its shared memory.
+    for place in [group.pipe_directory.ancestors().nth(2).unwrap().to_owned(), shared_memory()[0].clone()] {
+        assert_eq!(place.metadata().unwrap().permissions().mode() & 0o777, 0o700, "{place:?}");
+    }
     // The status tells of it.
     let status = host.allocator.status().unwrap();
     assert_eq!(status.leases[0].mps(&status).map(|group| (&group.id, group.pid)), Some((&group.id, group.pid)));
@@ -163,6 +168,15 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     host.check_clean("hang");
     std::fs::remove_file(host.driver.path().join("usr/sbin/nvidia-cuda-mps-server")).unwrap();
     refused(&one().mps(half()), ErrorKind::GpuUnavailable, "has no nvidia-cuda-mps-server");
+    // A place of the caller's that is another's, or leads elsewhere.
+    let place = host.allocator.path().join(format!("mps-{}", own_user()));
+    std::os::unix::fs::symlink("/tmp", &place).unwrap();
+    host.driver.multi_process_service();
+    host.driver.multi_process_service_mode("");
+    let error = host.acquire(&one().mps(half())).unwrap_err();
+    assert!(error.kind() == ErrorKind::PermissionDenied && error.to_string().contains("belongs to user"), "{error:?}");
+    std::fs::remove_file(&place).unwrap();
+    host.check_clean("a link");
     // Without a lease there is nobody whose daemon it could be.
     let error = grant(&one().mps(half()), &DriverRoot::new(host.driver.path()), &ImageFacts::default()).unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("there is no lease"), "{error}");

@@ -13,7 +13,7 @@ use gpucontainer::{GpuRequest, Result};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -163,14 +163,14 @@ impl Drop for Other {
     }
 }
 
-/// The directories of groups in `/dev/shm` that belong to this user.
-pub(crate) fn shared_memory() -> Vec<String> {
+/// The directories of groups in `/dev/shm` that belong to this user. Tests of MPS run one by one in a program.
+pub(crate) fn shared_memory() -> Vec<PathBuf> {
     let own = own_user();
     let names = std::fs::read_dir("/dev/shm").unwrap().flatten();
     names
         .filter(|entry| entry.metadata().is_ok_and(|data| data.uid() == own))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with("gpucontainer-mps-"))
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("gpucontainer-mps-"))
+        .map(|entry| entry.path())
         .collect()
 }
 

@@ -1,11 +1,12 @@
 //! Groups of leases that have one daemon, and what of a group is in the directory of the slots.
 //!
 //! ```text
-//! mps-<user>/<group>/           locked (flock) while somebody starts or removes the group
-//!   group                       who it is; its first byte is locked as long as a process of the group lives
-//!   members/<lease>             second names of the slots of its leases; gone: nobody can enter any more
-//!   pipe/  log/  bin/  lib/     the daemon's
-//!   shm                         a link to its directory in /dev/shm
+//! mps-<user>/                   that user's alone: its daemons are nobody else's to talk to
+//!   <group>/                    locked (flock) while somebody starts or removes the group
+//!     group                     who it is; its first byte is locked as long as a process of the group lives
+//!     members/<lease>           second names of the slots of its leases; gone: nobody can enter any more
+//!     pipe/  log/  bin/  lib/   the daemon's
+//!     shm                       a link to /dev/shm/gpucontainer-mps-<random>/shm, or to a directory beside it
 //! ```
 //!
 //! What a dead group leaves, the next allocator of the same user removes, once its leases are over as well: containers
@@ -62,7 +63,8 @@ pub struct MpsGroup {
     pub device_memory: Option<u64>,
     /// The leases of the group, by name.
     pub leases: Vec<String>,
-    /// The daemon's pipes, for `CUDA_MPS_PIPE_DIRECTORY`.
+    /// The daemon's pipes, for `CUDA_MPS_PIPE_DIRECTORY` of a process of the same user, or of root. In what the daemon
+    /// answers there, servers and clients have the numbers of its own PID namespace.
     pub pipe_directory: PathBuf,
     /// What the daemon and its servers say.
     pub log: PathBuf,
@@ -384,16 +386,18 @@ fn link_libraries(root: &DriverRoot, into: &Path) -> Result<()> {
 /// The directory of the group's shared memory, which the link `shm` leads to: where shared memory may grow.
 fn make_shared_memory(directory: &Path) -> Result<PathBuf> {
     let link = directory.join("shm");
-    let path = if is_in_memory(Path::new(SHARED_MEMORY)) && fs::writable(Path::new(SHARED_MEMORY)) {
+    let outer = if is_in_memory(Path::new(SHARED_MEMORY)) && fs::writable(Path::new(SHARED_MEMORY)) {
         Path::new(SHARED_MEMORY).join(format!("{SHARED_PREFIX}{}", &fs::unique()[..16]))
     } else {
         directory.join("shared")
     };
     // First the link, so that the directory is found whenever the caller dies.
-    fs::symlink(&path, &link)?;
-    fs::create_dir(&path)?;
-    fs::set_mode(&path, 0o1777)?;
-    Ok(path)
+    fs::symlink(&outer.join("shm"), &link)?;
+    // All users of the group's containers may write there, and nobody else of the host gets there.
+    fs::create_dir(&outer)?;
+    fs::set_mode(&outer, 0o700)?;
+    make_directory(&outer, "shm", 0o1777)?;
+    Ok(outer.join("shm"))
 }
 
 fn access(directory: &Path, joining: &Joining<'_>) -> Result<Access> {
@@ -407,7 +411,7 @@ fn access(directory: &Path, joining: &Joining<'_>) -> Result<Access> {
 /// Makes the directory of the caller's groups, or sees that it is the caller's.
 fn make_own_directory(path: &Path, user: u32) -> Result<()> {
     match fs::create_dir(path) {
-        Ok(()) => return fs::set_mode(path, 0o755),
+        Ok(()) => return fs::set_mode(path, 0o700),
         Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
         Err(_) => {}
     }
@@ -511,11 +515,12 @@ fn remove_unless_held(directory: &Path) -> Result<()> {
 }
 
 fn remove_contents(directory: &Path) -> Result<()> {
-    if let Ok(shared) = fs::read_link(&directory.join("shm")) {
-        let name = shared.file_name().and_then(|name| name.to_str());
-        if shared.parent() == Some(Path::new(SHARED_MEMORY)) && name.is_some_and(|name| name.starts_with(SHARED_PREFIX))
+    let shared = fs::read_link(&directory.join("shm")).ok();
+    if let Some(outer) = shared.as_deref().and_then(Path::parent) {
+        let name = outer.file_name().and_then(|name| name.to_str());
+        if outer.parent() == Some(Path::new(SHARED_MEMORY)) && name.is_some_and(|name| name.starts_with(SHARED_PREFIX))
         {
-            fs::remove_tree(&shared)?;
+            fs::remove_tree(outer)?;
         }
     }
     // The link last, so that what it leads to is found again after an interruption.
@@ -524,7 +529,7 @@ fn remove_contents(directory: &Path) -> Result<()> {
     paths.iter().try_for_each(|path| fs::remove_tree(path))
 }
 
-/// All groups of all users, as far as they are whole.
+/// All groups that the caller may look at, as far as they are whole.
 pub(crate) fn groups(table: &Path) -> Result<Vec<MpsGroup>> {
     let mut found = Vec::new();
     for parent in fs::read_dir(table)? {
