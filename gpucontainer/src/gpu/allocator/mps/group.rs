@@ -420,8 +420,8 @@ fn make_own_directory(path: &Path, user: u32) -> Result<()> {
         // It was removed just now; whoever makes something in it finds out.
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
-        Ok(found) => {
-            let why = format!("{} belongs to user {}", path.display(), found.uid());
+        Ok(_) => {
+            let why = format!("{} is there, and no directory of user {user}", path.display());
             Err(Error::new(ErrorKind::PermissionDenied, why).with_path(path))
         }
     }
