@@ -1,243 +1,22 @@
-//! MPS daemons of leases: one for each group, as long as its leases live, however those and its keeper end.
+//! MPS daemons of leases: one for each group, with the limits that were asked for, as long as its leases live.
 
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
 mod driver;
 mod fixture;
+mod mps;
 
 use common::until;
-use driver::FakeDriver;
-use fixture::{Fixture, role, say};
-use gpucontainer::gpu::{
-    DriverCapability, DriverRoot, ForeignProcesses, GpuAllocator, GpuLease, ImageFacts, Mps, MpsGroup,
-};
+use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, ImageFacts, Mps};
 use gpucontainer::gpu::{Sharing, Vendor, Wait, grant};
-use gpucontainer::sandbox::SandboxBuilder;
-use gpucontainer::{ErrorKind, GpuRequest, Result};
+use gpucontainer::sandbox::{SandboxBuilder, Stdio as Io};
+use gpucontainer::{ErrorKind, GpuRequest};
+use mps::{Host, SOON, alive, half, image, one, own_user, possible, possible_in_containers, shared_memory};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Where the other process finds its allocator's directory, and the host's driver.
-const TABLE: &str = "GPUC_TEST_TABLE";
-const DRIVER: &str = "GPUC_TEST_DRIVER";
-
-const SOON: Duration = Duration::from_secs(20);
-
-fn one() -> GpuRequest {
-    GpuRequest::count(1)
-}
-
-fn half() -> Mps {
-    Mps::new().active_threads(50).device_memory(3 << 30)
-}
-
-/// A machine whose driver has MPS, and an account of its own.
-struct Host {
-    driver: FakeDriver,
-    _table: tempfile::TempDir,
-    allocator: GpuAllocator,
-}
-
-impl Host {
-    fn new(machine: &str) -> Self {
-        Self::with(FakeDriver::new(machine))
-    }
-
-    fn with(driver: FakeDriver) -> Self {
-        driver.multi_process_service();
-        let table = tempfile::Builder::new().prefix("gpuc-mps.").tempdir_in("/dev/shm").unwrap();
-        std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let allocator = allocator(&table.path().join("gpu"), driver.path());
-        Self { driver, _table: table, allocator }
-    }
-
-    /// This test program again, which will do as its role says.
-    fn spawn(&self, mut command: Command) -> Other {
-        command.env(TABLE, self.allocator.path()).env(DRIVER, self.driver.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Other { child, lines }
-    }
-
-    fn start(&self, role: &str) -> Other {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "other_process", "--ignored", "--nocapture"]);
-        self.spawn({
-            command.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", role);
-            command
-        })
-    }
-
-    fn acquire(&self, request: &GpuRequest) -> Result<GpuLease> {
-        self.allocator.acquire(request, Wait::none())
-    }
-
-    /// What the daemon of the group answers.
-    fn ask(&self, group: &MpsGroup, commands: &str) -> String {
-        let mut command = Command::new(self.driver.path().join("usr/bin/nvidia-cuda-mps-control"));
-        command.env_clear().env("CUDA_MPS_PIPE_DIRECTORY", &group.pipe_directory);
-        let mut interface = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        interface.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
-        let output = interface.wait_with_output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().replace('\n', " ")
-    }
-
-    /// The daemons and servers of this account, by identifier, and for root their keepers: all that have something of
-    /// a group open.
-    fn processes(&self) -> BTreeMap<u32, String> {
-        let mut found = BTreeMap::new();
-        let groups = self.allocator.path().join(format!("mps-{}", own_user()));
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let files = std::fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
-            let mut leads = files.filter_map(|file| std::fs::read_link(file.path()).ok());
-            if pid != std::process::id() && leads.any(|path| path.starts_with(&groups)) {
-                let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                found.insert(pid, name.trim().to_owned());
-            }
-        }
-        found
-    }
-
-    /// Of these, the daemons and servers.
-    fn daemons(&self) -> Vec<u32> {
-        let processes = self.processes().into_iter();
-        processes.filter(|(_, name)| name == "nvidia-cuda-mps").map(|(pid, _)| pid).collect()
-    }
-
-    /// Nothing of any daemon is left once somebody has opened the allocator; dead leases may be.
-    #[track_caller]
-    fn check_collected(&self, what: &str) {
-        let groups = self.allocator.path().join(format!("mps-{}", own_user()));
-        // The kernel frees locks a moment after it has closed the files of a process that was killed.
-        until(what, SOON, || {
-            drop(allocator(self.allocator.path(), self.driver.path()));
-            !groups.exists() && shared_memory().is_empty()
-        });
-    }
-
-    #[track_caller]
-    fn check_clean(&self, what: &str) {
-        let files: Vec<_> =
-            std::fs::read_dir(self.allocator.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        let rest = (files, self.processes(), shared_memory());
-        assert!(rest.0.is_empty() && rest.1.is_empty() && rest.2.is_empty(), "{what}: left {rest:?}");
-    }
-}
-
-fn own_user() -> u32 {
-    std::fs::metadata("/proc/self").unwrap().uid()
-}
-
-fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
-    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
-}
-
-/// Another process, killed when dropped.
-struct Other {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Other {
-    /// The number after the word.
-    fn said(&mut self, word: &str) -> u32 {
-        let mut lines = self.lines.by_ref().map(std::result::Result::unwrap);
-        let found = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().parse().unwrap()));
-        found.unwrap_or_else(|| panic!("the other process ended before it said {word:?}"))
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-#[ignore = "the other process of a test"]
-fn other_process() {
-    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
-    let allocator = allocator(&path(TABLE), &path(DRIVER));
-    let acquire = |request: &GpuRequest| allocator.acquire(request, Wait::forever()).unwrap();
-    let daemon = |lease: &GpuLease| lease.mps().unwrap().unwrap().pid;
-    let sandbox = |lease: &GpuLease| {
-        let builder = Fixture::of_parent().shell("sleep 300").driver_root(DriverRoot::new(path(DRIVER)));
-        let nothing = || gpucontainer::sandbox::Stdio::Null;
-        builder.gpu_lease(lease).stdout(nothing()).stderr(nothing()).spawn().unwrap()
-    };
-    match role().as_deref() {
-        Some("hold") => {
-            let lease = acquire(&one().mps(half()));
-            say(&format!("daemon {}", daemon(&lease)));
-            std::thread::sleep(SOON);
-        }
-        Some("share") => {
-            let lease = acquire(&one().sharing(Sharing::Shared(4)).mps(half()));
-            say(&format!("daemon {}", daemon(&lease)));
-            std::thread::sleep(SOON);
-        }
-        Some("again and again") => loop {
-            drop(acquire(&one().sharing(Sharing::Shared(4)).mps(half())));
-            say("round 1");
-        },
-        Some("container") => {
-            let lease = acquire(&one().mps(half()));
-            let sandbox = sandbox(&lease);
-            say(&format!("daemon {}", daemon(&lease)));
-            say(&format!("container {}", sandbox.pid()));
-            std::thread::sleep(SOON);
-        }
-        Some("detached") => {
-            let lease = acquire(&one().mps(half()));
-            let sandbox = sandbox(&lease);
-            say(&format!("daemon {}", daemon(&lease)));
-            say(&format!("container {}", sandbox.pid()));
-            sandbox.detach().unwrap();
-            drop(lease);
-        }
-        other => panic!("no test is for {other:?}"),
-    }
-}
-
-/// The directories of groups in `/dev/shm` that belong to this user.
-fn shared_memory() -> Vec<String> {
-    let own = own_user();
-    let names = std::fs::read_dir("/dev/shm").unwrap().flatten();
-    names
-        .filter(|entry| entry.metadata().is_ok_and(|data| data.uid() == own))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with("gpucontainer-mps-"))
-        .collect()
-}
-
-fn alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
-}
-
-/// The process that keeps a daemon: its parent.
-fn keeper(daemon: u32) -> u32 {
-    let stat = std::fs::read_to_string(format!("/proc/{daemon}/stat")).unwrap();
-    stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn kill(pid: u32, signal: &str) {
-    assert!(Command::new("kill").arg(signal).arg(pid.to_string()).status().unwrap().success());
-}
 
 #[test]
 fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
@@ -277,6 +56,10 @@ fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
     assert_eq!(environment["CUDA_VISIBLE_DEVICES"], lease.gpus().join(","));
     let library = group.pipe_directory.with_file_name("lib").join("libcuda.so.1");
     assert!(library.canonicalize().unwrap().starts_with(host.driver.path().canonicalize().unwrap()));
+    // No other user of the host gets to its pipes, or its shared memory.
+    for place in [group.pipe_directory.ancestors().nth(2).unwrap().to_owned(), shared_memory()[0].clone()] {
+        assert_eq!(place.metadata().unwrap().permissions().mode() & 0o777, 0o700, "{place:?}");
+    }
     // The status tells of it.
     let status = host.allocator.status().unwrap();
     assert_eq!(status.leases[0].mps(&status).map(|group| (&group.id, group.pid)), Some((&group.id, group.pid)));
@@ -385,6 +168,18 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     host.check_clean("hang");
     std::fs::remove_file(host.driver.path().join("usr/sbin/nvidia-cuda-mps-server")).unwrap();
     refused(&one().mps(half()), ErrorKind::GpuUnavailable, "has no nvidia-cuda-mps-server");
+    // A place of the caller's that is another's, or leads elsewhere.
+    let place = host.allocator.path().join(format!("mps-{}", own_user()));
+    std::os::unix::fs::symlink("/tmp", &place).unwrap();
+    host.driver.multi_process_service();
+    host.driver.multi_process_service_mode("");
+    let error = host.acquire(&one().mps(half())).unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::PermissionDenied && error.to_string().contains("no directory of user"),
+        "{error:?}"
+    );
+    std::fs::remove_file(&place).unwrap();
+    host.check_clean("a link");
     // Without a lease there is nobody whose daemon it could be.
     let error = grant(&one().mps(half()), &DriverRoot::new(host.driver.path()), &ImageFacts::default()).unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("there is no lease"), "{error}");
@@ -409,113 +204,6 @@ fn mig_devices_have_a_daemon_one_by_one() {
 }
 
 #[test]
-fn the_daemon_ends_with_a_holder_that_is_killed() {
-    if !possible() {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let host = Host::new("t4");
-    let mut holder = host.start("hold");
-    let daemon = holder.said("daemon");
-    let [group] = &host.allocator.status().unwrap().mps[..] else { panic!("one group") };
-    host.ask(group, &format!("start_server -uid {}\n", own_user()));
-    until("a server runs", SOON, || host.daemons().len() == 2);
-    holder.kill();
-    until("the daemon, its server and its keeper are dead", SOON, || host.processes().is_empty());
-    assert!(!alive(daemon));
-    // Nobody was left who could remove files: the next who opens does.
-    host.check_collected("after the first holder");
-    let lease = host.acquire(&one().mps(half())).unwrap();
-    drop(lease);
-    host.check_clean("after the next lease");
-    // The last of several holders, whoever it is.
-    let (mut first, mut second) = (host.start("share"), host.start("share"));
-    let daemon = first.said("daemon");
-    assert_eq!(second.said("daemon"), daemon);
-    first.kill();
-    until("the dead lease is gone", SOON, || {
-        let status = host.allocator.status().unwrap();
-        status.leases.len() == 1
-    });
-    assert!(alive(daemon));
-    second.kill();
-    until("the daemon is dead", SOON, || host.processes().is_empty());
-    host.check_collected("after the last holder");
-}
-
-#[test]
-fn killed_at_any_moment_nothing_is_left() {
-    if !possible() {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let host = Host::new("t4");
-    // From before the first file to somewhere in the life of a group, a little later each time.
-    for round in 0..40 {
-        let mut other = host.start("again and again");
-        if round % 4 == 3 {
-            other.said("round");
-        }
-        std::thread::sleep(Duration::from_micros(round * 1_700));
-        other.kill();
-        until("nothing runs any more", SOON, || host.processes().is_empty());
-    }
-    host.check_collected("after the last kill");
-    drop(host.allocator.acquire(&one().mps(half()), Wait::at_most(SOON)).unwrap());
-    host.check_clean("after the next lease");
-}
-
-#[test]
-fn with_its_keeper_the_daemon_dies_and_without_its_daemon_the_keeper() {
-    if !possible() {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let host = Host::new("t4");
-    let request = one().sharing(Sharing::Shared(4)).mps(half());
-    for of_keeper in [true, false] {
-        let lease = host.acquire(&request).unwrap();
-        let group = lease.mps().unwrap().unwrap();
-        host.ask(&group, &format!("start_server -uid {}\n", own_user()));
-        until("a server runs", SOON, || host.daemons().len() == 2);
-        kill(if of_keeper { keeper(group.pid) } else { group.pid }, "-KILL");
-        until("all are dead", SOON, || host.processes().is_empty());
-        let status = host.allocator.status().unwrap();
-        assert!(!status.mps[0].running && status.leases[0].mps(&status).is_some(), "{status:?}");
-        assert!(status.to_string().contains("MPS daemon dead"), "{status}");
-        // The lease stays, and the next one has a daemon that lives.
-        let next = host.acquire(&request).unwrap();
-        let successor = next.mps().unwrap().unwrap();
-        assert!(successor.running && successor.pid != group.pid && successor.leases == [next.id()]);
-        lease.release().unwrap();
-        assert!(alive(successor.pid), "which the other lease has no part in");
-        next.release().unwrap();
-        host.check_clean("after both");
-    }
-}
-
-#[test]
-fn a_descriptor_of_the_lease_holds_the_daemon() {
-    if !possible() {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let host = Host::new("t4");
-    let lease = host.acquire(&one().mps(half())).unwrap();
-    let daemon = lease.mps().unwrap().unwrap().pid;
-    let descriptor = lease.into_fd().unwrap();
-    // Another program has a copy as its standard input.
-    let copy = descriptor.try_clone().unwrap();
-    let mut other = Command::new("sleep").arg("300").stdin(Stdio::from(copy)).spawn().unwrap();
-    drop(descriptor);
-    assert!(alive(daemon));
-    other.kill().unwrap();
-    other.wait().unwrap();
-    until("the daemon is dead", SOON, || host.processes().is_empty());
-    host.check_collected("after the last holder");
-}
-
-#[test]
 fn a_client_of_another_user_namespace_is_the_user_that_it_is_outside() {
     if !possible() || !common::tools("root", &["unshare"]) {
         return;
@@ -532,16 +220,6 @@ fn a_client_of_another_user_namespace_is_the_user_that_it_is_outside() {
     until("the server runs", SOON, || host.daemons().len() == 2);
     lease.release().unwrap();
     host.check_clean("after the lease");
-}
-
-/// The image of a sandbox, with a program that asks for a server as one of CUDA does.
-fn image() -> Fixture {
-    let client = driver::compile_program("mps", include_str!("driver/mps.c"));
-    Fixture::with(|builder| builder.copy(client, "/bin/client").symlink("busybox", "/bin/env"))
-}
-
-fn possible_in_containers() -> bool {
-    driver::available() && common::tier("root") && common::tools("root", &["busybox"])
 }
 
 #[test]
@@ -577,40 +255,22 @@ fn processes_of_a_container_are_clients_of_its_daemon() {
     let (_, output, errors) = fixture::run(builder(one().mps(Mps::new())).user("web"));
     assert!(output.contains("served as user 33"), "{output}{errors}");
     host.check_clean("after the second container");
+    // One that runs already becomes a client with its GPU.
+    let lease = host.acquire(&one().mps(half())).unwrap();
+    let running = fixture.shell("exec sleep 300").driver_root(DriverRoot::new(host.driver.path())).spawn().unwrap();
+    let grant = running.attach_gpus(&lease.request()).unwrap();
+    let script = "[ $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE = 50 ] && exec /bin/client -c";
+    let process = running.exec(["/bin/sh", "-c", script]).stdin(Io::Null).stdout(Io::Piped).stderr(Io::Piped);
+    let output = process.spawn().unwrap().communicate(b"", Some(SOON)).unwrap();
+    assert_eq!(output.stdout, b"served as user 0\n", "{output:?}");
+    running.detach_gpus(&grant, true).unwrap();
+    running.close().unwrap();
+    lease.release().unwrap();
+    host.check_clean("after the attached GPU");
     // Without the part of the driver that it is for, the service is left out, and the grant says so.
     let without = one().mps(half()).capabilities([DriverCapability::Utility]);
     let sandbox = builder(without).command(["/bin/sleep", "300"]).spawn().unwrap();
     assert!(sandbox.granted()[0].left_out[0].starts_with("MPS: "), "{:?}", sandbox.granted());
     sandbox.close().unwrap();
     host.check_clean("after the third container");
-}
-
-#[test]
-fn a_daemon_lives_as_long_as_the_container_that_has_the_lease() {
-    if !possible_in_containers() {
-        return;
-    }
-    let (host, fixture) = (Host::new("t4"), image());
-    for role in ["container", "detached"] {
-        let mut other = host.spawn(fixture.apart(role));
-        let (daemon, container) = (other.said("daemon"), other.said("container"));
-        let [group] = &host.allocator.status().unwrap().mps[..] else { panic!("one group") };
-        host.ask(group, "start_server -uid 0\n");
-        until("a server runs", SOON, || host.daemons().len() == 2);
-        if role == "detached" {
-            other.child.wait().unwrap();
-            assert!(alive(daemon) && alive(container), "they need nobody");
-            kill(container, "-KILL");
-        } else {
-            other.kill();
-        }
-        until("the daemon and its server are dead", SOON, || host.processes().is_empty());
-        assert!(!alive(container), "{role}: the daemon died before its container");
-        host.check_collected(role);
-    }
-    gpucontainer::sandbox::collect_abandoned(&fixture.store).unwrap();
-}
-
-fn possible() -> bool {
-    driver::available() && common::tier(if common::is_root() { "root" } else { "rootless" })
 }

@@ -202,7 +202,8 @@ class GpuStatus:
     #: In the order in which they are served.
     waiting: tuple[TicketStatus, ...]
     quarantined: tuple[QuarantinedGpu, ...]
-    #: The daemons of NVIDIA's Multi-Process Service that leases have, and those that have died.
+    #: The daemons of NVIDIA's Multi-Process Service that leases of the caller have, and for root those of all users. One
+    #: that has died is there as long as its leases are.
     mps: tuple[MpsGroup, ...]
     _text: str = dataclasses.field(repr=False, compare=False)
 

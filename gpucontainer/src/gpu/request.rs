@@ -2,6 +2,7 @@
 
 mod environment;
 mod extras;
+mod service;
 
 pub use extras::DriverExtra;
 pub(in crate::gpu) use extras::{Channels, Extras, MAX_CHANNEL};
@@ -419,16 +420,6 @@ impl GpuRequest {
         self
     }
 
-    /// Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container; it is not
-    /// by default. For one that is the lease's own there is [`mps`](Self::mps).
-    ///
-    /// The service's pipes let a container talk to the daemon that all its clients share, so this
-    /// is for containers that trust each other.
-    pub fn multi_process_service(mut self, shared: bool) -> Self {
-        self.multi_process_service = shared;
-        self
-    }
-
     /// The request for what a lease of `devices` stands for: those, and all devices of specifications that were named.
     pub(in crate::gpu) fn leased(&self, devices: &[String]) -> Self {
         let (described, _) = self.split();
@@ -436,17 +427,6 @@ impl GpuRequest {
         let own = devices.iter().filter(|device| !covered.contains(device)).cloned().map(GpuName::Uuid);
         let which = Which::Named(described.into_iter().map(GpuName::Cdi).chain(own).collect());
         Self { which, min_free_memory: 0, wishes: Wishes::default(), ..self.clone() }
-    }
-
-    /// The request for what has this access to a daemon.
-    pub(in crate::gpu) fn with_access(mut self, access: Option<Access>) -> Self {
-        self.access = access;
-        self
-    }
-
-    /// The access to the daemon of the lease that this is the request of.
-    pub(in crate::gpu) fn access(&self) -> Option<&Access> {
-        self.access.as_ref()
     }
 
     /// Whether nothing at all is asked for.
@@ -485,10 +465,6 @@ impl GpuRequest {
 
     pub(crate) fn wants_driver(&self) -> bool {
         self.capabilities.as_ref().is_none_or(|chosen| !chosen.is_empty()) && self.vendor == Vendor::Nvidia
-    }
-
-    pub(crate) fn wants_multi_process_service(&self) -> bool {
-        self.multi_process_service
     }
 }
 

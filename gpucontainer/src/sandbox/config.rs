@@ -393,7 +393,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets the size of `/dev/shm`. 64 MiB by default.
+    /// Sets the size of `/dev/shm`. 64 MiB by default. A sandbox with a GPU whose lease has a daemon of
+    /// [`Mps`](crate::gpu::Mps) sees the `/dev/shm` of that daemon instead.
     pub fn shm_size(mut self, bytes: u64) -> Self {
         self.shm_bytes = bytes;
         self

@@ -123,7 +123,7 @@ impl GpuAllocator {
         Candidates::of(request, &host)?;
         let programs = Programs::wanted(request, self.root())?;
         if programs.is_some() {
-            mps::collect(self.path(), false)?;
+            mps::collect(self.path());
         }
         let owner = self.owner();
         let locked = self.table.lock(cancel)?;

@@ -97,7 +97,8 @@ pub struct GpuStatus {
     /// GPUs that get no new leases because something is wrong with them.
     #[serde(default)]
     pub quarantined: Vec<QuarantinedGpu>,
-    /// The daemons of NVIDIA's Multi-Process Service that leases have, with those that have died and are not removed yet.
+    /// The daemons of NVIDIA's Multi-Process Service that leases of the caller have, and for root those of all users.
+    /// One that has died is there as long as its leases are.
     #[serde(default)]
     pub mps: Vec<MpsGroup>,
 }

@@ -1,14 +1,16 @@
 //! Groups of leases that have one daemon, and what of a group is in the directory of the slots.
 //!
 //! ```text
-//! mps-<user>/<group>/           locked (flock) while somebody starts or removes the group
-//!   group                       who it is; its first byte is locked as long as a process of the group lives
-//!   members/<lease>             second names of the slots of its leases; gone: nobody can enter any more
-//!   pipe/  log/  bin/  lib/     the daemon's
-//!   shm                         a link to its directory in /dev/shm
+//! mps-<user>/                   that user's alone: its daemons are nobody else's to talk to
+//!   <group>/                    locked (flock) while somebody starts or removes the group
+//!     group                     who it is; its first byte is locked as long as a process of the group lives
+//!     members/<lease>           second names of the slots of its leases; gone: nobody can enter any more
+//!     pipe/  log/  bin/  lib/   the daemon's
+//!     shm                       a link to /dev/shm/gpucontainer-mps-<random>/shm, or to a directory beside it
 //! ```
 //!
-//! What a dead group leaves, the next allocator of the same user removes.
+//! What a dead group leaves, the next allocator of the same user removes, once its leases are over as well: containers
+//! have `pipe` and `shm`. A lease that comes before gives the group a new daemon.
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, SHARED_MEMORY};
@@ -61,7 +63,8 @@ pub struct MpsGroup {
     pub device_memory: Option<u64>,
     /// The leases of the group, by name.
     pub leases: Vec<String>,
-    /// The daemon's pipes, for `CUDA_MPS_PIPE_DIRECTORY`.
+    /// The daemon's pipes, for `CUDA_MPS_PIPE_DIRECTORY` of a process of the same user, or of root. In what the daemon
+    /// answers there, servers and clients have the numbers of its own PID namespace.
     pub pipe_directory: PathBuf,
     /// What the daemon and its servers say.
     pub log: PathBuf,
@@ -166,10 +169,9 @@ fn enter(joining: &Joining<'_>) -> Result<Membership> {
         };
         let group = directory.join("group");
         if !Slot::is_alive(&group)? {
-            remove_contents(&directory)?;
             return begin(joining, &directory, deadline).inspect_err(|_| {
                 // The error to report is the first.
-                let _ = remove(&directory);
+                let _ = fs::remove_file(&member(joining, &directory)).and_then(|()| remove_unless_held(&directory));
             });
         }
         if let Some(membership) = enter_living(joining, &directory)? {
@@ -184,7 +186,7 @@ fn enter(joining: &Joining<'_>) -> Result<Membership> {
 fn enter_living(joining: &Joining<'_>, directory: &Path) -> Result<Option<Membership>> {
     let Some(record) = read(&directory.join("group"))? else { return Ok(None) };
     let Some(keeper) = Process::open(record.keeper)? else { return Ok(None) };
-    let member = directory.join("members").join(&joining.slot.id);
+    let member = member(joining, directory);
     match fs::hard_link(&joining.slot.path, &member) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         linked => linked?,
@@ -197,21 +199,38 @@ fn enter_living(joining: &Joining<'_>, directory: &Path) -> Result<Option<Member
     Ok(Some(Membership { directory: directory.to_owned(), member, keeper, access }))
 }
 
-/// Makes the group in the empty directory, which the caller has locked.
+/// Where the second name of a lease's slot is.
+fn member(joining: &Joining<'_>, directory: &Path) -> PathBuf {
+    directory.join("members").join(&joining.slot.id)
+}
+
+/// Makes a daemon for the group whose directory it is, and which the caller has locked: a new one, or the next of one
+/// whose daemon has died.
 fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<Membership> {
-    for (name, mode) in [("members", 0o755), ("log", 0o755), ("bin", 0o755), ("lib", 0o755), ("pipe", 0o1777)] {
-        fs::create_dir(&directory.join(name))?;
-        fs::set_mode(&directory.join(name), mode)?;
+    let shared_memory = if has_living_members(directory)? {
+        let of_daemon = ["group", "log", "bin", "lib"].map(|name| directory.join(name));
+        // Containers have this directory, so that it stays, and what was made in it goes.
+        let pipes = fs::read_dir(&directory.join("pipe"))?;
+        of_daemon.iter().chain(&pipes).try_for_each(|path| fs::remove_tree(path))?;
+        fs::read_link(&directory.join("shm"))?
+    } else {
+        remove_contents(directory)?;
+        fs::set_mode(directory, 0o755)?;
+        make_directory(directory, "members", 0o755)?;
+        make_directory(directory, "pipe", 0o1777)?;
+        make_shared_memory(directory)?
+    };
+    for name in ["log", "bin", "lib"] {
+        make_directory(directory, name, 0o755)?;
     }
-    fs::set_mode(directory, 0o755)?;
-    let shared_memory = make_shared_memory(directory)?;
     let Programs { control, server } = joining.programs;
     fs::symlink(&control.host_path, &directory.join("bin").join(CONTROL))?;
     fs::symlink(&server.host_path, &directory.join("bin").join(SERVER))?;
     if !joining.root.is_host() {
         link_libraries(joining.root, &directory.join("lib"))?;
     }
-    let member = directory.join("members").join(&joining.slot.id);
+    let member = member(joining, directory);
+    // Last of what containers have: who has a living member has all of it.
     fs::hard_link(&joining.slot.path, &member)?;
     // Whoever reads it before it is whole sees that it is not.
     let group = slot::create(&directory.join("group"), &[ALIVE], b"")?;
@@ -240,6 +259,22 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
         keeper::end(&kept.keeper)?;
     }
     membership
+}
+
+fn make_directory(directory: &Path, name: &str, mode: u32) -> Result<()> {
+    let path = directory.join(name);
+    fs::create_dir(&path)?;
+    fs::set_mode(&path, mode)
+}
+
+/// Whether one of the leases of the group is not over.
+fn has_living_members(directory: &Path) -> Result<bool> {
+    for member in fs::read_dir(&directory.join("members")).unwrap_or_default() {
+        if Slot::is_alive(&member)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The daemon, as it is executed where the group's directory has another path.
@@ -351,16 +386,18 @@ fn link_libraries(root: &DriverRoot, into: &Path) -> Result<()> {
 /// The directory of the group's shared memory, which the link `shm` leads to: where shared memory may grow.
 fn make_shared_memory(directory: &Path) -> Result<PathBuf> {
     let link = directory.join("shm");
-    let path = if is_in_memory(Path::new(SHARED_MEMORY)) && fs::writable(Path::new(SHARED_MEMORY)) {
+    let outer = if is_in_memory(Path::new(SHARED_MEMORY)) && fs::writable(Path::new(SHARED_MEMORY)) {
         Path::new(SHARED_MEMORY).join(format!("{SHARED_PREFIX}{}", &fs::unique()[..16]))
     } else {
         directory.join("shared")
     };
     // First the link, so that the directory is found whenever the caller dies.
-    fs::symlink(&path, &link)?;
-    fs::create_dir(&path)?;
-    fs::set_mode(&path, 0o1777)?;
-    Ok(path)
+    fs::symlink(&outer.join("shm"), &link)?;
+    // All users of the group's containers may write there, and nobody else of the host gets there.
+    fs::create_dir(&outer)?;
+    fs::set_mode(&outer, 0o700)?;
+    make_directory(&outer, "shm", 0o1777)?;
+    Ok(outer.join("shm"))
 }
 
 fn access(directory: &Path, joining: &Joining<'_>) -> Result<Access> {
@@ -374,7 +411,7 @@ fn access(directory: &Path, joining: &Joining<'_>) -> Result<Access> {
 /// Makes the directory of the caller's groups, or sees that it is the caller's.
 fn make_own_directory(path: &Path, user: u32) -> Result<()> {
     match fs::create_dir(path) {
-        Ok(()) => return fs::set_mode(path, 0o755),
+        Ok(()) => return fs::set_mode(path, 0o700),
         Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
         Err(_) => {}
     }
@@ -383,8 +420,8 @@ fn make_own_directory(path: &Path, user: u32) -> Result<()> {
         // It was removed just now; whoever makes something in it finds out.
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
-        Ok(found) => {
-            let why = format!("{} belongs to user {}", path.display(), found.uid());
+        Ok(_) => {
+            let why = format!("{} is there, and no directory of user {user}", path.display());
             Err(Error::new(ErrorKind::PermissionDenied, why).with_path(path))
         }
     }
@@ -416,7 +453,11 @@ impl Membership {
         loop {
             if await_readable(&self.keeper, Some(Duration::from_millis(20)))? {
                 launch::collect_if_ended(&self.keeper)?;
-                return remove_dead(&self.directory).map(drop);
+                if remove_dead(&self.directory)? {
+                    return Ok(());
+                }
+                // Its daemon had died before, and another lease has brought a new one.
+                std::thread::sleep(Duration::from_millis(2));
             }
             let others = fs::read_dir(&self.directory.join("members")).unwrap_or_default();
             if !others.is_empty() {
@@ -430,30 +471,22 @@ impl Membership {
     }
 }
 
-/// Removes what dead groups left: the caller's own, and root those of all users.
-pub(crate) fn collect(table: &Path, all: bool) -> Result<()> {
-    let parents = if all && fs::is_root_user() {
-        let named = |path: &PathBuf| {
-            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(PREFIX))
-        };
-        fs::read_dir(table)?.into_iter().filter(named).collect()
-    } else {
-        vec![of_user(table, effective_user())]
-    };
-    for parent in parents {
-        if !fs::symlink_metadata(&parent).is_ok_and(|found| found.is_dir()) {
-            continue;
-        }
-        for directory in fs::read_dir(&parent).unwrap_or_default() {
-            if let Err(error) = remove_dead(&directory) {
-                tracing::warn!(%error, "what an MPS daemon left stays for now");
-            }
+/// Removes what dead groups of the caller left. Those of others are not touched, by root neither: whoever owns a
+/// directory can turn a path in it into another.
+pub(crate) fn collect(table: &Path) {
+    let user = effective_user();
+    let parent = of_user(table, user);
+    if !fs::symlink_metadata(&parent).is_ok_and(|found| found.is_dir() && found.uid() == user) {
+        return;
+    }
+    for directory in fs::read_dir(&parent).unwrap_or_default() {
+        if let Err(error) = remove_dead(&directory) {
+            tracing::warn!(%error, "what an MPS daemon left stays for now");
         }
     }
-    Ok(())
 }
 
-/// Removes a group if it is dead and nobody is busy with it; whether it is gone.
+/// Removes a group if it and its leases are dead and nobody is busy with it; whether it is gone.
 fn remove_dead(directory: &Path) -> Result<bool> {
     let lock = match slot::try_lock_directory(directory) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
@@ -463,11 +496,15 @@ fn remove_dead(directory: &Path) -> Result<bool> {
     if Slot::is_alive(&directory.join("group"))? {
         return Ok(false);
     }
-    remove(directory).map(|()| true)
+    remove_unless_held(directory)?;
+    Ok(fs::symlink_metadata(directory).is_err())
 }
 
-/// Removes a group's directory, and the user's with the last.
-fn remove(directory: &Path) -> Result<()> {
+/// Removes a group's directory, and the user's with the last, unless leases of it live.
+fn remove_unless_held(directory: &Path) -> Result<()> {
+    if has_living_members(directory)? {
+        return Ok(());
+    }
     remove_contents(directory)?;
     fs::remove_tree(directory)?;
     if let Some(parent) = directory.parent() {
@@ -478,11 +515,12 @@ fn remove(directory: &Path) -> Result<()> {
 }
 
 fn remove_contents(directory: &Path) -> Result<()> {
-    if let Ok(shared) = fs::read_link(&directory.join("shm")) {
-        let name = shared.file_name().and_then(|name| name.to_str());
-        if shared.parent() == Some(Path::new(SHARED_MEMORY)) && name.is_some_and(|name| name.starts_with(SHARED_PREFIX))
+    let shared = fs::read_link(&directory.join("shm")).ok();
+    if let Some(outer) = shared.as_deref().and_then(Path::parent) {
+        let name = outer.file_name().and_then(|name| name.to_str());
+        if outer.parent() == Some(Path::new(SHARED_MEMORY)) && name.is_some_and(|name| name.starts_with(SHARED_PREFIX))
         {
-            fs::remove_tree(&shared)?;
+            fs::remove_tree(outer)?;
         }
     }
     // The link last, so that what it leads to is found again after an interruption.
@@ -491,7 +529,7 @@ fn remove_contents(directory: &Path) -> Result<()> {
     paths.iter().try_for_each(|path| fs::remove_tree(path))
 }
 
-/// All groups of all users, as far as they are whole.
+/// All groups that the caller may look at, as far as they are whole.
 pub(crate) fn groups(table: &Path) -> Result<Vec<MpsGroup>> {
     let mut found = Vec::new();
     for parent in fs::read_dir(table)? {

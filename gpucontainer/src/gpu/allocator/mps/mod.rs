@@ -60,15 +60,16 @@ const VOLTA: (u32, u32) = (7, 0);
 ///   Volta's generation or later.
 /// - One user: a server works for clients of one user at a time, as the host counts users, and others wait until those
 ///   are gone. Without root only the caller's own user can be served.
-/// - `/dev/shm` is the group's: daemon and clients put small files there, so that the containers of one group see each
-///   other's shared memory, and its size is not that of
-///   [`shm_size`](crate::sandbox::SandboxBuilder::shm_size).
+/// - `/dev/shm` is the group's, a directory in that of the host: daemon and clients find small files of each other
+///   there. So the containers of one group see each other's shared memory, and its size is not that of
+///   [`shm_size`](crate::sandbox::SandboxBuilder::shm_size), but counts against their control groups.
 /// - A PID namespace for the daemon, and thus root or a user namespace, and a `/proc` that may be mounted there. The
 ///   daemon counts against the control group of the process that took the first lease, and dies if that is killed as
 ///   a whole.
 ///
 /// If the daemon is killed, the leases stay and are without it: CUDA fails in programs that used it, and programs that
-/// start later run as they would without MPS. [`GpuStatus::mps`](crate::gpu::GpuStatus::mps) says so.
+/// start later run as they would without MPS, until another lease joins the group, which brings a new daemon.
+/// [`GpuStatus::mps`](crate::gpu::GpuStatus::mps) says so.
 ///
 /// # References
 /// <https://docs.nvidia.com/deploy/mps/index.html>
