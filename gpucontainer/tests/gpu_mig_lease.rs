@@ -388,6 +388,7 @@ fn who_waits_gets_its_device_when_room_is_there_and_is_not_passed() {
     second.release().unwrap();
     let lease = ticket.wait(Some(SOON)).unwrap().unwrap();
     assert!(start.elapsed() < SOON && machine.instances(0) == [(0, 0)]);
+    assert_eq!(ticket.wait(Some(Duration::ZERO)).unwrap_err().kind(), ErrorKind::Closed);
     let error = machine.allocator.acquire(&small(1), Wait::at_most(Duration::from_millis(50))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     drop((lease, ticket));

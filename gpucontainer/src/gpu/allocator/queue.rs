@@ -121,7 +121,7 @@ impl GpuAllocator {
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
         let owner = Owner::own();
-        let locked = self.table.lock(cancel)?;
+        let mut locked = self.table.lock(cancel)?;
         let scan = self.table.scan(inventory)?;
         let (own, order) = place.unwrap_or_else(|| ("", order(request.wishes.priority)));
         let before =
@@ -153,7 +153,13 @@ impl GpuAllocator {
                 Decision::Make(plan) => {
                     // Others than those who want MIG devices are not kept waiting while some are made.
                     drop(locked);
-                    return self.make(request, seen, &plan, owner, cancel).map(Attempt::Leased);
+                    match self.make(request, seen, &plan, owner.clone(), cancel)? {
+                        Ok(lease) => return Ok(Attempt::Leased(lease)),
+                        Err(why) => {
+                            locked = self.table.lock(cancel)?;
+                            Later { why, unannounced: true, ahead: ids, behind }
+                        }
+                    }
                 }
                 Decision::Later { why, unannounced } => Later { why, unannounced, ahead: ids, behind },
             }
@@ -161,7 +167,8 @@ impl GpuAllocator {
         if !queue {
             return Ok(Attempt::Later(later));
         }
-        let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order })?;
+        let makes = host.making.makes();
+        let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order, makes })?;
         Ok(Attempt::Queued { slot, order, later })
     }
 
@@ -265,7 +272,8 @@ impl GpuTicket {
         Candidates::of(request, &host)?;
         let locked = allocator.table.lock(&Cancel::new())?;
         let order = order(request.wishes.priority);
-        let record = TicketRecord { owner: Owner::own(), request: request.clone(), allowed: allowed(&host), order };
+        let (owner, allowed, makes) = (Owner::own(), allowed(&host), host.making.makes());
+        let record = TicketRecord { owner, request: request.clone(), allowed, order, makes };
         let slot = locked.ticket(&record)?;
         drop(locked);
         Ok(Self::of_slot(allocator, request, slot, order, given))
@@ -308,6 +316,8 @@ impl GpuTicket {
     /// [`ErrorKind::Closed`] once the lease was given.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<GpuLease>> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Also where nothing calls for another look.
+        self.due |= self.slot.is_none();
         loop {
             if self.due {
                 self.due = false;

@@ -65,6 +65,9 @@ pub(crate) struct TicketRecord {
     pub(crate) allowed: Option<Vec<String>>,
     /// Smaller comes first: when it arrived, less what its priority is worth, in nanoseconds.
     pub(crate) order: i128,
+    /// Whether the owner can make MIG devices.
+    #[serde(default)]
+    pub(crate) makes: bool,
 }
 
 /// Since when a lease is over, in nanoseconds since the system started.
