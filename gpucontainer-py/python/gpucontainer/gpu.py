@@ -228,7 +228,11 @@ class GpuLease:
         return self._description
 
     def release(self) -> None:
-        """Gives the GPUs up now, whoever else holds the lease. A second time does nothing."""
+        """Gives the GPUs up now, whoever else holds the lease. A second time does nothing.
+
+        Raises BusyError if a process still uses a MIG device that was made for the lease; the lease is over then, and the
+        device is destroyed later.
+        """
         self._handle.release()
 
     def close(self) -> None:
