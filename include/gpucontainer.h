@@ -1666,10 +1666,12 @@ gpuc_gpu_lease_t *gpuc_sandbox_gpu_lease_at(const gpuc_sandbox_t *sandbox,
  * Gives the GPUs up now, whoever else holds the lease, and says what went wrong with that.
  *
  * @param lease  freed, also on failure
- * @param error  may be NULL
+ * @param error  may be NULL; GPUC_ERROR_BUSY if a process still uses a MIG device that was made for the lease: the lease
+ *               is over then, and the device is destroyed later
  * @return 0, or -1 on failure
  */
-int gpuc_gpu_lease_release(gpuc_gpu_lease_t *lease, gpuc_error_t **error);
+int gpuc_gpu_lease_release(gpuc_gpu_lease_t *lease,
+                           gpuc_error_t **error);
 
 /**
  * Turns a lease into a descriptor that holds it: it ends when the last copy of that is closed, in any process.

@@ -400,7 +400,8 @@ pub extern "C" fn gpuc_sandbox_gpu_lease_at(
 /// Gives the GPUs up now, whoever else holds the lease, and says what went wrong with that.
 ///
 /// @param lease  freed, also on failure
-/// @param error  may be NULL
+/// @param error  may be NULL; GPUC_ERROR_BUSY if a process still uses a MIG device that was made for the lease: the lease
+///               is over then, and the device is destroyed later
 /// @return 0, or -1 on failure
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_gpu_lease_release(

@@ -223,13 +223,13 @@ impl LeaseHandle {
     }
 
     /// Gives the GPUs up; a second time does nothing.
-    fn release(&self) -> PyResult<()> {
-        ours(self.0.take().map_or(Ok(()), GpuLease::release))
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        ours(py.detach(|| self.0.take().map_or(Ok(()), GpuLease::release)))
     }
 
     /// Gives up this handle; whoever else holds the lease keeps it.
-    fn close(&self) {
-        drop(self.0.take());
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.0.take()));
     }
 
     /// The descriptor that holds the lease from now on.

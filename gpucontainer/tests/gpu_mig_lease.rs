@@ -6,7 +6,7 @@
 mod common;
 mod driver;
 
-use common::{Leaks, until};
+use common::{Leaks, Ordinary, until};
 use driver::{FakeDriver, mig_profiles, profile, split_a100};
 use gpucontainer::gpu::{
     DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait,
@@ -15,6 +15,7 @@ use gpucontainer::{ErrorKind, GpuRequest};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -123,6 +124,8 @@ fn other_process() {
                 std::thread::park();
             }
         }
+        // That was all.
+        "open" => {}
         "storm" => storm_of_one(&allocator),
         other => panic!("no test is for {other:?}"),
     }
@@ -306,12 +309,16 @@ fn what_a_living_lease_holds_stays_and_what_a_dead_one_held_goes() {
     assert_eq!(machine.devices(), [theirs.clone(), ours.gpus()[0].clone()]);
     owner.kill().unwrap();
     owner.wait().unwrap();
+    assert_eq!(machine.devices().len(), 2, "nothing goes by itself");
+    // An allocator of the driver that the environment names is opened.
+    let opened = machine.other("open").env("GPUCONTAINER_DRIVER_ROOT", machine.driver.path()).status().unwrap();
+    assert!(opened.success());
+    assert_eq!(machine.devices(), ours.gpus(), "what the dead held is gone");
     // Whoever has the descriptor has the lease.
     let (uuids, descriptor) = (ours.gpus().to_vec(), ours.into_fd().unwrap());
     drop(machine.allocator.status().unwrap());
-    assert_eq!(machine.devices(), uuids, "what the dead held is gone");
+    assert_eq!(machine.devices(), uuids);
     drop(descriptor);
-    // A directory of the slots that is damaged does not matter.
     drop(machine.now(&GpuRequest::count(1).mig_profile("7g.40gb")).unwrap());
     machine.is_as_before();
 }
@@ -388,6 +395,7 @@ fn who_waits_gets_its_device_when_room_is_there_and_is_not_passed() {
     second.release().unwrap();
     let lease = ticket.wait(Some(SOON)).unwrap().unwrap();
     assert!(start.elapsed() < SOON && machine.instances(0) == [(0, 0)]);
+    assert_eq!(ticket.wait(Some(Duration::ZERO)).unwrap_err().kind(), ErrorKind::Closed);
     let error = machine.allocator.acquire(&small(1), Wait::at_most(Duration::from_millis(50))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     drop((lease, ticket));
@@ -419,6 +427,47 @@ fn failures_half_way_leave_nothing() {
     let text = machine.refusal(&small(1));
     assert!(text.contains("none can be made") && text.contains("permission"), "{text}");
     machine.is_as_before();
+}
+
+#[test]
+fn who_may_not_make_any_gets_what_is_there_and_destroys_nothing() {
+    if std::env::var_os(TABLE).is_some() {
+        return ordinary();
+    }
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["setpriv"]) {
+        return;
+    }
+    let machine = Machine::new(profile("h100-mig"));
+    for directory in [machine.driver.path(), machine.directory.path()] {
+        std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    // One that root has made and shares.
+    let shared = GpuRequest::count(1).mig_profile("1g.10gb+me").sharing(Sharing::Shared(3));
+    let lease = machine.now(&shared).unwrap();
+    let environment = [(ROOT, machine.driver.path().as_os_str()), (TABLE, machine.allocator.path().as_os_str())];
+    Ordinary::nobody().run("who_may_not_make_any_gets_what_is_there_and_destroys_nothing", &environment);
+    assert!(machine.devices().contains(&lease.gpus()[0]));
+    lease.release().unwrap();
+    assert_eq!((machine.devices().len(), machine.written()), (3, 0));
+}
+
+/// The part of an ordinary user.
+fn ordinary() {
+    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
+    let allocator = allocator(&path(TABLE), &path(ROOT));
+    let small = GpuRequest::count(1).mig_profile("1g.10gb");
+    let there = allocator.acquire(&small, Wait::none()).unwrap();
+    assert_eq!(there.gpus(), ["MIG-b10c0000-0000-5000-8000-000000000003"]);
+    let error = allocator.acquire(&small, Wait::none()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("0 of 1 free: 1 leased by process"), "{text}");
+    assert!(text.contains("user 65534 may not make MIG devices") && text.contains("is user 0's"), "{text}");
+    let shared = GpuRequest::count(1).mig_profile("1g.10gb+me").sharing(Sharing::Shared(3));
+    let (one, other) = (allocator.acquire(&shared, Wait::none()).unwrap(), allocator.acquire(&shared, Wait::none()));
+    assert_eq!(other.unwrap().gpus(), one.gpus());
+    one.release().unwrap();
+    drop(allocator.status().unwrap());
 }
 
 #[test]

@@ -258,7 +258,7 @@ fn processes_of_a_container_are_clients_of_its_daemon() {
     // One that runs already becomes a client with its GPU.
     let lease = host.acquire(&one().mps(half())).unwrap();
     let running = fixture.shell("exec sleep 300").driver_root(DriverRoot::new(host.driver.path())).spawn().unwrap();
-    let grant = running.attach_gpus(&lease.request()).unwrap();
+    let grant = running.attach_lease(&lease).unwrap();
     let script = "[ $CUDA_MPS_ACTIVE_THREAD_PERCENTAGE = 50 ] && exec /bin/client -c";
     let process = running.exec(["/bin/sh", "-c", script]).stdin(Io::Null).stdout(Io::Piped).stderr(Io::Piped);
     let output = process.spawn().unwrap().communicate(b"", Some(SOON)).unwrap();

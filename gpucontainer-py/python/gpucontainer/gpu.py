@@ -305,7 +305,11 @@ class GpuLease:
         return None if encoded is None else _group(json.loads(encoded))
 
     def release(self) -> None:
-        """Gives the GPUs up now, whoever else holds the lease. A second time does nothing."""
+        """Gives the GPUs up now, whoever else holds the lease. A second time does nothing.
+
+        Raises BusyError if a process still uses a MIG device that was made for the lease; the lease is over then, and the
+        device is destroyed later.
+        """
         self._handle.release()
 
     def close(self) -> None:

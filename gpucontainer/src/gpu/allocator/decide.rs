@@ -143,7 +143,7 @@ fn promise(
         topology: host.topology.clone(),
         refused,
         unready: host.unready.clone(),
-        making: host.making.of_others(),
+        making: host.making.of_others(waiting.record.makes),
     };
     if let Some(allowed) = &waiting.record.allowed {
         // A MIG device that was made since, of a GPU that is allowed, is allowed.

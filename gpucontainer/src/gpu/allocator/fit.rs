@@ -192,6 +192,58 @@ mod tests {
         assert_eq!(media, [Some((0, 6)), None], "one with the media engines");
     }
 
+    /// Of each kind by itself as many as its maker says, and what is mixed as its maker's tables have it.
+    #[test]
+    fn every_kind_of_every_model_fits_as_often_as_it_can() {
+        for model in ["a100-40gb", "a100-80gb", "h100-80gb", "h200-141gb", "b200-180gb", "a30"] {
+            for kind in gpu(model).kinds {
+                let mut one = [gpu(model)];
+                let most = usize::try_from(kind.instances).unwrap();
+                assert_eq!(one[0].now(&kind.name), kind.instances, "{model} {}", kind.name);
+                let made = starts(&mut one, &vec![kind.name.as_str(); most + 1]);
+                assert_eq!(made.iter().flatten().count(), most, "{model} {}: {made:?}", kind.name);
+                assert_eq!((one[0].now(&kind.name), one[0].ever(&kind.name)), (0, 0), "{model} {}", kind.name);
+                // What leases made goes with them.
+                one[0].temporary = one[0].taken.iter().map(|(_, span)| *span).collect();
+                assert_eq!(one[0].ever(&kind.name), kind.instances, "{model} {}", kind.name);
+            }
+        }
+        let seven = |small, pair, half, most| {
+            [vec![most, half], vec![half, pair, small, small], vec![pair, pair, pair, small], vec![half, half]]
+        };
+        for (model, mixes) in [
+            ("a100-40gb", seven("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb")),
+            ("a100-80gb", seven("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb")),
+            ("h100-80gb", seven("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb")),
+            ("h200-141gb", seven("1g.18gb", "2g.35gb", "3g.71gb", "4g.71gb")),
+            ("b200-180gb", seven("1g.23gb", "2g.45gb", "3g.90gb", "4g.90gb")),
+        ] {
+            for mix in mixes {
+                // The large ones first: who comes later is not known.
+                let made = starts(&mut [gpu(model)], &mix);
+                assert!(made.iter().all(Option::is_some), "{model} {mix:?}: {made:?}");
+            }
+        }
+        for mix in [["2g.12gb", "1g.6gb", "1g.6gb"], ["1g.6gb", "1g.6gb", "2g.12gb"]] {
+            assert!(starts(&mut [gpu("a30")], &mix).iter().all(Option::is_some), "{mix:?}");
+        }
+        let memory = |model: &str, name: &str| gpu(model).kind(name).unwrap().memory >> 30;
+        assert_eq!((memory("h100-80gb", "3G.40GB"), memory("a30", "4g.24gb")), (39, 22));
+    }
+
+    #[test]
+    fn places_of_any_size_are_understood() {
+        // As a driver might have it whose halves have three places instead of four.
+        let mut one = gpu("h100-80gb");
+        for kind in &mut one.kinds {
+            for span in &mut kind.spans {
+                span.size = if span.size == 8 { 7 } else { kind.slices };
+            }
+        }
+        let made = starts(&mut [one], &["3g.40gb", "3g.40gb", "1g.10gb", "1g.10gb"]);
+        assert_eq!(made.iter().flatten().count(), 3, "{made:?}");
+    }
+
     #[test]
     fn a_gpu_that_is_broken_already_is_used_up_first() {
         let mut two = [gpu("a100-40gb"), gpu("a100-40gb")];

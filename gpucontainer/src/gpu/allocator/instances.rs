@@ -135,8 +135,9 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
     if entry.device.as_ref().is_some_and(|uuid| inside.clone().any(|slice| slice.uuid != *uuid)) {
         return Ok(Undone::Gone);
     }
-    for slice in inside.clone() {
-        if entry.leases.as_ref().is_some_and(|leases| Table::new(leases.clone()).holds(&slice.uuid).unwrap_or(true)) {
+    if let Some(leases) = &entry.leases {
+        let devices = inside.clone().map(|slice| slice.uuid.clone()).collect();
+        if !Table::new(leases.clone()).held(&devices)?.is_empty() {
             return Ok(Undone::Leased);
         }
     }

@@ -23,6 +23,7 @@ use crate::sys::mig::Span;
 use crate::sys::{fs, slot};
 
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The state of a lease on a MIG device.
@@ -94,6 +95,8 @@ pub(crate) fn proceed(claim: &Claim, entry: &Entry) -> Result<()> {
 
 /// Whether something was left by a dead owner, as far as can be told without the driver.
 pub(crate) fn is_untidy(directory: &Path) -> Result<bool> {
+    // The devices that have to be held, by the slots.
+    let mut wanted: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for path in fs::read_dir(directory)? {
         if path.extension().is_none_or(|extension| extension != "claim") {
             continue;
@@ -105,11 +108,14 @@ pub(crate) fn is_untidy(directory: &Path) -> Result<bool> {
         }
         match Entry::parse(&slot::read(&found.file, &path)?) {
             Some(Entry { leases: Some(leases), device: Some(device), .. }) => {
-                if !Table::new(leases).holds(&device)? {
-                    return Ok(true);
-                }
+                wanted.entry(leases).or_default().insert(device);
             }
             _ => return Ok(true),
+        }
+    }
+    for (leases, devices) in wanted {
+        if Table::new(leases).held(&devices)? != devices {
+            return Ok(true);
         }
     }
     Ok(false)

@@ -29,10 +29,14 @@ use crate::sys::cgroup::effective_user;
 use crate::sys::fs;
 
 use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+/// `NVML_ERROR_INSUFFICIENT_RESOURCES`, which the wrapper has no name for: the place was taken meanwhile.
+const NO_RESOURCES: u32 = 23;
 
 /// A host as a request sees it, and nobody changes its MIG devices meanwhile.
 #[derive(Debug)]
@@ -80,13 +84,14 @@ impl GpuAllocator {
             let making = Making::Yes(Splits::default());
             return Ok(Seen { inventory, making, unready: BTreeMap::new(), _gate: None });
         }
-        let why = match self.makers() {
-            Ok(devices) if makes => return self.look_at(&devices, cancel),
-            Ok(_) => String::new(),
-            Err(why) => why,
-        };
+        let mut making = Making::Unknown;
+        if makes {
+            match self.makers() {
+                Ok(devices) => return self.look_at(&devices, cancel),
+                Err(why) => making = Making::No(why),
+            }
+        }
         self.tidy_up();
-        let making = Making::No(why);
         let (Some(directory), true) = (self.directory_of_makers(), takes_slices(request, &inventory)) else {
             return Ok(Seen { inventory, making, unready: BTreeMap::new(), _gate: None });
         };
@@ -127,7 +132,7 @@ impl GpuAllocator {
     }
 
     /// Makes what the plan lacks, and leases all of it, while `_seen` keeps everybody else from doing so. If that fails,
-    /// nothing is left of it.
+    /// nothing is left of it; where somebody was quicker who does not ask us, that is said instead of a lease.
     pub(super) fn make(
         &self,
         request: &GpuRequest,
@@ -135,7 +140,7 @@ impl GpuAllocator {
         plan: &Plan,
         owner: Owner,
         cancel: &Cancel,
-    ) -> Result<GpuLease> {
+    ) -> Result<Result<GpuLease, String>> {
         let devices = self.makers().map_err(|why| Error::new(ErrorKind::PermissionDenied, why))?;
         let work = |nvml: &Nvml| {
             let mut made: Vec<(Claim, Entry)> = Vec::new();
@@ -149,7 +154,10 @@ impl GpuAllocator {
             }
             lease
         };
-        devices.with_library(work).context("make MIG devices")
+        match devices.with_library(work) {
+            Err(error) if is_beaten(&error) => Ok(Err(error.to_string())),
+            lease => lease.map(Ok).context("make MIG devices"),
+        }
     }
 
     fn make_all(
@@ -190,7 +198,7 @@ impl GpuAllocator {
         let host = Host::of(&inventory, BTreeMap::new(), Making::Unknown);
         let locked = self.table.lock(cancel)?;
         if let Some(holder) = contested(&chosen, request, &self.table.scan(&inventory)?) {
-            return Err(unavailable(format!("{holder} was quicker")));
+            return Err(Error::new(ErrorKind::Busy, format!("{holder} was quicker")));
         }
         let record = record(&chosen, request, owner);
         let slot = locked.lease(&record)?;
@@ -245,6 +253,12 @@ impl GpuAllocator {
         }
         Ok(MigDevices::of(&self.root, path))
     }
+}
+
+/// Whether somebody else took a device or a place between a look and the deed.
+fn is_beaten(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<NvmlError>());
+    error.kind() == ErrorKind::Busy || matches!(cause, Some(NvmlError::UnexpectedVariant(NO_RESOURCES)))
 }
 
 /// Whether the request may be served by MIG devices.

@@ -95,12 +95,18 @@ impl Making {
         Room::of(self, &[]).why_none(gpus, request, host)
     }
 
-    /// What is left to others to know of: whether somebody who waits can make devices is known if we can.
-    pub(crate) fn of_others(&self) -> Self {
+    /// What somebody else can make, who can make any or not.
+    pub(crate) fn of_others(&self, makes: bool) -> Self {
         match self {
+            _ if !makes => Self::No(String::new()),
             Self::Yes(splits) => Self::Yes(splits.clone()),
             _ => Self::Unknown,
         }
+    }
+
+    /// Whether anything can be made at all.
+    pub(crate) fn makes(&self) -> bool {
+        matches!(self, Self::Yes(_))
     }
 }
 

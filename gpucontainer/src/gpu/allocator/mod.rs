@@ -10,6 +10,10 @@
 //!   GpuTicket ◄─────┘          a slot too: a place in the queue that ends with its owner
 //! ```
 //!
+//! Where a request for MIG devices finds too few, `making` says where others can be, and `makers` makes them, written
+//! down in a `journal` beside the slots. A device that was made lives as long as a lease holds it; the last holder
+//! destroys it, or, if that one was killed, the next who comes.
+//!
 //! A slot is a small file whose owner holds locks on ranges of it. The kernel frees them when the last copy of the
 //! descriptor is closed, however its holder ends; and they are the truth about what is held (`record`), so that
 //! damage to a slot's text costs nothing but the description.
@@ -166,7 +170,7 @@ impl GpuAllocator {
     ///
     /// Its slots are in `/run/gpucontainer/gpu` (`/dev/shm/gpucontainer-gpu` where `/run` is on a disk), which root
     /// makes for all users when it first opens an allocator. Until then an ordinary user has an account of its own;
-    /// [`private`](Self::private) says so.
+    /// [`private`](Self::private) says so. MIG devices of leases that are over are destroyed, if the caller may.
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] if somebody made that directory who could take away the leases of others.
@@ -318,6 +322,11 @@ impl GpuAllocator {
     /// Of devices of CDI specifications (`vendor.com/class=name`) those are leased that give access to GPUs of the host;
     /// others are somebody else's to account for, and only part of [`GpuLease::request`].
     ///
+    /// MIG devices of a [profile](GpuRequest::mig_profile) that are missing are made where the caller may, on GPUs in MIG
+    /// mode, where they leave the most room for large ones. They are destroyed after their last lease: by its holder, or,
+    /// where that one was killed or has handed the lease on, by the next who opens an allocator, asks for such devices or
+    /// for the [`status`](Self::status), and may. What a process still uses then stays until it does not.
+    ///
     /// Requests are served in the order in which they came, those of a higher
     /// [`priority`](GpuRequest::priority) earlier. One that cannot be served yet keeps what is free of the GPUs that
     /// it could use, so that smaller ones do not pass it for ever; others pass. The wait takes no processor time
@@ -335,7 +344,8 @@ impl GpuAllocator {
     }
 
     /// As [`acquire`](Self::acquire), with an inventory that the caller has: it is believed in what it says about
-    /// memory and processes, too. Saves the start of the driver's management library.
+    /// memory and processes, too. Saves the start of the driver's management library, except where MIG devices come and
+    /// go, of which it may know some that are no more.
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire).
@@ -370,7 +380,8 @@ impl GpuAllocator {
             .with_context(|| format!("wait for {}", wish(request)))
     }
 
-    /// Who holds what since when, and who waits.
+    /// Who holds what since when, and who waits. MIG devices that were made for leases that are over are destroyed before,
+    /// if the caller may.
     ///
     /// # Errors
     /// Those of reading the directory of the slots.

@@ -126,7 +126,7 @@ impl GpuAllocator {
             mps::collect(self.path());
         }
         let owner = self.owner();
-        let locked = self.table.lock(cancel)?;
+        let mut locked = self.table.lock(cancel)?;
         let scan = self.table.scan(inventory)?;
         let (own, order) = place.unwrap_or_else(|| ("", order(request.wishes.priority)));
         let before =
@@ -164,9 +164,16 @@ impl GpuAllocator {
                 Decision::Make(plan) => {
                     // Others than those who want MIG devices are not kept waiting while some are made.
                     drop(locked);
-                    let lease = self.make(request, seen, &plan, owner.clone(), cancel)?;
-                    let lease = self.with_daemon(lease, request, programs.as_ref(), &owner, cancel)?;
-                    return Ok(Attempt::Leased(lease));
+                    match self.make(request, seen, &plan, owner.clone(), cancel)? {
+                        Ok(lease) => {
+                            let lease = self.with_daemon(lease, request, programs.as_ref(), &owner, cancel)?;
+                            return Ok(Attempt::Leased(lease));
+                        }
+                        Err(why) => {
+                            locked = self.table.lock(cancel)?;
+                            Later { why, unannounced: true, ahead: ids, behind }
+                        }
+                    }
                 }
                 Decision::Later { why, unannounced } => Later { why, unannounced, ahead: ids, behind },
             }
@@ -174,7 +181,8 @@ impl GpuAllocator {
         if !queue {
             return Ok(Attempt::Later(later));
         }
-        let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order })?;
+        let makes = host.making.makes();
+        let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order, makes })?;
         Ok(Attempt::Queued { slot, order, later })
     }
 
@@ -310,8 +318,8 @@ impl GpuTicket {
         Programs::wanted(request, allocator.root())?;
         let locked = allocator.table.lock(&Cancel::new())?;
         let order = order(request.wishes.priority);
-        let record =
-            TicketRecord { owner: allocator.owner(), request: request.clone(), allowed: allowed(&host), order };
+        let (owner, allowed, makes) = (allocator.owner(), allowed(&host), host.making.makes());
+        let record = TicketRecord { owner, request: request.clone(), allowed, order, makes };
         let slot = locked.ticket(&record)?;
         drop(locked);
         Ok(Self::of_slot(allocator, request, slot, order, given))
@@ -354,6 +362,8 @@ impl GpuTicket {
     /// [`ErrorKind::Closed`] once the lease was given.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<GpuLease>> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Also where nothing calls for another look.
+        self.due |= self.slot.is_none();
         loop {
             if std::mem::take(&mut self.due) {
                 match self.attempt() {

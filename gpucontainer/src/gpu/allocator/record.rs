@@ -93,6 +93,9 @@ pub(crate) struct TicketRecord {
     pub(crate) allowed: Option<Vec<String>>,
     /// Smaller comes first: when it arrived, less what its priority is worth, in nanoseconds.
     pub(crate) order: i128,
+    /// Whether the owner can make MIG devices.
+    #[serde(default)]
+    pub(crate) makes: bool,
 }
 
 impl TicketRecord {

@@ -162,12 +162,13 @@ impl Table {
         Ok(scan)
     }
 
-    /// Whether a live lease holds the device, whatever its slot's text says.
+    /// Those of the devices that live leases hold, whatever their slots' texts say.
     #[cfg(feature = "nvml")]
-    pub(crate) fn holds(&self, device: &str) -> Result<bool> {
+    pub(crate) fn held(&self, devices: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
         let slots = match fs::read_dir(&self.path) {
             // A directory that is gone has no slots.
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(all),
             slots => slots?,
         };
         for path in slots {
@@ -176,11 +177,16 @@ impl Table {
             }
             let Some(found) = slot::open(&path)? else { continue };
             let held = |range| slot::held(&found.file, &path, range);
-            if held(record::ALIVE)?.is_some() && held(record::region_of(device))?.is_some() {
-                return Ok(true);
+            if held(record::ALIVE)?.is_none() {
+                continue;
+            }
+            for device in devices {
+                if held(record::region_of(device))?.is_some() {
+                    all.insert(device.clone());
+                }
             }
         }
-        Ok(false)
+        Ok(all)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {

@@ -49,7 +49,7 @@ impl GpuAllocator {
         plan: &Plan,
         _owner: Owner,
         _cancel: &Cancel,
-    ) -> Result<GpuLease> {
+    ) -> Result<Result<GpuLease, String>> {
         match *plan {}
     }
 

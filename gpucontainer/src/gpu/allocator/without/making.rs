@@ -39,8 +39,12 @@ impl Making {
         }
     }
 
-    pub(crate) fn of_others(&self) -> Self {
-        Self::Unknown
+    pub(crate) fn of_others(&self, makes: bool) -> Self {
+        if makes { Self::Unknown } else { Self::No(String::new()) }
+    }
+
+    pub(crate) fn makes(&self) -> bool {
+        false
     }
 }
 
