@@ -75,9 +75,10 @@ fn start() -> Result<bool> {
     let verdict =
         if scene.failed == 0 { "All of it holds.\n".to_owned() } else { format!("{} failed.\n", scene.failed) };
     scene.say(&verdict);
-    if let (Some(record), false) = (record, stand_in) {
+    if let Some(record) = record {
         std::fs::create_dir_all(record.parent().unwrap_or(Path::new(".")))?;
-        std::fs::write(&record, format!("# What a real GPU showed\n\n```text\n{}```\n", scene.text))?;
+        let title = record.file_stem().unwrap_or_default().to_string_lossy();
+        std::fs::write(&record, format!("# {title}: what a GPU showed\n\n```text\n{}```\n", scene.text))?;
         println!("The record is {}.", record.display());
     }
     Ok(scene.failed == 0)
