@@ -276,7 +276,7 @@ typedef struct gpuc_gpu_allocator_t gpuc_gpu_allocator_t;
 typedef struct gpuc_gpu_grant_t gpuc_gpu_grant_t;
 
 /**
- * GPUs that are the holder's, until this is freed and every sandbox that was started with it has ended.
+ * GPUs that are the holder's, until this is freed and every sandbox that was started with it, or given it, has ended.
  */
 typedef struct gpuc_gpu_lease_t gpuc_gpu_lease_t;
 

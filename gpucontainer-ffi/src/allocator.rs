@@ -249,7 +249,7 @@ pub extern "C" fn gpuc_gpu_allocator_free(allocator: Option<Box<GpuAllocator>>) 
     drop(allocator);
 }
 
-/// GPUs that are the holder's, until this is freed and every sandbox that was started with it has ended.
+/// GPUs that are the holder's, until this is freed and every sandbox that was started with it, or given it, has ended.
 #[derive(Debug)]
 pub struct GpuLease {
     pub(crate) lease: gpucontainer::gpu::GpuLease,

@@ -1,6 +1,6 @@
 //! The stub: what runs between the clone and the application, and stays as its supervisor.
 //!
-//! A freestanding program of about two kilobytes. It maps the program that it was given (see `format.rs`), walks
+//! A freestanding program of about four kilobytes. It maps the program that it was given (see `format.rs`), walks
 //! its ops, and makes system calls, nothing else: it allocates nothing, locks nothing, and shares no memory with the
 //! process that started it but the program itself. Built by the crate's build script with the same compiler.
 

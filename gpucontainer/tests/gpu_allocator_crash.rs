@@ -171,6 +171,15 @@ fn other_process() {
             sandbox.detach().unwrap();
             say("gone");
         }
+        Some("attaching again and again") => {
+            let sandbox = sleeping(|builder| builder.gpu_allocator(&allocator_of_parent()));
+            say(&format!("holds {}", sandbox.pid()));
+            for turn in 0.. {
+                let grant = sandbox.attach_gpus(&one(), Wait::forever()).unwrap();
+                sandbox.detach_gpus(&grant, false).unwrap();
+                say(&format!("turn {turn}"));
+            }
+        }
         other => panic!("no test is for {other:?}"),
     }
 }
@@ -309,6 +318,39 @@ fn a_lease_follows_its_container() {
         assert!(ended(pid.parse().unwrap()), "{role}: the GPU was free before its container was dead");
     }
     gpucontainer::sandbox::collect_abandoned(&fixture.store).unwrap();
+}
+
+/// Turns of attaching and detaching in which a process is killed, each time a little later.
+const TURNS: u32 = 24;
+
+#[test]
+fn whoever_is_killed_while_it_attaches_leaves_nothing() {
+    if !driver::available() || !common::tier("root") || !common::tools("root", &["busybox"]) {
+        return;
+    }
+    let leaks = common::Leaks::watch();
+    let fixture = Fixture::new();
+    let host = Host::new("t4");
+    // How long a turn takes here, of which each kill meets another part.
+    let mut turn = Duration::ZERO;
+    for number in 0..TURNS {
+        let mut other = host.spawn(fixture.apart("attaching again and again"));
+        let pid = other.said("holds");
+        other.said("turn 1");
+        if number == 0 {
+            let start = Instant::now();
+            other.said("turn 4");
+            turn = start.elapsed() / 3;
+        }
+        std::thread::sleep(turn * number / TURNS);
+        other.kill();
+        drop(host.allocator.acquire(&one(), Wait::at_most(SOON)).unwrap());
+        until("the container is dead", SOON, || ended(pid.parse().unwrap()));
+        assert_eq!(std::fs::read_dir(host.allocator.path()).unwrap().count(), 0, "no slot is left");
+    }
+    gpucontainer::sandbox::collect_abandoned(&fixture.store).unwrap();
+    drop((fixture, host));
+    leaks.check();
 }
 
 /// Whether a process has ended, or does nothing but end: then its files are being closed.

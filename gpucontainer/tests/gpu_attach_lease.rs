@@ -22,6 +22,11 @@ fn waiting(fixture: &Fixture, image: &Image, gpus: &str) -> SandboxBuilder {
     fixture.sandbox(image, gpus, "while read -r line; do :; done").stdin(Stdio::Piped)
 }
 
+/// A name that no other run of the tests uses meanwhile.
+fn name(word: &str) -> String {
+    format!("{word}-{}", std::process::id())
+}
+
 fn one(index: u32) -> GpuRequest {
     GpuRequest::indices([index]).unwrap()
 }
@@ -31,11 +36,18 @@ fn holders(allocator: &GpuAllocator) -> Vec<(Option<String>, usize)> {
     allocator.status().unwrap().leases.into_iter().map(|lease| (lease.sandbox, lease.gpus.len())).collect()
 }
 
-/// How many descriptors the supervisor of a sandbox has.
+/// How many descriptors the supervisor of a sandbox has. Once it listens to signals, it has closed those of the start.
 fn descriptors(sandbox: &Sandbox) -> usize {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", sandbox.pid())).unwrap();
     let supervisor = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().to_owned();
-    std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap().count()
+    let mut number = 0;
+    common::until("the supervisor listens", SOON, || {
+        let entries = std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap();
+        let files: Vec<_> = entries.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok()).collect();
+        number = files.len();
+        files.iter().any(|file| file.to_string_lossy().contains("signalfd"))
+    });
+    number
 }
 
 /// Waits until the supervisor has done as it was told.
@@ -56,8 +68,8 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("dgx-a100");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
-    let own = waiting(&fixture, &image, "7").name("own").spawn().unwrap();
-    let other = waiting(&fixture, &image, "void").name("other").spawn().unwrap();
+    let own = waiting(&fixture, &image, "7").name(name("own")).spawn().unwrap();
+    let other = waiting(&fixture, &image, "void").name(name("other")).spawn().unwrap();
     let few = descriptors(&own);
     let before = SystemTime::now();
     let first = own.attach_gpus(&one(0), Wait::none()).unwrap();
@@ -68,10 +80,10 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     until_held(&own, few + 2);
 
     let status = allocator.status().unwrap();
-    let named = |name: &str| Some(name.to_owned());
+    let named = |word: &str| Some(name(word));
     assert_eq!(holders(&allocator), [(named("own"), 1), (named("own"), 1), (named("own"), 2)]);
     assert!(status.leases[1..].iter().all(|lease| lease.since.unwrap() >= before - Duration::from_secs(1)));
-    assert!(status.to_string().contains("sandbox own of process "), "{status}");
+    assert!(status.to_string().contains(&format!("sandbox {} of process ", own.name())), "{status}");
     // Others are told who has it: those who start, those who attach, and those who lease.
     let request = GpuRequest::uuids(&first.gpus).unwrap();
     let refused = [
@@ -90,7 +102,7 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
     let error = own.attach_gpus(&GpuRequest::count(5), Wait::forever()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "{error}");
-    assert!(error.to_string().contains("sandbox own has it already"), "{error}");
+    assert!(error.to_string().contains(&format!("sandbox {} has it already", own.name())), "{error}");
     // Who does not lease does not ask, and keeps nobody from anything.
     let beside = other.attach_gpus_unleased(&one(0)).unwrap();
     assert!(beside.gpus == first.gpus && other.gpu_leases().is_empty());
@@ -148,8 +160,8 @@ fn an_attachment_that_fails_leaves_no_lease() {
         let other = devices.join(own);
         // It was made for the attachments before, and is the sandbox's.
         let sandbox = waiting(&fixture, &image, "void").spawn().unwrap();
-        let name = other.file_name().unwrap().to_str().unwrap();
-        let place = other.with_file_name(name.replace(&first_name, sandbox.name()));
+        let group = other.file_name().unwrap().to_str().unwrap();
+        let place = other.with_file_name(group.replace(&first_name, sandbox.name()));
         std::fs::create_dir_all(place.join("inner")).unwrap();
         let error = sandbox.attach_gpus(&one(0), Wait::none()).unwrap_err();
         assert!(error.to_string().contains("set device rules"), "{error}");
@@ -174,7 +186,7 @@ fn an_attachment_waits_for_its_turn_if_it_may() {
     let fixture = Fixture::new("t4");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
     let first = waiting(&fixture, &image, "0").spawn().unwrap();
-    let second = waiting(&fixture, &image, "void").name("second").spawn().unwrap();
+    let second = waiting(&fixture, &image, "void").name(name("second")).spawn().unwrap();
     let late = second.attach_gpus(&one(0), Wait::at_most(Duration::from_millis(50))).unwrap_err();
     assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
     let in_line = |number: usize| {
@@ -185,7 +197,7 @@ fn an_attachment_waits_for_its_turn_if_it_may() {
         let given_up = scope.spawn(|| second.attach_gpus(&one(0), Wait::forever().cancel(&cancel)));
         in_line(1);
         let [waits] = &allocator.status().unwrap().waiting[..] else { panic!("one waits") };
-        assert_eq!(waits.sandbox.as_deref(), Some("second"));
+        assert_eq!(waits.sandbox.as_deref(), Some(second.name()));
         assert!(second.gpus().is_empty(), "the sandbox can be used meanwhile");
         cancel.cancel();
         assert_eq!(given_up.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);

@@ -16,6 +16,16 @@ static size_t leases(const gpuc_gpu_allocator_t *allocator) {
     return count;
 }
 
+/* Whether the sandbox says that it has a GPU. */
+static bool has(const gpuc_sandbox_t *sandbox, const char *gpu) {
+    gpuc_error_t *error;
+    char *json = gpuc_sandbox_json(sandbox, &error);
+    CHECK_NO_ERROR(error);
+    bool found = strstr(json, gpu) != NULL;
+    gpuc_string_free(json);
+    return found;
+}
+
 int main(void) {
     const char *machine = getenv("GPUCONTAINER_DRIVER_ROOT");
     if (machine == NULL) {
@@ -109,7 +119,9 @@ int main(void) {
     CHECK(strcmp(gpuc_gpu_lease_id(same), gpuc_gpu_lease_id(lease)) == 0);
     gpuc_gpu_lease_free(same);
     CHECK(write(in, "\n", 1) == 1 && read(out, count, 2) == 2 && count[0] == '8');
+    CHECK(has(sandbox, gpuc_gpu_lease_gpu(lease, 6)) && has(sandbox, gpuc_gpu_lease_gpu(its, 0)));
     CHECK(gpuc_sandbox_detach_gpus(sandbox, grant, false, &error) == 0);
+    CHECK(!has(sandbox, gpuc_gpu_lease_gpu(lease, 6)) && has(sandbox, gpuc_gpu_lease_gpu(its, 0)));
     gpuc_gpu_grant_free(grant);
     CHECK(leases(allocator) == 2);
     CHECK(gpuc_gpu_lease_release(lease, &error) == 0 && leases(allocator) == 1);

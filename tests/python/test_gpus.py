@@ -228,10 +228,12 @@ def test_what_is_attached_is_leased(tmp_path: Path) -> None:
     shutil.copy(shutil.which("busybox") or "", root / "bin/sh")
     allocator = GpuAllocator(tmp_path / "table", driver_root=machine, respect_outer=False)
 
+    names = {name: f"{name}-{os.getpid()}" for name in ("one", "other")}
+
     def start(name: str) -> Sandbox:
         # The driver is where the allocator's is.
         return Sandbox(
-            root, ["/bin/sh", "-c", "read line"], name=name, gpu_allocator=allocator, stdin=gpucontainer.PIPE
+            root, ["/bin/sh", "-c", "read line"], name=names[name], gpu_allocator=allocator, stdin=gpucontainer.PIPE
         )
 
     with start("one") as one, start("other") as other, allocator.acquire("7") as own:
@@ -239,9 +241,10 @@ def test_what_is_attached_is_leased(tmp_path: Path) -> None:
         assert one.gpus == grant.gpus and [lease.gpus for lease in one.gpu_leases] == [grant.gpus]
         assert one.gpu_lease is None and other.gpu_leases == []
         status = allocator.status()
-        held = next(lease for lease in status.leases if lease.sandbox == "one")
+        held = next(lease for lease in status.leases if lease.sandbox == names["one"])
         assert [gpu.uuid for gpu in held.gpus] == grant.gpus and held.since is not None and held.pid == os.getpid()
-        assert "sandbox one of process" in str(status) and "sandbox one of process" in status._repr_html_()
+        words = f"sandbox {names['one']} of process"
+        assert words in str(status) and words in status._repr_html_()
         with pytest.raises(errors.GpuUnavailableError, match="leased by process"):
             other.attach_gpus(grant.gpus)
         with pytest.raises(errors.TimedOutError):
@@ -272,7 +275,7 @@ def test_what_is_attached_is_leased(tmp_path: Path) -> None:
             signals.signal(signals.SIGALRM, previous)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             waits = pool.submit(other.attach_gpus, 1, timeout=None)
-            while not [ticket for ticket in allocator.status().waiting if ticket.sandbox == "other"]:
+            while not [ticket for ticket in allocator.status().waiting if ticket.sandbox == names["other"]]:
                 pass
             other.close()
             with pytest.raises((errors.CancelledError, errors.ClosedError)):

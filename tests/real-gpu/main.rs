@@ -75,9 +75,10 @@ fn start() -> Result<bool> {
     let verdict =
         if scene.failed == 0 { "All of it holds.\n".to_owned() } else { format!("{} failed.\n", scene.failed) };
     scene.say(&verdict);
-    if let (Some(record), false) = (record, stand_in) {
+    if let Some(record) = record {
         std::fs::create_dir_all(record.parent().unwrap_or(Path::new(".")))?;
-        std::fs::write(&record, format!("# What a real GPU showed\n\n```text\n{}```\n", scene.text))?;
+        let title = record.file_stem().unwrap_or_default().to_string_lossy();
+        std::fs::write(&record, format!("# {title}: what a GPU showed\n\n```text\n{}```\n", scene.text))?;
         println!("The record is {}.", record.display());
     }
     Ok(scene.failed == 0)
@@ -231,7 +232,10 @@ impl Scene {
         let two = GpuRequest::count(2).foreign_processes(ForeignProcesses::Ignore);
         let single = self.allocator.acquire(&two, Wait::none()).is_err();
         let one = if single { one().sharing(Sharing::Shared(2)) } else { one() };
-        let holder = self.container("distroless", &["/vector", "hold"]).name("holder").gpus(one.clone());
+        let holder = self
+            .container("distroless", &["/vector", "hold"])
+            .name(format!("holder-{}", std::process::id()))
+            .gpus(one.clone());
         let holder = holder.stdin(Stdio::Piped).spawn()?;
         let mut lines = BufReader::new(File::from(holder.take_stdout().ok_or("no pipe")?)).lines();
         let address = loop {
@@ -240,7 +244,11 @@ impl Scene {
                 break address.to_owned();
             }
         };
-        let other = self.container("debian", &["/bin/sleep", "1000"]).name("other").gpus(one).spawn()?;
+        let other = self
+            .container("debian", &["/bin/sleep", "1000"])
+            .name(format!("other-{}", std::process::id()))
+            .gpus(one)
+            .spawn()?;
         let mut text = format!("holder has {}, other has {}\n", holder.gpus().join(" "), other.gpus().join(" "));
         ensure(single || holder.gpus() != other.gpus(), || text.clone())?;
         let shell = |script: &str| Self::execute(&other, &["/bin/sh", "-c", script]);
@@ -257,7 +265,7 @@ impl Scene {
             ensure(!holder.gpus().iter().any(|gpu| said.contains(gpu.as_str())), || said.clone())?;
         }
         let status = self.allocator.status()?;
-        for name in ["holder", "other"] {
+        for name in [holder.name(), other.name()] {
             let lease = status.leases.iter().find(|lease| lease.sandbox.as_deref() == Some(name));
             ensure(lease.is_some_and(|lease| lease.since.is_some()), || format!("no lease of {name}: {status}"))?;
         }

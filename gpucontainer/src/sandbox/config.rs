@@ -415,8 +415,8 @@ impl SandboxBuilder {
 
     /// Asks for GPUs. None by default, whatever the image asks for.
     ///
-    /// They are leased when the sandbox starts, and until it is dropped or, detached, has ended: nobody else who asks a
-    /// [`GpuAllocator`] gets them, unless both requests are [shared](GpuRequest::sharing). That holds as well for
+    /// They are leased when the sandbox starts, and until it is dropped or, detached, has ended, or until they are
+    /// [taken away](crate::Sandbox::detach_gpus): nobody else who asks a [`GpuAllocator`] gets them, unless both requests are [shared](GpuRequest::sharing). That holds as well for
     /// requests for [all](GpuRequest::all) GPUs, for GPUs by name, and for what the
     /// [image says](GpuRequest::as_image_says): what somebody else has leased is not to be had then, and a start says
     /// so at once unless [`gpu_wait`](Self::gpu_wait) lets it wait. A process that uses a GPU without a lease keeps it from
@@ -444,7 +444,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// The allocator of which [`gpus`](Self::gpus) are leased. By default that of the host, [`GpuAllocator::open`].
+    /// The allocator of which [`gpus`](Self::gpus) are leased, and what is [attached](crate::Sandbox::attach_gpus). By
+    /// default that of the host, [`GpuAllocator::open`].
     ///
     /// Unless [`driver_root`](Self::driver_root) says otherwise, the driver is where it is for the allocator.
     pub fn gpu_allocator(mut self, allocator: &GpuAllocator) -> Self {

@@ -19,8 +19,9 @@ use std::sync::{Arc, OnceLock};
 /// GPUs that are the holder's, until it drops the last clone of this or dies.
 ///
 /// The lease is a lock of the kernel's: it ends when the last copy of its descriptor is closed. A sandbox that is
-/// started with [`gpu_lease`](crate::sandbox::SandboxBuilder::gpu_lease) has a copy in its supervisor, so that a lease
-/// whose owner was killed ends only when the container is dead.
+/// started with [`gpu_lease`](crate::sandbox::SandboxBuilder::gpu_lease), or [given](crate::Sandbox::attach_lease) one
+/// while it runs, has a copy in its supervisor, so that a lease whose owner was killed ends only when the container is
+/// dead.
 ///
 /// In a child of `fork` the value is a copy of the descriptor and no more: dropping it there ends nothing.
 #[derive(Clone, Debug)]
