@@ -252,7 +252,8 @@ fn processes_of_a_container_are_clients_of_its_daemon() {
     assert!(lines.len() == 6 && lines.iter().zip(expected).all(|(line, begin)| line.starts_with(begin)), "{output}");
     host.check_clean("after the container");
     // An ordinary user of the container is one of the host, for whom the server is.
-    let (_, output, errors) = fixture::run(builder(one().mps(Mps::new())).user("web"));
+    let as_user = builder(one().mps(Mps::new())).user("web").command(["/bin/client", "-c"]);
+    let (_, output, errors) = fixture::run(as_user);
     assert!(output.contains("served as user 33"), "{output}{errors}");
     host.check_clean("after the second container");
     // One that runs already becomes a client with its GPU.

@@ -15,6 +15,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Where the other process finds its allocator's directory, and the host's driver.
@@ -37,7 +38,11 @@ pub(crate) struct Host {
     pub(crate) driver: FakeDriver,
     _table: tempfile::TempDir,
     pub(crate) allocator: GpuAllocator,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One host at a time in a process: their directories in `/dev/shm` look alike.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Host {
     pub(crate) fn new(machine: &str) -> Self {
@@ -49,7 +54,8 @@ impl Host {
         let table = tempfile::Builder::new().prefix("gpuc-mps.").tempdir_in("/dev/shm").unwrap();
         std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let allocator = allocator(&table.path().join("gpu"), driver.path());
-        Self { driver, _table: table, allocator }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { driver, _table: table, allocator, _alone: alone }
     }
 
     /// This test program again, which will do as its role says.
@@ -163,7 +169,7 @@ impl Drop for Other {
     }
 }
 
-/// The directories of groups in `/dev/shm` that belong to this user. Tests of MPS run one by one in a program.
+/// The directories of groups in `/dev/shm` that belong to this user.
 pub(crate) fn shared_memory() -> Vec<PathBuf> {
     let own = own_user();
     let names = std::fs::read_dir("/dev/shm").unwrap().flatten();
@@ -179,9 +185,9 @@ pub(crate) fn alive(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
 }
 
-/// The process that keeps a daemon: its parent.
-pub(crate) fn keeper(daemon: u32) -> u32 {
-    let stat = std::fs::read_to_string(format!("/proc/{daemon}/stat")).unwrap();
+/// The parent of a process, who is the keeper of a daemon.
+pub(crate) fn parent(process: u32) -> u32 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
