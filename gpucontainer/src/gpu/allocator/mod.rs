@@ -330,7 +330,7 @@ impl GpuAllocator {
     /// Requests are served in the order in which they came, those of a higher
     /// [`priority`](GpuRequest::priority) earlier. One that cannot be served yet keeps what is free of the GPUs that
     /// it could use, so that smaller ones do not pass it for ever; others pass. The wait takes no processor time
-    /// unless a foreign process or memory in use stands in the way, of whose end nobody is told.
+    /// unless a foreign process, memory in use or a GPU in quarantine stands in the way, of whose end nobody is told.
     ///
     /// # Errors
     /// At once: [`ErrorKind::InvalidArgument`] for a request that contradicts itself or asks for no GPU,

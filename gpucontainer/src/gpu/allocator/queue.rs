@@ -6,7 +6,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::GpuAllocator;
-use crate::gpu::allocator::candidates::{Candidates, Host};
+use crate::gpu::allocator::candidates::{Candidates, Host, is_faulty};
 use crate::gpu::allocator::decide::{Decision, Question, decide, held};
 use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::makers::Seen;
@@ -175,7 +175,11 @@ impl GpuAllocator {
                         }
                     }
                 }
-                Decision::Later { why, unannounced } => Later { why, unannounced, ahead: ids, behind },
+                Decision::Later { why, unannounced } => {
+                    // Nobody tells who waits of the end of a quarantine.
+                    let unannounced = unannounced || host.refused.values().any(|why| is_faulty(why));
+                    Later { why, unannounced, ahead: ids, behind }
+                }
             }
         };
         if !queue {
@@ -280,11 +284,13 @@ fn order(priority: i32) -> i128 {
     i128::from(nanoseconds(since_boot())) - i128::from(priority) * i128::from(nanoseconds(STEP))
 }
 
-/// The devices that an outer scheduler left; `None` if it left all.
+/// The devices that an outer scheduler left; `None` if it left all. Those that are kept from everybody may come back
+/// while one waits.
 fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
     let slices = |gpu: &crate::gpu::Gpu| gpu.mig_devices.iter().map(|slice| slice.uuid.clone()).collect::<Vec<_>>();
     let devices = host.inventory.gpus().iter().flat_map(|gpu| [vec![gpu.uuid.clone()], slices(gpu)].concat());
-    (!host.refused.is_empty()).then(|| devices.filter(|device| !host.refused.contains_key(device)).collect())
+    let kept = |device: &String| host.refused.get(device).is_some_and(|why| !is_faulty(why));
+    host.refused.keys().any(kept).then(|| devices.filter(|device| !kept(device)).collect())
 }
 
 /// Whether whatever serves one request serves the other.
