@@ -1,140 +1,24 @@
 //! Attacks on the account of leases, and accidents that befall it: files of others in the place of slots, damage, a
-//! full file system, clocks that jump. Live leases are kept, and nobody is kept from what is free.
+//! full file system. Live leases are kept, and nobody is kept from what is free.
 
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
+mod account;
 mod common;
 mod driver;
 mod fixture;
 
-use common::{Ordinary, until};
-use driver::FakeDriver;
+use account::{Host, Other, SOON, TABLE, allocator, allocator_of_parent, ready, sealed};
+use common::Ordinary;
 use fixture::{role, say};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuFault, GpuLease, GpuTicket, Inventory, Wait};
-use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuFault, Inventory, Wait};
+use gpucontainer::{Cancel, ErrorKind, GpuRequest};
 use serde_json::json;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
-
-const SOON: Duration = Duration::from_secs(30);
-/// Where the other process finds its allocator's directory, and the host's driver.
-const TABLE: &str = "GPUC_TEST_TABLE";
-const DRIVER: &str = "GPUC_TEST_DRIVER";
-/// By how many seconds the clock of the other process is wrong: a file.
-const CLOCK: &str = "GPUC_TEST_CLOCK";
-
-/// A machine, and an account that every user may use.
-struct Host {
-    driver: FakeDriver,
-    table: tempfile::TempDir,
-    allocator: GpuAllocator,
-}
-
-impl Host {
-    fn new(name: &str) -> Self {
-        Self::of(FakeDriver::new(name))
-    }
-
-    fn of(driver: FakeDriver) -> Self {
-        let table = tempfile::Builder::new().prefix("gpuc-table.").tempdir_in("/dev/shm").unwrap();
-        std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let allocator = allocator(&table.path().join("gpu"), driver.path());
-        Self { driver, table, allocator }
-    }
-
-    /// A machine with two GPUs that nobody uses.
-    fn pair() -> Self {
-        let mut profile = driver::profile("l40s-pair");
-        for gpu in profile["gpus"].as_array_mut().unwrap() {
-            gpu.as_object_mut().unwrap().retain(|key, _| !key.contains("processes"));
-        }
-        Self::of(FakeDriver::with_profile(profile))
-    }
-
-    fn now(&self, count: u32) -> Result<GpuLease> {
-        self.allocator.acquire(&GpuRequest::count(count), Wait::none())
-    }
-
-    fn there(&self, name: &str) -> PathBuf {
-        self.allocator.path().join(name)
-    }
-
-    fn slot(&self, lease: &GpuLease) -> PathBuf {
-        self.there(&format!("lease-{}", lease.id()))
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.allocator.path()).unwrap();
-        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    /// Leaves the slot of a lease as a crash does: the file stays, and nobody holds it.
-    fn crash(&self, lease: GpuLease, name: &str) {
-        let text = std::fs::read(self.slot(&lease)).unwrap();
-        drop(lease);
-        std::fs::write(self.there(name), text).unwrap();
-    }
-
-    /// This test program again, which will do as `role` says, below another program if one is given.
-    fn start(&self, role: &str, below: &[&str], environment: &[(&str, &Path)]) -> Other {
-        let program = std::env::current_exe().unwrap();
-        let mut words = below.iter().map(|word| std::ffi::OsString::from(*word)).chain([program.into_os_string()]);
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).args(["--exact", "other_process", "--ignored", "--nocapture"]);
-        command.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", role).envs(environment.iter().copied());
-        command.env(TABLE, self.allocator.path()).env(DRIVER, self.driver.path());
-        Other::start(command)
-    }
-}
-
-fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
-    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
-}
-
-/// In the other process: the allocator of the test that started it.
-fn allocator_of_parent() -> GpuAllocator {
-    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
-    allocator(&path(TABLE), &path(DRIVER))
-}
-
-/// The text of a slot: its check sum is anybody's to compute.
-fn sealed(body: &str) -> String {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    format!("{:016x}\n{body}\n", body.bytes().fold(0xcbf2_9ce4_8422_2325, step))
-}
-
-/// Another process, killed when dropped.
-struct Other {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Other {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The rest of the line that begins with the word.
-    fn said(&mut self, word: &str) -> String {
-        let mut lines = self.lines.by_ref().map(Result::unwrap);
-        let found = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().to_owned()));
-        found.unwrap_or_else(|| panic!("the other process ended before it said {word:?}"))
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 #[test]
 #[ignore = "the other process of a test"]
@@ -145,14 +29,8 @@ fn other_process() {
             say(&format!("holds {}", lease.gpus()[0]));
             std::thread::sleep(SOON);
         }
-        Some("clock") => wrong_clock(),
         other => panic!("no test is for {other:?}"),
     }
-}
-
-/// Whether the ticket's GPUs are there, without much waiting.
-fn ready(ticket: &mut GpuTicket) -> Option<GpuLease> {
-    ticket.wait(Some(Duration::from_millis(60))).unwrap()
 }
 
 /// Runs a shell's commands in the directory of the slots, as `user`.
@@ -527,22 +405,6 @@ fn a_full_tmpfs_keeps_what_is_there_and_lets_nothing_half_written_stay() {
     drop(host.allocator.acquire(&request, Wait::none()).unwrap());
 }
 
-#[test]
-fn a_note_of_a_time_to_come_holds_no_gpu_back() {
-    if !driver::available() {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let host = Host::new("t4");
-    let lease = host.now(1).unwrap();
-    host.crash(lease, "lease-0");
-    host.driver.change(|machine| machine["gpus"][0]["memory"]["used"] = json!(8_u64 << 30));
-    assert!(host.now(1).unwrap_err().to_string().contains("memory is not back"));
-    std::fs::write(host.there("gone-0"), sealed(&format!("{{\"since\":{}}}", u64::MAX))).unwrap();
-    drop(host.now(1).unwrap());
-    assert_eq!(host.names(), [""; 0]);
-}
-
 /// The kernel keeps so many events for one who does not look; what comes then is lost.
 #[test]
 fn who_was_told_too_much_at_once_misses_nothing() {
@@ -608,128 +470,4 @@ fn a_directory_of_wrong_owner_or_mode_is_refused() {
         assert!(Command::new(what).arg(&path).status().unwrap().success());
         assert!(GpuAllocator::at(&path).is_err(), "{what}");
     }
-}
-
-#[test]
-fn a_time_namespace_changes_no_order() {
-    if !driver::available() || !common::tier("root") || !common::tools("root", &["unshare"]) {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let there = Command::new("unshare").args(["--time", "--boottime", "1", "--fork", "true"]).output().unwrap();
-    if !there.status.success() {
-        return common::skip("time", "no time namespaces");
-    }
-    let host = Host::new("t4");
-    // The first believes that it is ten hours later, the second that it is now.
-    let lease = host.now(1).unwrap();
-    let below = ["unshare", "--time", "--boottime", "36000", "--fork", "--kill-child"];
-    let mut first = host.start("hold", &below, &[]);
-    until("the first waits", SOON, || host.allocator.status().unwrap().waiting.len() == 1);
-    let mut second = host.start("hold", &[], &[]);
-    until("the second waits", SOON, || host.allocator.status().unwrap().waiting.len() == 2);
-    let status = host.allocator.status().unwrap();
-    assert!(status.waiting.iter().all(|waiting| waiting.age < SOON), "{status:?}");
-    drop(lease);
-    first.said("holds");
-    let status = host.allocator.status().unwrap();
-    assert_eq!((status.leases.len(), status.waiting.len()), (1, 1), "{status:?}");
-    assert!(status.leases[0].age.unwrap() < SOON, "{status:?}");
-    drop(first);
-    second.said("holds");
-}
-
-/// Moves the clock of a process away from the system's by as many seconds as a file says.
-const SHIM: &str = r#"
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int result = syscall(SYS_clock_gettime, clock, now);
-    const char *path = getenv("GPUC_TEST_CLOCK");
-    if (clock == CLOCK_REALTIME && path) {
-        char text[32] = {0};
-        int file = open(path, O_RDONLY | O_CLOEXEC);
-        if (file >= 0) {
-            if (read(file, text, sizeof text - 1) > 0) now->tv_sec += atol(text);
-            close(file);
-        }
-    }
-    return result;
-}
-"#;
-
-#[test]
-fn a_clock_that_is_set_changes_neither_ages_nor_limits_nor_order() {
-    if !driver::available() || !common::tools("toolchain", &["cc"]) {
-        return;
-    }
-    let _leaks = common::Leaks::watch();
-    let host = Host::new("t4");
-    let (source, shim) = (host.table.path().join("shim.c"), host.table.path().join("shim.so"));
-    std::fs::write(&source, SHIM).unwrap();
-    let cc = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&shim, &source]).status().unwrap();
-    assert!(cc.success());
-    let clock = host.table.path().join("clock");
-    std::fs::write(&clock, "0").unwrap();
-    let mut other = host.start("clock", &[], &[(CLOCK, &clock), ("LD_PRELOAD", &shim)]);
-    other.said("fine");
-    assert!(other.child.wait().unwrap().success());
-}
-
-/// A process whose clock is set again and again.
-fn wrong_clock() {
-    const HOURS: i64 = 3600;
-    let path = PathBuf::from(std::env::var_os(CLOCK).unwrap());
-    let set = |seconds: i64| {
-        // Whole or not at all, as another thread may look.
-        let new = path.with_extension("new");
-        std::fs::write(&new, seconds.to_string()).unwrap();
-        std::fs::rename(new, &path).unwrap();
-    };
-    let before = SystemTime::now();
-    set(7 * HOURS);
-    assert!(before.elapsed().unwrap() > Duration::from_secs(6 * 3600), "the clock can be set");
-    set(0);
-    let allocator = allocator_of_parent();
-    let one = GpuRequest::count(1);
-    let lease = allocator.acquire(&one, Wait::none()).unwrap();
-    let mut first = allocator.enqueue(&one).unwrap();
-    for seconds in [9 * HOURS, -9 * HOURS, 400 * 24 * HOURS, 0] {
-        set(seconds);
-        let status = allocator.status().unwrap();
-        assert!(status.leases[0].age.unwrap() < SOON && status.waiting[0].age < SOON, "{status:?}");
-        let since = status.leases[0].since.unwrap();
-        assert!(since <= SystemTime::now() && since.elapsed().unwrap() < SOON, "by the clock as it is set now");
-        // A limit is as long as it is, whatever the clock does meanwhile.
-        std::thread::scope(|scope| {
-            let start = Instant::now();
-            let waiter = scope.spawn(|| allocator.acquire(&one, Wait::at_most(Duration::from_millis(300))));
-            while !waiter.is_finished() {
-                for jump in [5 * HOURS, -5 * HOURS] {
-                    set(seconds + jump);
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-            assert_eq!(waiter.join().unwrap().unwrap_err().kind(), ErrorKind::TimedOut);
-            let waited = start.elapsed();
-            assert!(waited >= Duration::from_millis(300) && waited < SOON, "{waited:?}");
-        });
-    }
-    // Who comes by an early clock stays behind who was there; the highest priority goes before both.
-    set(-20 * HOURS);
-    let mut second = allocator.enqueue(&one.clone().min_free_memory(1 << 30)).unwrap();
-    let mut third = allocator.enqueue(&one.clone().min_free_memory(2 << 30).priority(i32::MAX)).unwrap();
-    set(0);
-    let waiting = allocator.status().unwrap().waiting;
-    let wants: Vec<&str> = waiting.iter().map(|waiting| waiting.wants.as_str()).collect();
-    assert_eq!(wants, ["1 GPU with 2.0 GiB free", "1 GPU", "1 GPU with 1.0 GiB free"]);
-    drop(lease);
-    assert!(ready(&mut second).is_none() && ready(&mut first).is_none());
-    for ticket in [&mut third, &mut first, &mut second] {
-        drop(ticket.wait(Some(SOON)).unwrap().unwrap());
-    }
-    say("fine");
 }
