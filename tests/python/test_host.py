@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,11 @@ def test_a_gpu_is_read_whole() -> None:
         "numa_node": 1,
         "cpu_affinity": [0, 1],
         "processes": [77],
-        "nvlinks": [{}, {}],
+        "nvlinks": [{"link": 0}, {"link": 1}],
+        "fabric": None,
+        "memory_nodes": [1],
+        "brand": "nvidia",
+        "render_nodes": ["/dev/dri/renderD128"],
         "health": {},
     }
     gpu = host_module._gpu(facts)
@@ -67,3 +72,5 @@ def test_a_gpu_is_read_whole() -> None:
     assert gpu.memory == gpucontainer.GpuMemory(total=4, free=3)
     assert gpu.mig_devices[0].profile == "1g.18gb"
     assert (gpu.nvlinks, gpu.processes, gpu.numa_node) == (2, (77,), 1)
+    assert (gpu.memory_nodes, gpu.brand, gpu.render_nodes) == ((1,), "nvidia", (Path("/dev/dri/renderD128"),))
+    assert gpu.links[1] == {"link": 1} and gpu.fabric is None

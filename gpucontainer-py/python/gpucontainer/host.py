@@ -74,6 +74,16 @@ class Gpu:
     processes: tuple[int, ...]
     #: How many NVLinks are up.
     nvlinks: int
+    #: Those NVLinks, by the names of the Rust library's ``NvLink``.
+    links: tuple[Mapping[str, Any], ...]
+    #: The NVLink fabric that it has joined, by the names of the Rust library's ``Fabric``; None if it has joined none.
+    fabric: Mapping[str, Any] | None
+    #: The NUMA nodes whose memory is near to it; empty if unknown.
+    memory_nodes: tuple[int, ...]
+    #: The brand as requirements of images name it, as in ``tesla``; NVIDIA only.
+    brand: str | None
+    #: Further device nodes of it, below ``/dev/dri``, for drawing.
+    render_nodes: tuple[Path, ...]
     #: What it says of its own condition, by the names of the Rust library's ``GpuHealth``.
     health: Mapping[str, Any]
 
@@ -99,6 +109,12 @@ class Host:
     gpus_unavailable: str | None
     #: The version of the NVIDIA driver, if there is one.
     driver_version: str | None
+    #: The newest CUDA version that the NVIDIA driver supports, as in ``(12, 4)``, if there is one.
+    cuda_version: tuple[int, int] | None
+    #: What lies between each two GPUs, by the names of the Rust library's ``GpuPair``.
+    gpu_pairs: tuple[Mapping[str, Any], ...]
+    #: What went wrong with single GPUs, each of which is left out or lacks what could not be read.
+    gpu_problems: tuple[str, ...]
     _text: str = dataclasses.field(repr=False, compare=False)
 
     @staticmethod
@@ -117,6 +133,9 @@ class Host:
             gpus=tuple(_gpu(gpu) for gpu in inventory["gpus"]),
             gpus_unavailable=inventory["unavailable"],
             driver_version=inventory["driver_version"],
+            cuda_version=_pair(inventory["cuda_version"]),
+            gpu_pairs=tuple(inventory["pairs"]),
+            gpu_problems=tuple(inventory["problems"]),
             _text=text,
         )
 
@@ -151,15 +170,18 @@ def _mig_device(facts: dict[str, Any]) -> MigDevice:
     )
 
 
+def _pair(numbers: list[int] | None) -> tuple[int, int] | None:
+    return None if numbers is None else (numbers[0], numbers[1])
+
+
 def _gpu(facts: dict[str, Any]) -> Gpu:
-    capability = facts["compute_capability"]
     return Gpu(
         vendor=facts["vendor"],
         uuid=facts["uuid"],
         index=facts["index"],
         name=facts["name"],
         memory=_memory(facts["memory"]),
-        compute_capability=None if capability is None else (capability[0], capability[1]),
+        compute_capability=_pair(facts["compute_capability"]),
         pci_bus_id=facts["pci_bus_id"],
         mig_devices=tuple(_mig_device(device) for device in facts["mig_devices"]),
         mig_enabled=facts["mig_enabled"],
@@ -168,5 +190,10 @@ def _gpu(facts: dict[str, Any]) -> Gpu:
         cpu_affinity=tuple(facts["cpu_affinity"]),
         processes=tuple(facts["processes"]),
         nvlinks=len(facts["nvlinks"]),
+        links=tuple(facts["nvlinks"]),
+        fabric=facts["fabric"],
+        memory_nodes=tuple(facts["memory_nodes"]),
+        brand=facts["brand"],
+        render_nodes=tuple(Path(node) for node in facts["render_nodes"]),
         health=facts["health"],
     )
