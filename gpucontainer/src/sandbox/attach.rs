@@ -18,7 +18,7 @@ use crate::sandbox::prepare::text;
 use crate::sandbox::{Sandbox, device_rules};
 use crate::sys::process;
 use crate::sys::root::{Entry, Root};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// What a sandbox has of GPUs now.
@@ -54,9 +54,9 @@ struct Undo {
 }
 
 impl Attachments {
-    /// Of a sandbox that was started with `grant`, on GPUs of `lease`.
+    /// Of a sandbox that was started with `grant`, on GPUs of `lease`. In the places `vacant` its image has nothing.
     pub(crate) fn of_start(
-        grant: Option<&GpuGrant>,
+        (grant, vacant): (Option<&GpuGrant>, &HashSet<PathBuf>),
         rules: Option<Vec<DeviceRule>>,
         bound: bool,
         lease: Option<GpuLease>,
@@ -74,7 +74,10 @@ impl Attachments {
         let files = grant.files.iter().map(|file| &file.path);
         let covered = grant.mounts.iter().map(|mount| &mount.target).chain(files);
         for place in covered {
-            undo.push(Undo { after: 0, place: place.clone(), steps: vec![Step::Unmount { path: text(place)? }] });
+            let path = text(place)?;
+            let discard = vacant.contains(place).then(|| Step::Discard { path: path.clone() });
+            let steps = [Step::Unmount { path }].into_iter().chain(discard).collect();
+            undo.push(Undo { after: 0, place: place.clone(), steps });
         }
         for link in &grant.links {
             let steps = vec![Step::Discard { path: text(&link.link)? }];
@@ -252,7 +255,7 @@ impl Sandbox {
     /// Nobody inside can open the devices from the first moment on. A process that has one open keeps it: that is an
     /// error, and nothing changes, unless `force` is set. Without a control group, or in a user namespace, rules do not
     /// keep a process from a node that it got hold of before. Empty directories are left,
-    /// and for a grant of the start also empty files.
+    /// and for a grant of the start there may be empty files, too.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if the grant is not attached, [`ErrorKind::Busy`] with the processes that have a device
@@ -274,38 +277,43 @@ impl Sandbox {
         let stays = |path: &Path| remaining.iter().flat_map(|grant| &grant.device_nodes).any(|node| node.path == path);
         let gone: Vec<_> = grant.device_nodes.iter().filter(|node| !stays(&node.path)).collect();
         let before = state.rules.clone();
+        let numbers: Vec<_> = gone.iter().filter(|node| !node.block).map(|node| (node.major, node.minor)).collect();
+        let steps = self.removal(&state, place, &remaining)?;
         // First of all, so that nobody opens a device between the look and the end.
         self.set_rules(&mut state, &remaining)?;
         if !force {
-            let numbers: Vec<_> = gone.iter().filter(|node| !node.block).map(|node| (node.major, node.minor)).collect();
-            let processes = match &self.cgroup {
-                Some(cgroup) => cgroup.processes(),
-                None => neighbours(self.pid()),
-            };
-            let busy = match processes {
-                Ok(processes) => holders(&processes, &numbers),
-                Err(error) => return Err(with_others(error, [self.restore_rules(&mut state, before)])),
-            };
-            if !busy.is_empty() {
-                let words: Vec<String> = busy.iter().map(ToString::to_string).collect();
-                let error = Error::new(ErrorKind::Busy, words.join("; "));
+            if let Err(error) = self.nobody_has(&numbers) {
                 return Err(with_others(error, [self.restore_rules(&mut state, before)]));
             }
         }
-        let steps = self.removal(&state, place, &remaining)?;
         if let Err(broken) = perform(&self.plan_of(steps), self.handle.application()) {
             return Err(with_others(broken.error, [self.restore_rules(&mut state, before)]));
         }
         let lease = self.forget(&mut state, place);
         // Steps of removal go on when one fails; what counts is whether the nodes are gone.
-        let left = gone.iter().find(|node| !matches!(root.look_at_end(&node.path), Ok(Entry::Missing) | Err(_)));
-        if let Some(node) = left {
-            // Nobody else is to have a GPU of which that may be the node.
-            state.late.extend(lease);
+        let left = gone.iter().find(|node| !matches!(root.look_at_end(&node.path), Ok(Entry::Missing | Entry::Covered)));
+        let left = left.map_or(Ok(()), |node| {
             let message = format!("the container keeps something at {}", node.path.display());
-            return Err(Error::new(ErrorKind::Busy, message));
+            Err(Error::new(ErrorKind::Busy, message))
+        });
+        // Where no rules kept it from that, somebody may have opened a node since it was looked at.
+        let opened = if force || self.ruled().is_some() { Ok(()) } else { self.nobody_has(&numbers) };
+        if let Err(error) = left.and(opened) {
+            // Nobody else is to have a GPU that may still be used here.
+            state.late.extend(lease);
+            return Err(error);
         }
         lease.map_or(Ok(()), |held| held.release(&self.handle))
+    }
+
+    /// An error with the processes of the sandbox that have one of the devices open, if there are any.
+    fn nobody_has(&self, numbers: &[(u32, u32)]) -> Result<()> {
+        let processes = match &self.cgroup {
+            Some(cgroup) => cgroup.processes(),
+            None => neighbours(self.pid()),
+        };
+        let busy: Vec<String> = holders(&processes?, numbers).iter().map(ToString::to_string).collect();
+        if busy.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Busy, busy.join("; "))) }
     }
 
     /// The container's root as it is now, by a descriptor's path.

@@ -147,7 +147,7 @@ impl Sandbox {
         let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
-        let (grant, bound) = (prepared.grant.as_ref(), prepared.id_maps.is_some());
+        let (grant, bound) = ((prepared.grant.as_ref(), &prepared.vacant), prepared.id_maps.is_some());
         let attachments = Attachments::of_start(grant, rules, bound, lease.clone())?;
         // Device rules may have added a hierarchy.
         let entry = cgroup.as_ref().map(Cgroup::entry);

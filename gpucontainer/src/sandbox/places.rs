@@ -4,15 +4,16 @@
 //! sandbox writes to, and to remove them when it ends, takes longer than everything else about the driver; in memory
 //! it takes next to nothing, and nothing of it is among what the container wrote.
 //!
-//! A directory of the layer is what the container sees at that path, so it is like the image's own one. What the layer
-//! cannot have (below a mount of the caller's, or a directory that cannot be copied faithfully) the later steps make.
+//! A directory of the layer is what the container sees at that path, so it is like the image's own one. Where the image
+//! has something itself, the layer has nothing: a mount over that can be taken away again. That, and what the layer cannot
+//! have (below another mount, or in a directory that cannot be copied faithfully), is left to the later steps.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, MountKind};
 use crate::layer::Stack;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The more layers, the closer to what kernels take, and the longer each look; so many are far from both.
 const MOST_LAYERS: usize = 100;
@@ -32,7 +33,12 @@ pub(crate) struct Places {
     pub(crate) list: Vec<Place>,
     /// The links of the grant that are among them, by the names that the grant has for them.
     links: HashSet<String>,
+    /// The files, alike.
+    files: HashSet<PathBuf>,
 }
+
+/// Mounts of every sandbox, which hide what a layer has there.
+const OWN_MOUNTS: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 impl Places {
     /// The places of `grant` on top of the layers of `tree`, but for those at or below `covered`.
@@ -48,31 +54,44 @@ impl Places {
         if tree.layers() > MOST_LAYERS {
             return Ok(places);
         }
-        let mut work = Work { tree, owners, directories: HashMap::new(), made: HashSet::new(), list: Vec::new() };
-        for path in covered {
+        let mut work = Work {
+            tree,
+            owners,
+            directories: HashMap::new(),
+            names: HashMap::new(),
+            made: HashSet::new(),
+            list: Vec::new(),
+        };
+        let directories = grant.mounts.iter().filter(|mount| mount.kind == MountKind::Directory);
+        let directories = directories.map(|mount| &mount.target).chain(grant.trees.iter().map(|tree| &tree.path));
+        for path in OWN_MOUNTS.iter().chain(covered).copied().chain(directories.filter_map(|path| path.to_str())) {
             work.cover(path)?;
         }
-        for mount in &grant.mounts {
-            let Some(path) = work.place(&mount.target)? else { continue };
-            work.list.push(match mount.kind {
-                MountKind::Directory => Place::Directory { path, mode: 0o755, owner: None },
-                MountKind::File | MountKind::Socket => Place::File { path },
-            });
-        }
-        for file in &grant.files {
-            if let Some(path) = work.place(&file.path)? {
+        let files = grant.mounts.iter().filter(|mount| mount.kind != MountKind::Directory).map(|mount| &mount.target);
+        for target in files.chain(grant.files.iter().map(|file| &file.path)) {
+            if let Some(path) = work.place(target)? {
                 work.list.push(Place::File { path });
+                places.files.insert(target.clone());
             }
         }
         for link in &grant.links {
             let (Some(name), Some(target)) = (link.link.to_str(), link.target.to_str()) else { continue };
-            if let Some(path) = work.place(&link.link)? {
-                work.list.push(Place::Link { path, target: target.to_owned() });
-                places.links.insert(name.to_owned());
+            match work.place(&link.link)? {
+                Some(path) => {
+                    work.list.push(Place::Link { path, target: target.to_owned() });
+                    places.links.insert(name.to_owned());
+                }
+                // If it is one of the same name, the last counts, as elsewhere.
+                None => drop(places.links.remove(name)),
             }
         }
         places.list = work.list;
         Ok(places)
+    }
+
+    /// The files of the grant that are there: the image has nothing in their places.
+    pub(crate) fn into_files(self) -> HashSet<PathBuf> {
+        self.files
     }
 
     /// Whether the link that the grant names so is there.
@@ -88,6 +107,8 @@ struct Work<'a> {
     /// What the directories that were asked for, absolute and without a slash at the end, are in the layer; `None` for
     /// those that it cannot have.
     directories: HashMap<String, Option<String>>,
+    /// What is in the image's directories, by their paths in the layer; nothing for those that it has not.
+    names: HashMap<String, HashSet<String>>,
     /// What the layer has, relative to its root.
     made: HashSet<String>,
     list: Vec<Place>,
@@ -115,7 +136,11 @@ impl Work<'_> {
     /// Where in the layer that is which the container sees at `path`; `None` if that has to be made later.
     fn place(&mut self, path: &Path) -> Result<Option<String>> {
         let Some((above, name)) = path.to_str().and_then(|path| path.rsplit_once('/')) else { return Ok(None) };
-        let Some(place) = self.directory(above)?.map(|above| join(&above, name)) else { return Ok(None) };
+        let Some(above) = self.directory(above)? else { return Ok(None) };
+        if self.names.get(&above).is_some_and(|names| names.contains(name)) {
+            return Ok(None);
+        }
+        let place = join(&above, name);
         // One thing in another's place is for the later steps to judge.
         let free = !self.directories.contains_key(&format!("/{place}")) && self.made.insert(place.clone());
         Ok(Some(place).filter(|_| free))
@@ -126,7 +151,11 @@ impl Work<'_> {
         if let Some(known) = self.directories.get(path) {
             return Ok(known.clone());
         }
-        let Some((above, name)) = path.rsplit_once('/') else { return Ok(Some(String::new())) };
+        let Some((above, name)) = path.rsplit_once('/') else {
+            let names = self.tree.names(Path::new("/"))?;
+            self.names.insert(String::new(), names.into_iter().collect());
+            return Ok(Some(String::new()));
+        };
         let place = match self.resolved(path)? {
             // A link led there, or a link above.
             Some(place) if place != path => self.directory(&place)?,
@@ -142,10 +171,18 @@ impl Work<'_> {
     fn make(&mut self, path: String, there: bool) -> Result<Option<String>> {
         let whole = format!("/{path}");
         let made = if there {
-            let Some(image) = self.tree.describe(whole.as_ref())?.filter(|image| image.is_plain()) else {
-                return Ok(None);
+            // The container may look where this process may not.
+            let known = |error: Error| (error.kind() == ErrorKind::PermissionDenied).then_some(()).ok_or(error);
+            let image = match self.tree.describe(whole.as_ref()) {
+                Ok(image) => image.filter(|image| image.is_plain()),
+                Err(error) => known(error).map(|()| None)?,
             };
-            let Some(owner) = (self.owners)(image.owner, image.group) else { return Ok(None) };
+            let owner = image.and_then(|image| (self.owners)(image.owner, image.group));
+            let (Some(image), Some(owner)) = (image, owner) else { return Ok(None) };
+            match self.tree.names(whole.as_ref()) {
+                Ok(names) => drop(self.names.insert(path.clone(), names.into_iter().collect())),
+                Err(error) => return known(error).map(|()| None),
+            }
             Place::Directory { path: path.clone(), mode: image.mode, owner: Some(owner).filter(|o| *o != (0, 0)) }
         } else if self.tree.look(whole.as_ref())?.is_some() {
             // A file, or a link that leads nowhere.

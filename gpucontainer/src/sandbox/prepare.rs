@@ -16,7 +16,8 @@ use crate::sandbox::root::Root;
 use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
 use crate::sys::{fs, process};
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a start uses, after all checks and before any namespace is made.
@@ -26,6 +27,8 @@ pub(crate) struct Prepared {
     pub(crate) id_maps: Option<IdMaps>,
     pub(crate) layers: Vec<LayerHandle>,
     pub(crate) grant: Option<GpuGrant>,
+    /// The files of the grant in whose places the image has nothing.
+    pub(crate) vacant: HashSet<PathBuf>,
     /// What `exec` starts from.
     pub(crate) context: ExecContext,
 }
@@ -224,7 +227,7 @@ pub(crate) fn prepare(
         Root::Image { layers, .. } => layers,
         Root::Directory(_) => Vec::new(),
     };
-    Ok(Prepared { plan, id_maps: maps, layers, grant, context })
+    Ok(Prepared { plan, id_maps: maps, layers, grant, vacant: places.into_files(), context })
 }
 
 fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {

@@ -71,6 +71,8 @@ const PROGRAM_DIRECTORIES: &[&str] = &[
     "/bin",
 ];
 
+/// The variable that says where shared data is.
+const DATA_VARIABLE: &str = "XDG_DATA_DIRS";
 /// The variable that says where the pipes of the Multi-Process Service are.
 const PIPES_VARIABLE: &str = "CUDA_MPS_PIPE_DIRECTORY";
 
@@ -333,6 +335,9 @@ fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
         // Most are not there at all, which is seen at once.
         let probable = there.iter().any(|directory| crate::sys::fs::symlink_metadata(&directory.join(below)).is_ok());
         let places = directories.iter().map(|place| place.join(below));
+        if !probable {
+            directories.iter().for_each(|place| root.passed(&place.join(below)));
+        }
         let mut found = places.take(if probable { usize::MAX } else { 0 }).filter_map(|path| root.resolve(&path).ok());
         let host_path = found.find(|path| is_file(path))?;
         Some(DriverFile { host_path, place: Path::new(place).join(below), capability: *capability })
@@ -342,7 +347,7 @@ fn configuration(root: &DriverRoot) -> Vec<DriverFile> {
 
 /// Where the host has configuration: what its environment says stands for the usual directories of shared data.
 fn configuration_directories(root: &DriverRoot) -> Vec<PathBuf> {
-    let data = std::env::var_os("XDG_DATA_DIRS").filter(|list| !list.is_empty() && root.is_host());
+    let data = std::env::var_os(DATA_VARIABLE).filter(|list| !list.is_empty() && root.is_host());
     let data: Vec<PathBuf> = data.iter().flat_map(std::env::split_paths).filter(|path| path.is_absolute()).collect();
     let usual = catalog::CONFIGURATION_DIRECTORIES.iter().map(PathBuf::from);
     // After the directory of configuration itself.

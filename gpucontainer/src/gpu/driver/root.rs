@@ -77,6 +77,11 @@ impl DriverRoot {
         Some(Path::new("/").join(host_path.strip_prefix(root).ok()?))
     }
 
+    /// Says that `inside` was looked for and is not there.
+    pub(crate) fn passed(&self, inside: &Path) {
+        self.recorder.resolved(self, inside, None);
+    }
+
     /// The text of a small file, mostly one of the kernel; `None` if it cannot be read.
     pub(crate) fn text(&self, inside: impl AsRef<Path>) -> Option<String> {
         let path = self.join(inside.as_ref());

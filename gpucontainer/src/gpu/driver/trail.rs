@@ -5,13 +5,14 @@
 //! read; it counts only as long as all of them are the same.
 
 use crate::error::Result;
-use crate::gpu::driver::Driver;
+use crate::gpu::driver::{DATA_VARIABLE, Driver, PIPES_VARIABLE};
 use crate::gpu::driver::root::DriverRoot;
 use crate::sys::fs;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,13 +20,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 static LOOKS: Mutex<Vec<Look>> = Mutex::new(Vec::new());
 const MOST_LOOKS: usize = 4;
 
+/// The variables on which a look depends.
+const VARIABLES: [&str; 2] = [PIPES_VARIABLE, DATA_VARIABLE];
+
+/// As many links as the kernel follows.
+const LINKS: usize = 40;
+
 /// Kernels give times by their tick: what was changed within so long may change once more and show the same time.
 const TICK: Duration = Duration::from_millis(50);
 
 /// A driver, and what to compare.
 struct Look {
     root: PathBuf,
-    variable: Option<std::ffi::OsString>,
+    variables: [Option<OsString>; 2],
     trail: Trail,
     driver: Arc<Driver>,
 }
@@ -74,11 +81,20 @@ impl Recorder {
     /// `inside` was resolved, to `found` or to nothing.
     pub(crate) fn resolved(&self, root: &DriverRoot, inside: &Path, found: Option<&Path>) {
         let Some(mut trail) = self.trail() else { return };
-        let directory = inside.parent().unwrap_or(inside);
-        if !trail.directories.contains_key(directory) {
-            // This look is not part of the trail.
-            let root = root.recorded(Self::default());
-            trail.directories.insert(directory.to_owned(), Identity::inside(&root, directory));
+        // This look is not part of the trail.
+        let root = root.recorded(Self::default());
+        let mut place = inside.to_owned();
+        // Each link on the way may be made to lead elsewhere, also where nothing was found in the end.
+        for _ in 0..LINKS {
+            let Some((directory, name)) = place.parent().zip(place.file_name()) else { break };
+            if !trail.directories.contains_key(directory) {
+                trail.directories.insert(directory.to_owned(), Identity::inside(&root, directory));
+            }
+            let Ok(there) = root.resolve(directory) else { break };
+            let Ok(target) = fs::read_link(&there.join(name)) else { break };
+            // The directory without links, as the target's own dots mean it.
+            let below = there.strip_prefix(root.path()).unwrap_or(&there);
+            place = joined(&Path::new("/").join(below), &target);
         }
         if let Some(found) = found {
             let above = found.parent().unwrap_or(found);
@@ -96,6 +112,20 @@ impl Recorder {
             trail.texts.insert(inside.to_owned(), text.cloned());
         }
     }
+}
+
+/// Where a link in `directory` leads.
+fn joined(directory: &Path, target: &Path) -> PathBuf {
+    let mut place = directory.to_owned();
+    for part in target.components() {
+        match part {
+            Component::RootDir => place = PathBuf::from("/"),
+            Component::ParentDir => drop(place.pop()),
+            Component::Normal(name) => place.push(name),
+            Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    place
 }
 
 impl Identity {
@@ -141,8 +171,8 @@ impl Trail {
 
 /// The driver in `root`, by a look of now or one that would be the same now.
 pub(crate) fn known(root: &DriverRoot) -> Result<Arc<Driver>> {
-    let variable = std::env::var_os(crate::gpu::driver::PIPES_VARIABLE);
-    let same = |look: &&Look| look.root == root.path() && look.variable == variable;
+    let variables = VARIABLES.map(std::env::var_os);
+    let same = |look: &&Look| look.root == root.path() && look.variables == variables;
     let looks = || LOOKS.lock().unwrap_or_else(PoisonError::into_inner);
     let found = looks().iter().find(same).map(|look| (look.trail.clone(), look.driver.clone()));
     if let Some((trail, driver)) = found {
@@ -159,7 +189,7 @@ pub(crate) fn known(root: &DriverRoot) -> Result<Arc<Driver>> {
     // A relative root is another directory as soon as the working directory is.
     if trail.is_settled(began) && root.path().is_absolute() {
         looks.truncate(MOST_LOOKS - 1);
-        looks.insert(0, Look { root: root.path().to_owned(), variable, trail, driver: driver.clone() });
+        looks.insert(0, Look { root: root.path().to_owned(), variables, trail, driver: driver.clone() });
     }
     Ok(driver)
 }
@@ -181,6 +211,14 @@ mod tests {
             host.write("usr/lib64/libcuda.so.550.163.01");
             host.write("usr/bin/nvidia-smi");
             host.mode(0o755);
+            for program in ["opt/old", "opt/new", "usr/share/vulkan/icd.d/intel_icd.json"] {
+                host.write(program);
+                std::fs::set_permissions(host.path(program), PermissionsExt::from_mode(0o755)).unwrap();
+            }
+            std::fs::create_dir(host.path("alternatives")).unwrap();
+            symlink("../../alternatives/tool", host.path("usr/bin/nvidia-debugdump")).unwrap();
+            symlink("/opt/old", host.path("alternatives/tool")).unwrap();
+            symlink("/opt/late", host.path("usr/bin/nvidia-persistenced")).unwrap();
             host
         }
 
@@ -224,10 +262,19 @@ mod tests {
     #[test]
     fn every_change_is_seen_at_once() {
         type Change = fn(&Host);
-        let changes: [(&str, Change); 6] = [
+        let changes: [(&str, Change); 9] = [
             ("a program that is none any more", |host| host.mode(0o644)),
             ("a program that is gone", |host| std::fs::remove_file(host.path("usr/bin/nvidia-smi")).unwrap()),
             ("a setting in a directory that was not there", |host| host.write("etc/OpenCL/vendors/nvidia.icd")),
+            ("a setting in a directory that was there", |host| host.write("usr/share/vulkan/icd.d/nvidia_icd.json")),
+            ("a link on the way that leads to another program", |host| {
+                std::fs::remove_file(host.path("alternatives/tool")).unwrap();
+                symlink("/opt/new", host.path("alternatives/tool")).unwrap();
+            }),
+            ("what a link leads to that led nowhere", |host| {
+                host.write("opt/late");
+                std::fs::set_permissions(host.path("opt/late"), PermissionsExt::from_mode(0o755)).unwrap();
+            }),
             ("another version", |host| {
                 std::fs::remove_file(host.path("usr/lib64/libcuda.so.550.163.01")).unwrap();
                 host.write("usr/lib64/libcuda.so.570.86.15");
