@@ -47,6 +47,9 @@ impl Fixture {
             builder = builder.symlink("busybox", format!("/bin/{name}"));
         }
         let builder = builder.file("/etc/debian_version", "13.0\n", 0o644);
+        // The loader's cache of this host, if it has one, which that of a grant covers.
+        let cache = Path::new("/etc/ld.so.cache");
+        let builder = if cache.exists() { builder.copy(cache, cache) } else { builder };
         // As an image for development has it: its own library in the place of the driver's.
         let image =
             builder.symlink("stub.so", format!("/{}/libcuda.so.1", library_directory())).commit("gpu:1").unwrap();
@@ -200,6 +203,9 @@ fn a_gpu_of_the_start_can_go_and_another_come() {
     let machine = fixture.driver.gpus();
     let sandbox = fixture.sandbox().gpus(one(0)).spawn().unwrap();
     let own = machine[0]["minor"].to_string();
+    if let Ok(cache) = std::fs::metadata("/etc/ld.so.cache") {
+        assert_ne!(ask(&sandbox, "stat -c %s /etc/ld.so.cache"), format!("{}\n", cache.len()), "the grant's is shown");
+    }
     let at_start = sandbox.granted();
     assert_eq!(at_start.len(), 1);
     let other = sandbox.attach_gpus(&one(1), Wait::none()).unwrap();
@@ -210,7 +216,9 @@ fn a_gpu_of_the_start_can_go_and_another_come() {
     assert!(said.contains("No such file"), "{said}");
     assert!(ask(&sandbox, "nvidia-smi").contains("stand-in"), "the driver stays with the other");
     sandbox.detach_gpus(&other, false).unwrap();
-    // Empty files are left where the start mounted something.
+    if let Ok(cache) = std::fs::metadata("/etc/ld.so.cache") {
+        assert_eq!(ask(&sandbox, "stat -c %s /etc/ld.so.cache"), format!("{}\n", cache.len()), "the image's own again");
+    }
     let left = "cat $(find / -xdev -type f -name '*nvidia*'); find /dev | while read -r a; do case $a in *nvidia*) echo $a;; esac; done";
     assert_eq!(ask(&sandbox, left), "");
     sandbox.close().unwrap();

@@ -11,6 +11,7 @@ mod gpu_machine;
 
 use driver::{MAJORS, VERSION, library_directory};
 use gpu_machine::{Fixture, possible, run};
+use gpucontainer::gpu::DriverCapability;
 use gpucontainer::image::ImageBuilder;
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{Capability, Mount, Stdio, UserNamespace};
@@ -276,6 +277,23 @@ fn hostile_images_reach_nothing_of_the_host() {
         }
         fixture.check(&before, what);
     }
+}
+
+/// Programs that draw find the node of a card by its bus address, below a file system of the sandbox's own.
+#[test]
+fn links_among_the_nodes_of_devices_are_there() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let bus_id = fixture.driver.gpus()[0]["pci_bus_id"].as_str().unwrap().to_owned();
+    fixture.driver.write(&format!("sys/bus/pci/devices/{bus_id}/drm/renderD128/dev"), "226:128\n");
+    fixture.driver.node("dev/dri/renderD128", 226, 128);
+    let image = fixture.commit(fixture.debian());
+    let builder = fixture.sandbox(&image, "", "readlink /dev/dri/by-path/*; ls /dev/dri");
+    let said = run(builder.gpus(GpuRequest::count(1).capabilities([DriverCapability::Graphics]))).unwrap();
+    assert_eq!(said, "../renderD128\nby-path\nrenderD128\n");
 }
 
 #[test]
