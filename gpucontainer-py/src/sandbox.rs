@@ -76,10 +76,16 @@ type PortFields = (u16, String, u16, (u64, u64, u64, u64, u64), Option<String>);
 
 /// The handle of a sandbox.
 #[pyclass(frozen, name = "_Sandbox", module = "gpucontainer._native")]
-pub(crate) struct SandboxHandle(Slot<gpucontainer::Sandbox>, Waits);
+pub(crate) struct SandboxHandle(Slot<gpucontainer::Sandbox>, Mutex<Waits>);
 
-/// What ends the waits for GPUs that go on now, each under the address of who waits: closing waits for them.
-type Waits = Mutex<BTreeMap<usize, Cancel>>;
+/// The waits for GPUs of a sandbox, which closing it ends.
+#[derive(Default)]
+pub(crate) struct Waits {
+    /// What ends those that go on now, each under the address of who waits.
+    switches: BTreeMap<usize, Cancel>,
+    /// Whether the handle is being given up, so that no wait is to begin.
+    over: bool,
+}
 
 impl SandboxHandle {
     fn with<R: Send>(
@@ -90,13 +96,16 @@ impl SandboxHandle {
         ours(py.detach(|| self.0.with(work)))
     }
 
-    fn waits(&self) -> MutexGuard<'_, BTreeMap<usize, Cancel>> {
+    fn waits(&self) -> MutexGuard<'_, Waits> {
         self.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The sandbox, for whoever gives the handle up; nobody waits for GPUs of it any more.
     fn take(&self) -> Option<gpucontainer::Sandbox> {
-        self.waits().values().for_each(Cancel::cancel);
+        let mut waits = self.waits();
+        waits.over = true;
+        waits.switches.values().for_each(Cancel::cancel);
+        drop(waits);
         self.0.take()
     }
 }
@@ -195,12 +204,17 @@ impl SandboxHandle {
         cancel: Option<&work::Cancel>,
     ) -> PyResult<GrantHandle> {
         let request = request(fields)?;
-        let callback = Callback::new(None, cancel);
+        let callback = Callback::heeding(cancel);
         let wait = until(timeout)?.cancel(&callback.cancel());
         let own = std::ptr::from_ref(&callback).addr();
-        self.waits().insert(own, callback.cancel());
+        let mut waits = self.waits();
+        waits.switches.insert(own, callback.cancel());
+        if waits.over {
+            callback.cancel().cancel();
+        }
+        drop(waits);
         let grant = callback.run(py, || self.0.with(|sandbox| sandbox.attach_gpus(&request, wait)));
-        self.waits().remove(&own);
+        self.waits().switches.remove(&own);
         grant.map(GrantHandle)
     }
 

@@ -77,13 +77,20 @@ impl From<gpucontainer::Progress> for Progress {
 pub(crate) struct Callback {
     function: Option<Py<PyAny>>,
     cancel: gpucontainer::Cancel,
+    /// A switch of the caller's that ends the work, too, and that nothing here turns.
+    heeded: Option<gpucontainer::Cancel>,
     raised: Mutex<Option<PyErr>>,
 }
 
 impl Callback {
+    /// Without a callable; the work's own switch is turned when the caller's is, and not the other way round.
+    pub(crate) fn heeding(cancel: Option<&Cancel>) -> Self {
+        Self { heeded: cancel.map(|cancel| cancel.0.clone()), ..Self::new(None, None) }
+    }
+
     pub(crate) fn new(function: Option<Py<PyAny>>, cancel: Option<&Cancel>) -> Self {
         let cancel = cancel.map(|cancel| cancel.0.clone()).unwrap_or_default();
-        Self { function, cancel, raised: Mutex::new(None) }
+        Self { function, cancel, heeded: None, raised: Mutex::new(None) }
     }
 
     /// The switch that the work must be given: an exception of the callable turns it.
@@ -115,6 +122,9 @@ impl Callback {
             let receiver = Mutex::new(receiver);
             let mut interrupted = None;
             loop {
+                if self.heeded.as_ref().is_some_and(gpucontainer::Cancel::is_cancelled) {
+                    self.cancel.cancel();
+                }
                 let wait = || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(SIGNALS);
                 match py.detach(wait) {
                     Ok(_) if interrupted.is_some() => break,
