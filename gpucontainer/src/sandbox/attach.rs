@@ -319,10 +319,12 @@ impl Sandbox {
     /// The container's root as it is now, by a descriptor's path.
     pub(crate) fn inner_root(&self) -> Result<Root> {
         let root = Root::open(Path::new(&format!("/proc/{}/root", self.pid())));
-        // The number was the application's all the time if it has not ended by now.
-        match self.poll()? {
-            None => root,
-            Some(_) => Err(Error::new(ErrorKind::Closed, format!("sandbox {} has ended", self.name()))),
+        // The number was the application's all the time if it has not ended by now. One that is just ending has no root
+        // any more, before its supervisor has said anything.
+        match (self.poll()?, root) {
+            (None, Err(error)) if error.kind() != ErrorKind::NotFound => Err(error),
+            (None, Ok(root)) => Ok(root),
+            _ => Err(Error::new(ErrorKind::Closed, format!("sandbox {} has ended", self.name()))),
         }
     }
 

@@ -287,15 +287,15 @@ pub(crate) fn failing(name: &str, code: u32) -> Value {
     profile
 }
 
-/// Whether the stand-in is here or can be built; if not, says so as [`common::skip`] does.
+/// Whether the stand-in and the driver's objects are here or can be built; if not, says so as [`common::skip`] does.
 #[track_caller]
 pub(crate) fn available() -> bool {
     let why = match cargo_target() {
-        _ if common::which("cc").is_none() => "cc is not installed",
+        _ if common::which("cc").is_none() && !objects().is_dir() => "cc is not installed",
         None if !beside().is_file() => "the stand-in for NVML is not beside the test program",
         _ => return true,
     };
-    common::skip("toolchain", why);
+    common::skip("stand-in", why);
     false
 }
 
@@ -351,17 +351,27 @@ pub(crate) fn compile_32(name: &str, source: &str) -> Option<PathBuf> {
     None
 }
 
+/// Compiles a program from C that can load libraries.
+pub(crate) fn compile_loader(name: &str, source: &str) -> PathBuf {
+    compile_with(name, source, &["-Wall"])
+}
+
 /// Compiles a program from C that needs nothing else.
 pub(crate) fn compile_program(name: &str, source: &str) -> PathBuf {
     compile_with(name, source, &["-static", "-Wall"])
 }
 
+/// What was compiled, where other users and machines find it, too.
+fn objects() -> PathBuf {
+    let target = cargo_target().map(|target| target.join("tmp"));
+    let beside = || std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    target.unwrap_or_else(beside).join("shared-objects")
+}
+
 fn compile_with(name: &str, source: &str, options: &[&str]) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
-        let target = cargo_target().map(|target| target.join("tmp"));
-        let beside = || std::env::current_exe().unwrap().parent().unwrap().to_owned();
-        let directory = target.unwrap_or_else(beside).join("shared-objects");
+        let directory = objects();
         std::fs::create_dir_all(&directory).unwrap();
         directory
     });
