@@ -420,7 +420,7 @@ impl GpuAllocator {
         let attempt = self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)?;
         drop(seen);
         let (slot, order, later) = match attempt {
-            Attempt::Leased(lease) => return Ok(lease),
+            Attempt::Leased(lease) => return self.with_daemon(lease, request, &cancel).with_context(wanted),
             Attempt::Queued { slot, order, later } => (slot, order, later),
             Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
         };

@@ -81,7 +81,7 @@ pub struct GpuTicket {
 }
 
 impl GpuAllocator {
-    /// Tries to serve a request; `place` is the slot and the order of one that waits already. With `queue`, one that
+    /// Tries to serve a request, for which [`with_daemon`](Self::with_daemon) comes after it; `place` is the slot and the order of one that waits already. With `queue`, one that
     /// cannot be served takes a place, before anybody else can.
     ///
     /// Who comes after somebody who wants the same is served only if the try is `thorough`: the other is awake, takes
@@ -121,8 +121,7 @@ impl GpuAllocator {
         let inventory = host.inventory;
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
-        let programs = Programs::wanted(request, self.root())?;
-        if programs.is_some() {
+        if Programs::wanted(request, self.root())?.is_some() {
             mps::collect(self.path());
         }
         let owner = self.owner();
@@ -155,20 +154,14 @@ impl GpuAllocator {
                     }
                     let record = record(&chosen, request, owner);
                     let slot = locked.lease(&record)?;
-                    // What a daemon takes to start, the table is not kept from others.
                     drop(locked);
-                    let lease = self.leased(slot, &record, &chosen, (request, &host));
-                    let lease = self.with_daemon(lease, request, programs.as_ref(), &record.owner, cancel)?;
-                    return Ok(Attempt::Leased(lease));
+                    return Ok(Attempt::Leased(self.leased(slot, &record, &chosen, (request, &host))));
                 }
                 Decision::Make(plan) => {
                     // Others than those who want MIG devices are not kept waiting while some are made.
                     drop(locked);
                     match self.make(request, seen, &plan, owner.clone(), cancel)? {
-                        Ok(lease) => {
-                            let lease = self.with_daemon(lease, request, programs.as_ref(), &owner, cancel)?;
-                            return Ok(Attempt::Leased(lease));
-                        }
+                        Ok(lease) => return Ok(Attempt::Leased(lease)),
                         Err(why) => {
                             locked = self.table.lock(cancel)?;
                             Later { why, unannounced: true, ahead: ids, behind }
@@ -191,15 +184,13 @@ impl GpuAllocator {
     }
 
     /// The lease with its daemon, if it wants one; without that it is given up.
-    fn with_daemon(
-        &self,
-        lease: GpuLease,
-        request: &GpuRequest,
-        programs: Option<&Programs>,
-        owner: &Owner,
-        cancel: &Cancel,
-    ) -> Result<GpuLease> {
-        let (Some(mps), Some(programs)) = (&request.wishes.mps, programs) else { return Ok(lease) };
+    ///
+    /// The caller holds nothing that keeps others from GPUs: a daemon takes long to start, and to give up a lease on a
+    /// MIG device that was made for it is to take the lock on those that are made.
+    pub(super) fn with_daemon(&self, lease: GpuLease, request: &GpuRequest, cancel: &Cancel) -> Result<GpuLease> {
+        let programs = Programs::wanted(request, self.root())?;
+        let (Some(mps), Some(programs)) = (&request.wishes.mps, &programs) else { return Ok(lease) };
+        let owner = self.owner();
         let joining = |slot| Joining {
             table: self.path(),
             slot,
@@ -427,6 +418,7 @@ impl GpuTicket {
         drop(seen);
         let later = match attempt {
             Attempt::Leased(lease) => {
+                let lease = self.allocator.with_daemon(lease, &self.request, &cancel)?;
                 self.leave();
                 return Ok(Some(lease));
             }
