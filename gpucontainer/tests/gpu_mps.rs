@@ -207,6 +207,11 @@ fn a_mig_device_that_was_made_goes_at_once_if_its_daemon_does_not_start() {
     assert_eq!(instances(), [serde_json::Value::Null; 0]);
     host.check_clean("no daemon");
     host.driver.multi_process_service_mode("");
+    // What keeps a daemon away is not taken for what keeps a device from being made.
+    let place = host.allocator.path().join(format!("mps-{}", own_user()));
+    std::os::unix::fs::symlink("/tmp", &place).unwrap();
+    assert_eq!(host.acquire(&request).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    std::fs::remove_file(&place).unwrap();
     let lease = host.acquire(&request).unwrap();
     assert_eq!((lease.mps().unwrap().unwrap().gpus, instances().len()), (lease.gpus().to_vec(), 1));
     lease.release().unwrap();

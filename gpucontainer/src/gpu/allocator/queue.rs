@@ -95,14 +95,7 @@ impl GpuAllocator {
         cancel: &Cancel,
     ) -> Result<Attempt> {
         let host = self.host(seen, seen.making.clone())?;
-        match self.attempt_on(request, (seen, host), place, (queue, thorough), cancel) {
-            // What may not be made may still be leased, once somebody else gives it back.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && request.makes().is_some() => {
-                let host = self.host(seen, Making::No(error.to_string()))?;
-                self.attempt_on(request, (seen, host), place, (queue, thorough), cancel)
-            }
-            result => result,
-        }
+        self.attempt_on(request, (seen, host), place, (queue, thorough), cancel)
     }
 
     fn host<'a>(&self, seen: &'a Seen<'_>, making: Making) -> Result<Host<'a>> {
@@ -160,9 +153,15 @@ impl GpuAllocator {
                 Decision::Make(plan) => {
                     // Others than those who want MIG devices are not kept waiting while some are made.
                     drop(locked);
-                    match self.make(request, seen, &plan, owner.clone(), cancel)? {
-                        Ok(lease) => return Ok(Attempt::Leased(lease)),
-                        Err(why) => {
+                    match self.make(request, seen, &plan, owner.clone(), cancel) {
+                        Ok(Ok(lease)) => return Ok(Attempt::Leased(lease)),
+                        // What may not be made may still be leased, once somebody else gives it back.
+                        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                            let host = self.host(seen, Making::No(error.to_string()))?;
+                            return self.attempt_on(request, (seen, host), place, (queue, thorough), cancel);
+                        }
+                        Err(error) => return Err(error),
+                        Ok(Err(why)) => {
                             locked = self.table.lock(cancel)?;
                             Later { why, unannounced: true, ahead: ids, behind }
                         }
