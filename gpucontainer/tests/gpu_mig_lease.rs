@@ -324,6 +324,30 @@ fn what_a_living_lease_holds_stays_and_what_a_dead_one_held_goes() {
 }
 
 #[test]
+fn a_device_that_the_driver_fails_to_list_is_not_destroyed() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let lease = machine.now(&small(1)).unwrap();
+    let uuids = lease.gpus().to_vec();
+    let listing = |errors: Value| machine.driver.change(|state| state["gpus"][0]["errors"] = errors);
+    for call in ["nvmlDeviceGetMigDeviceHandleByIndex", "nvmlDeviceGetMaxMigDeviceCount"] {
+        listing(json!({ call: 999 }));
+        drop(MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap());
+        assert_eq!((machine.devices(), machine.written()), (uuids.clone(), 1), "leased, {call}");
+    }
+    drop(lease.into_fd().unwrap());
+    drop(machine.allocator.status().unwrap());
+    assert_eq!((machine.devices(), machine.written()), (uuids, 1), "of a lease that is over");
+    listing(json!({}));
+    drop(machine.allocator.status().unwrap());
+    assert_eq!((machine.devices().len(), machine.written()), (0, 0));
+    drop(machine.now(&small(1)).unwrap());
+    machine.is_as_before();
+}
+
+#[test]
 fn damage_to_a_slot_does_not_cost_its_devices() {
     if !driver::available() {
         return;

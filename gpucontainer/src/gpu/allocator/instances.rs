@@ -136,7 +136,9 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
         return Ok(Undone::Gone);
     }
     if let Some(leases) = &entry.leases {
-        let devices = inside.clone().map(|slice| slice.uuid.clone()).collect();
+        // Also the one that the driver may just fail to list.
+        let listed = inside.clone().map(|slice| &slice.uuid);
+        let devices = listed.chain(&entry.device).cloned().collect();
         if !Table::new(leases.clone()).held(&devices)?.is_empty() {
             return Ok(Undone::Leased);
         }
@@ -145,7 +147,13 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
         let users = used.processes.iter().map(u32::to_string).collect::<Vec<String>>().join(", ");
         return Err(Error::new(ErrorKind::Busy, format!("{} is used by process {users}", used.uuid)));
     }
-    for compute in splitter.compute_instances(instance.id).map_err(fail)? {
+    let computes = splitter.compute_instances(instance.id).map_err(fail)?;
+    // Whether a process uses it, nobody knows. Without a compute instance there is no device any more.
+    let unlisted = |device: &&String| !computes.is_empty() && slices.iter().all(|slice| slice.uuid != **device);
+    if let Some(device) = entry.device.as_ref().filter(unlisted) {
+        return Err(Error::new(ErrorKind::GpuUnavailable, format!("{} does not list {device}, which is there", entry.gpu)));
+    }
+    for compute in computes {
         splitter.destroy_compute_instance(instance.id, compute).map_err(fail)?;
     }
     splitter.destroy_gpu_instance(instance.id).map_err(fail)?;
