@@ -348,6 +348,32 @@ fn a_device_that_the_driver_fails_to_list_is_not_destroyed() {
 }
 
 #[test]
+fn a_gpu_that_does_not_tell_its_mode_is_not_taken_for_one_without_devices() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let answer = |errors: Value| machine.driver.change(|state| state["gpus"][0]["errors"] = errors);
+    let lease = machine.now(&small(1)).unwrap();
+    answer(json!({ "nvmlDeviceGetMigMode": 999 }));
+    let error = lease.release().unwrap_err();
+    assert!(error.to_string().contains("nvmlDeviceGetMigMode"), "{error}");
+    assert_eq!((machine.devices().len(), machine.written()), (1, 1), "still written down");
+    answer(json!({}));
+    drop(machine.allocator.status().unwrap());
+    machine.is_as_before();
+    // The same for those who take one by itself.
+    let devices = MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap();
+    let lease = devices.acquire("1g.5gb", &[]).unwrap();
+    answer(json!({ "nvmlDeviceGetMigMode": 999 }));
+    assert!(lease.release().unwrap_err().to_string().contains("nvmlDeviceGetMigMode"));
+    assert_eq!((machine.devices().len(), machine.written()), (1, 1), "still written down");
+    answer(json!({}));
+    drop(MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap());
+    machine.is_as_before();
+}
+
+#[test]
 fn damage_to_a_slot_does_not_cost_its_devices() {
     if !driver::available() {
         return;

@@ -47,9 +47,13 @@ pub(crate) fn failed(subject: &str, (call, error): Failure) -> Error {
     Error::new(kind, format!("{call}({subject}): {error}")).with_cause(error)
 }
 
-/// Whether the GPU is split now.
-fn is_split(device: &Device<'_>) -> bool {
-    device.mig_mode().is_ok_and(|mode| mode.current == 1)
+/// Whether the GPU is split now. One that does not say so just now may well be.
+fn is_split(device: &Device<'_>) -> Result<bool, Failure> {
+    match device.mig_mode() {
+        Ok(mode) => Ok(mode.current != 0),
+        Err(NvmlError::NotSupported) => Ok(false),
+        Err(e) => Err(("nvmlDeviceGetMigMode", e)),
+    }
 }
 
 /// What a GPU in MIG mode offers and has. What the entries of the journal stand for goes with its leases.
@@ -58,7 +62,7 @@ pub(crate) fn describe(
     (gpu, device): (&str, &Device<'_>),
     entries: &[Entry],
 ) -> Result<Option<SplitGpu>, Failure> {
-    if !is_split(device) {
+    if !is_split(device)? {
         return Ok(None);
     }
     let splitter = Splitter::new(nvml, device);
@@ -120,12 +124,12 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
         return Ok(Undone::Gone);
     }
     let device = find(nvml, &entry.gpu)?;
-    if !is_split(&device) {
+    let fail = |e| failed(&entry.gpu, e);
+    if !is_split(&device).map_err(fail)? {
         // With the mode all instances are gone.
         return Ok(Undone::Gone);
     }
     let splitter = Splitter::new(nvml, &device);
-    let fail = |e| failed(&entry.gpu, e);
     let instances = splitter.gpu_instances(&splitter.profiles().map_err(fail)?).map_err(fail)?;
     let same = |instance: &&GpuInstance| is_instance(entry, &entry.gpu, instance);
     let Some(instance) = instances.iter().find(same) else { return Ok(Undone::Gone) };
