@@ -132,7 +132,8 @@ impl GpuAllocator {
         locked.collect(&scan, &overdue)?;
 
         let allowed = allowed(&host);
-        let same = |waiting: &&Waiting| alike(&waiting.record.request, request) && waiting.record.allowed == allowed;
+        let makes = host.making.makes();
+        let same = |waiting: &&Waiting| waiting.record.wants_as((request, allowed.as_deref(), makes));
         let behind = ahead.iter().rev().find(same).map(|waiting| self.table.ticket_path(&waiting.id));
         let ids = ahead.iter().map(|waiting| waiting.id.clone()).collect();
         let later = if behind.is_some() && !thorough {
@@ -177,7 +178,6 @@ impl GpuAllocator {
         if !queue {
             return Ok(Attempt::Later(later));
         }
-        let makes = host.making.makes();
         let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order, makes })?;
         Ok(Attempt::Queued { slot, order, later })
     }
@@ -281,16 +281,6 @@ fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
     let devices = host.inventory.gpus().iter().flat_map(|gpu| [vec![gpu.uuid.clone()], slices(gpu)].concat());
     let kept = |device: &String| host.refused.get(device).is_some_and(|why| !is_faulty(why));
     host.refused.keys().any(kept).then(|| devices.filter(|device| !kept(device)).collect())
-}
-
-/// Whether whatever serves one request serves the other.
-pub(super) fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
-    let shape = |request: &GpuRequest| {
-        let mut shape = request.clone().priority(0).capabilities([]).multi_process_service(false);
-        shape.wishes.mps = None;
-        shape
-    };
-    shape(one) == shape(other)
 }
 
 pub(super) fn record(chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner) -> LeaseRecord {
