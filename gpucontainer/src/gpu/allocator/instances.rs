@@ -155,7 +155,10 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
     // Whether a process uses it, nobody knows. Without a compute instance there is no device any more.
     let unlisted = |device: &&String| !computes.is_empty() && slices.iter().all(|slice| slice.uuid != **device);
     if let Some(device) = entry.device.as_ref().filter(unlisted) {
-        return Err(Error::new(ErrorKind::GpuUnavailable, format!("{} does not list {device}, which is there", entry.gpu)));
+        return Err(Error::new(
+            ErrorKind::GpuUnavailable,
+            format!("{} does not list {device}, which is there", entry.gpu),
+        ));
     }
     for compute in computes {
         splitter.destroy_compute_instance(instance.id, compute).map_err(fail)?;

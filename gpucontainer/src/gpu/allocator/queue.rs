@@ -12,6 +12,7 @@ use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::makers::Seen;
 use crate::gpu::allocator::making::Making;
 use crate::gpu::allocator::mps::{self, Joining, Programs};
+use crate::gpu::allocator::patience::Patience;
 use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
@@ -347,12 +348,18 @@ impl GpuTicket {
     /// `EINTR` is passed on, so that an interpreter can look after its signals; the place in the queue is kept.
     /// [`ErrorKind::Closed`] once the lease was given.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<GpuLease>> {
+        let cancel = Cancel::new();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.wait_with(deadline, &Patience { until: deadline, ..Patience::of(&cancel) })
+    }
+
+    /// As [`wait`](Self::wait); also a try that is begun before `deadline` ends with the patience.
+    pub(super) fn wait_with(&mut self, deadline: Option<Instant>, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
         // Also where nothing calls for another look.
         self.due |= self.slot.is_none();
         loop {
             if std::mem::take(&mut self.due) {
-                match self.attempt() {
+                match self.attempt(patience) {
                     Ok(None) => {}
                     // Nobody tells when what failed would succeed: the next wait begins with a try.
                     Err(e) => {
@@ -389,7 +396,7 @@ impl GpuTicket {
         }
     }
 
-    fn attempt(&mut self) -> Result<Option<GpuLease>> {
+    fn attempt(&mut self, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
         let Some(slot) = &self.slot else {
             return Err(Error::new(ErrorKind::Closed, "the GPUs of this place in the queue were leased already"));
         };
@@ -400,14 +407,22 @@ impl GpuTicket {
             self.behind = None;
             self.watch = watch(&self.allocator.table)?;
         }
-        let cancel = Cancel::new();
-        let seen = self.allocator.look(&self.request, self.allocator.discover(self.inventory.as_ref()), &cancel)?;
+        let seen = self.allocator.discover(self.inventory.as_ref());
+        let seen = match self.allocator.look(&self.request, seen, patience) {
+            Err(error) if error.kind() == ErrorKind::Busy && patience.is_over() => {
+                // Nobody tells when others have made what they make.
+                self.again = Instant::now().checked_add(SOON);
+                self.why = error.to_string();
+                return Ok(None);
+            }
+            seen => seen?,
+        };
         let place = Some((slot.id.as_str(), self.order));
-        let attempt = self.allocator.attempt(&self.request, &seen, place, (false, thorough), &cancel)?;
+        let attempt = self.allocator.attempt(&self.request, &seen, place, (false, thorough), patience.cancel)?;
         drop(seen);
         let later = match attempt {
             Attempt::Leased(lease) => {
-                let lease = self.allocator.with_daemon(lease, &self.request, &cancel)?;
+                let lease = self.allocator.with_daemon(lease, &self.request, patience.cancel)?;
                 self.leave();
                 return Ok(Some(lease));
             }
