@@ -525,6 +525,27 @@ fn ordinary() {
 }
 
 #[test]
+fn what_a_killed_maker_had_no_time_to_open_to_others_is_opened_by_the_next() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let modes = || {
+        let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        (mode(machine.journal()), mode(machine.journal().join("lock")))
+    };
+    // As if a mask of 077 had made them.
+    std::fs::create_dir(machine.journal()).unwrap();
+    std::fs::write(machine.journal().join("lock"), "").unwrap();
+    for (path, mode) in [(machine.journal(), 0o700), (machine.journal().join("lock"), 0o600)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    drop(machine.now(&small(1)).unwrap());
+    assert_eq!(modes(), (0o755, 0o644));
+    machine.is_as_before();
+}
+
+#[test]
 fn slots_that_cannot_be_written_cost_nothing_that_was_made() {
     if !driver::available() || !common::tier("root") {
         return;

@@ -243,9 +243,8 @@ impl GpuAllocator {
     fn makers(&self) -> Result<MigDevices, String> {
         let path = self.path_of_makers();
         if fs::symlink_metadata(&path).is_err() {
-            let made = fs::create_dir(&path).and_then(|()| fs::set_mode(&path, 0o755));
             // Somebody else may be first.
-            match made {
+            match fs::create_dir(&path) {
                 Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e.to_string()),
                 _ => {}
             }
@@ -255,6 +254,8 @@ impl GpuAllocator {
         if owner != user || self.directory_of_makers().is_none() {
             return Err(format!("user {user} may not make MIG devices: {} is user {owner}'s", path.display()));
         }
+        // For all who choose MIG devices, whatever the mask of who made it, and also if that one came no further.
+        journal::set_own_mode(&path, 0o755).map_err(|e| e.to_string())?;
         Ok(MigDevices::of(&self.root, path))
     }
 }

@@ -140,12 +140,10 @@ impl MigDevices {
     /// [`ErrorKind::Busy`] if somebody does not let go of it in time, such as a process that was stopped just then.
     pub(super) fn lock(&self, patience: &Patience<'_>) -> Result<Gate> {
         let path = self.directory.join("lock");
-        let new = fs::symlink_metadata(&path).is_err();
         let gate = Gate::wait(&path, patience, || Lock::try_take(&path, Mode::Exclusive))?;
-        if new {
-            // For those who choose MIG devices and may not make any, whatever the mask of this process.
-            fs::set_mode(&path, 0o644)?;
-        }
+        // For those who choose MIG devices and may not make any, whatever the mask of who made it, and also if that one
+        // came no further.
+        journal::set_own_mode(&path, 0o644)?;
         Ok(gate)
     }
 
