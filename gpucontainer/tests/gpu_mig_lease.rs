@@ -11,7 +11,7 @@ use driver::{FakeDriver, mig_profiles, profile, split_a100};
 use gpucontainer::gpu::{
     DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait,
 };
-use gpucontainer::{ErrorKind, GpuRequest};
+use gpucontainer::{Cancel, ErrorKind, GpuRequest};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -542,6 +542,39 @@ fn what_a_killed_maker_had_no_time_to_open_to_others_is_opened_by_the_next() {
     }
     drop(machine.now(&small(1)).unwrap());
     assert_eq!(modes(), (0o755, 0o644));
+    machine.is_as_before();
+}
+
+#[test]
+fn who_is_stuck_while_it_splits_gpus_delays_nobody_beyond_its_limits() {
+    if !driver::available() || !common::tools("rootless", &["python3"]) {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let mut ticket = machine.allocator.enqueue(&small(1)).unwrap();
+    // Another kind of lock of the kernel's, that stands against ours.
+    let program = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); \
+                   print('holds it', flush=True); sys.stdin.read()";
+    let mut command = Command::new("python3");
+    command.args(["-c", program]).arg(machine.journal().join("lock"));
+    let mut stuck = Part(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    held(&mut stuck.0);
+    let start = Instant::now();
+    let short = Duration::from_millis(50);
+    let error = machine.now(&small(1)).unwrap_err();
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("gpu.mig/lock"), "{error}");
+    let error = machine.allocator.acquire(&small(1), Wait::at_most(short)).unwrap_err();
+    assert!(error.kind() == ErrorKind::TimedOut && error.to_string().contains("gpu.mig/lock"), "{error}");
+    assert!(ticket.wait(Some(short)).unwrap().is_none() && ticket.reason().contains("gpu.mig/lock"));
+    let cancel = Cancel::new();
+    std::thread::scope(|scope| {
+        let wait = scope.spawn(|| machine.allocator.acquire(&small(1), Wait::forever().cancel(&cancel)).unwrap_err());
+        cancel.cancel();
+        assert_eq!(wait.join().unwrap().kind(), ErrorKind::Cancelled);
+    });
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    drop(stuck);
+    assert_eq!(ticket.wait(Some(SOON)).unwrap().unwrap().gpus(), machine.devices());
     machine.is_as_before();
 }
 
