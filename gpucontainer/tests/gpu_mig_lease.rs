@@ -11,7 +11,7 @@ use driver::{FakeDriver, mig_profiles, profile, split_a100};
 use gpucontainer::gpu::{
     DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait,
 };
-use gpucontainer::{ErrorKind, GpuRequest};
+use gpucontainer::{Cancel, ErrorKind, GpuRequest};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -319,7 +319,61 @@ fn what_a_living_lease_holds_stays_and_what_a_dead_one_held_goes() {
     drop(machine.allocator.status().unwrap());
     assert_eq!(machine.devices(), uuids);
     drop(descriptor);
+    // A program that another test is just starting has a copy until its `exec`.
+    until("the lease is over", SOON, || machine.allocator.status().unwrap().leases.is_empty());
     drop(machine.now(&GpuRequest::count(1).mig_profile("7g.40gb")).unwrap());
+    machine.is_as_before();
+}
+
+#[test]
+fn a_device_that_the_driver_fails_to_list_is_not_destroyed() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let lease = machine.now(&small(1)).unwrap();
+    let uuids = lease.gpus().to_vec();
+    let listing = |errors: Value| machine.driver.change(|state| state["gpus"][0]["errors"] = errors);
+    for call in ["nvmlDeviceGetMigDeviceHandleByIndex", "nvmlDeviceGetMaxMigDeviceCount"] {
+        listing(json!({ call: 999 }));
+        drop(MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap());
+        assert_eq!((machine.devices(), machine.written()), (uuids.clone(), 1), "leased, {call}");
+    }
+    drop(lease.into_fd().unwrap());
+    // A program that another test is just starting has a copy until its `exec`.
+    until("the lease is over", SOON, || machine.allocator.status().unwrap().leases.is_empty());
+    drop(machine.allocator.status().unwrap());
+    assert_eq!((machine.devices(), machine.written()), (uuids, 1), "of a lease that is over");
+    listing(json!({}));
+    drop(machine.allocator.status().unwrap());
+    assert_eq!((machine.devices().len(), machine.written()), (0, 0));
+    drop(machine.now(&small(1)).unwrap());
+    machine.is_as_before();
+}
+
+#[test]
+fn a_gpu_that_does_not_tell_its_mode_is_not_taken_for_one_without_devices() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let answer = |errors: Value| machine.driver.change(|state| state["gpus"][0]["errors"] = errors);
+    let lease = machine.now(&small(1)).unwrap();
+    answer(json!({ "nvmlDeviceGetMigMode": 999 }));
+    let error = lease.release().unwrap_err();
+    assert!(error.to_string().contains("nvmlDeviceGetMigMode"), "{error}");
+    assert_eq!((machine.devices().len(), machine.written()), (1, 1), "still written down");
+    answer(json!({}));
+    drop(machine.allocator.status().unwrap());
+    machine.is_as_before();
+    // The same for those who take one by itself.
+    let devices = MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap();
+    let lease = devices.acquire("1g.5gb", &[]).unwrap();
+    answer(json!({ "nvmlDeviceGetMigMode": 999 }));
+    assert!(lease.release().unwrap_err().to_string().contains("nvmlDeviceGetMigMode"));
+    assert_eq!((machine.devices().len(), machine.written()), (1, 1), "still written down");
+    answer(json!({}));
+    drop(MigDevices::open(&DriverRoot::new(machine.driver.path()), machine.journal()).unwrap());
     machine.is_as_before();
 }
 
@@ -468,6 +522,60 @@ fn ordinary() {
     assert_eq!(other.unwrap().gpus(), one.gpus());
     one.release().unwrap();
     drop(allocator.status().unwrap());
+}
+
+#[test]
+fn what_a_killed_maker_had_no_time_to_open_to_others_is_opened_by_the_next() {
+    if !driver::available() {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let modes = || {
+        let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        (mode(machine.journal()), mode(machine.journal().join("lock")))
+    };
+    // As if a mask of 077 had made them.
+    std::fs::create_dir(machine.journal()).unwrap();
+    std::fs::write(machine.journal().join("lock"), "").unwrap();
+    for (path, mode) in [(machine.journal(), 0o700), (machine.journal().join("lock"), 0o600)] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    drop(machine.now(&small(1)).unwrap());
+    assert_eq!(modes(), (0o755, 0o644));
+    machine.is_as_before();
+}
+
+#[test]
+fn who_is_stuck_while_it_splits_gpus_delays_nobody_beyond_its_limits() {
+    if !driver::available() || !common::tools("rootless", &["python3"]) {
+        return;
+    }
+    let machine = Machine::new(split_a100(1));
+    let mut ticket = machine.allocator.enqueue(&small(1)).unwrap();
+    // Another kind of lock of the kernel's, that stands against ours.
+    let program = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); \
+                   print('holds it', flush=True); sys.stdin.read()";
+    let mut command = Command::new("python3");
+    command.args(["-c", program]).arg(machine.journal().join("lock"));
+    let mut stuck = Part(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    held(&mut stuck.0);
+    let start = Instant::now();
+    let short = Duration::from_millis(50);
+    let error = machine.now(&small(1)).unwrap_err();
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("gpu.mig/lock"), "{error}");
+    let error = machine.allocator.acquire(&small(1), Wait::at_most(short)).unwrap_err();
+    assert!(error.kind() == ErrorKind::TimedOut && error.to_string().contains("gpu.mig/lock"), "{error}");
+    assert!(ticket.wait(Some(short)).unwrap().is_none() && ticket.reason().contains("gpu.mig/lock"));
+    let cancel = Cancel::new();
+    std::thread::scope(|scope| {
+        let wait = scope.spawn(|| machine.allocator.acquire(&small(1), Wait::forever().cancel(&cancel)).unwrap_err());
+        cancel.cancel();
+        assert_eq!(wait.join().unwrap().kind(), ErrorKind::Cancelled);
+    });
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    drop(stuck);
+    assert_eq!(ticket.wait(Some(SOON)).unwrap().unwrap().gpus(), machine.devices());
+    machine.is_as_before();
 }
 
 #[test]

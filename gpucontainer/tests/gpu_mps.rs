@@ -8,6 +8,7 @@ mod fixture;
 mod mps;
 
 use common::until;
+use driver::{FakeDriver, split_a100};
 use gpucontainer::gpu::{DriverCapability, DriverRoot, ForeignProcesses, ImageFacts, Mps};
 use gpucontainer::gpu::{Sharing, Vendor, Wait, grant};
 use gpucontainer::sandbox::{SandboxBuilder, Stdio as Io};
@@ -183,6 +184,38 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     // Without a lease there is nobody whose daemon it could be.
     let error = grant(&one().mps(half()), &DriverRoot::new(host.driver.path()), &ImageFacts::default()).unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("there is no lease"), "{error}");
+}
+
+#[test]
+fn a_mig_device_that_was_made_goes_at_once_if_its_daemon_does_not_start() {
+    if !possible() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::with(FakeDriver::with_profile(split_a100(1)));
+    host.driver.multi_process_service_mode("die");
+    let request = one().mig_profile("1g.5gb").mps(half());
+    let mut ticket = host.allocator.enqueue(&request).unwrap();
+    let start = Instant::now();
+    let errors = [host.acquire(&request).unwrap_err(), ticket.wait(Some(SOON)).unwrap_err()];
+    for error in errors {
+        assert!(error.kind() == ErrorKind::GpuUnavailable && error.to_string().contains("told to (die)"), "{error:?}");
+    }
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    drop(ticket);
+    let instances = || host.driver.state()["gpus"][0]["mig"]["gpu_instances"].as_array().cloned().unwrap_or_default();
+    assert_eq!(instances(), [serde_json::Value::Null; 0]);
+    host.check_clean("no daemon");
+    host.driver.multi_process_service_mode("");
+    // What keeps a daemon away is not taken for what keeps a device from being made.
+    let place = host.allocator.path().join(format!("mps-{}", own_user()));
+    std::os::unix::fs::symlink("/tmp", &place).unwrap();
+    assert_eq!(host.acquire(&request).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    std::fs::remove_file(&place).unwrap();
+    let lease = host.acquire(&request).unwrap();
+    assert_eq!((lease.mps().unwrap().unwrap().gpus, instances().len()), (lease.gpus().to_vec(), 1));
+    lease.release().unwrap();
+    assert_eq!(instances(), [serde_json::Value::Null; 0]);
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use crate::error::Result;
 use crate::gpu::allocator::candidates::{Candidates, Host, Site, is_faulty};
 use crate::gpu::allocator::making::{Plan, Room};
-use crate::gpu::allocator::queue::alike;
-use crate::gpu::allocator::record::{Held, Owner};
+use crate::gpu::allocator::record::{Held, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Scan, Waiting};
 use crate::gpu::allocator::wishes::{ForeignProcesses, Placement, Sharing};
 use crate::gpu::request::{GpuRequest, Which};
@@ -71,9 +70,8 @@ pub(crate) fn decide<'a>(question: &Question<'_>, host: &Host<'a>) -> Result<Dec
     let mut unserved: Vec<&Waiting> = Vec::new();
     let mut room = Room::of(&host.making, &claims);
     for waiting in question.ahead {
-        let same = |other: &&Waiting| {
-            other.record.allowed == waiting.record.allowed && alike(&other.record.request, &waiting.record.request)
-        };
+        let TicketRecord { request, allowed, makes, .. } = &waiting.record;
+        let same = |other: &&Waiting| other.record.wants_as((request, allowed.as_deref(), *makes));
         if !unserved.iter().any(same) && !promise(waiting, host, question.returning, (&mut claims, &mut room)) {
             unserved.push(waiting);
         }
@@ -402,4 +400,46 @@ fn reasons(candidates: &Candidates<'_>, judged: &[Option<Obstacle>], request: &G
     }
     let why = if parts.is_empty() { String::new() } else { format!(": {}", parts.join("; ")) };
     format!("{} asked for: {free} of {} free{why}", wish(request), judged.len())
+}
+
+#[cfg(all(test, feature = "nvml"))]
+mod tests {
+    use super::*;
+    use crate::gpu::allocator::fit::{Kind, SplitGpu};
+    use crate::gpu::allocator::making::{Making, Splits};
+    use crate::gpu::inventory::Inventory;
+    use crate::gpu::select::tests::split;
+    use crate::sys::mig::Span;
+
+    #[test]
+    fn who_can_make_devices_is_not_passed_because_one_who_cannot_waits_for_the_same() {
+        let (gpu, request) = (split(0, 0), GpuRequest::count(1).mig_profile("1g.5gb"));
+        let kind = Kind {
+            id: 19,
+            name: "1g.5gb".to_owned(),
+            slices: 1,
+            instances: 1,
+            most: 1,
+            memory: 5 << 30,
+            spans: vec![Span { start: 0, size: 1 }],
+        };
+        let state = SplitGpu { kinds: vec![kind], taken: Vec::new(), temporary: Vec::new() };
+        let splits = Splits { gpus: [(gpu.uuid.clone(), Ok(state))].into(), ..Splits::default() };
+        let inventory = Inventory { gpus: vec![gpu], ..Inventory::default() };
+        let host = Host::of(&inventory, BTreeMap::new(), Making::Yes(splits));
+        let waiting = |order: i128, makes| {
+            let owner = Owner { pid: 71, ..Owner::own() };
+            let record = TicketRecord { owner, request: request.clone(), allowed: None, order, makes };
+            Waiting { id: order.to_string(), user: 0, record }
+        };
+        let decision = |ahead: &[Waiting]| {
+            let (scan, returning) = (Scan::default(), BTreeSet::new());
+            decide(&Question { request: &request, scan: &scan, ahead, returning: &returning }, &host).unwrap()
+        };
+        assert!(matches!(decision(&[waiting(1, false)]), Decision::Make(_)), "who may not make any keeps none");
+        for ahead in [vec![waiting(2, true)], vec![waiting(1, false), waiting(2, true)]] {
+            let decision = decision(&ahead);
+            assert!(matches!(decision, Decision::Later { .. }), "{decision:?}");
+        }
+    }
 }

@@ -47,9 +47,13 @@ pub(crate) fn failed(subject: &str, (call, error): Failure) -> Error {
     Error::new(kind, format!("{call}({subject}): {error}")).with_cause(error)
 }
 
-/// Whether the GPU is split now.
-fn is_split(device: &Device<'_>) -> bool {
-    device.mig_mode().is_ok_and(|mode| mode.current == 1)
+/// Whether the GPU is split now. One that does not say so just now may well be.
+fn is_split(device: &Device<'_>) -> Result<bool, Failure> {
+    match device.mig_mode() {
+        Ok(mode) => Ok(mode.current != 0),
+        Err(NvmlError::NotSupported) => Ok(false),
+        Err(e) => Err(("nvmlDeviceGetMigMode", e)),
+    }
 }
 
 /// What a GPU in MIG mode offers and has. What the entries of the journal stand for goes with its leases.
@@ -58,7 +62,7 @@ pub(crate) fn describe(
     (gpu, device): (&str, &Device<'_>),
     entries: &[Entry],
 ) -> Result<Option<SplitGpu>, Failure> {
-    if !is_split(device) {
+    if !is_split(device)? {
         return Ok(None);
     }
     let splitter = Splitter::new(nvml, device);
@@ -120,12 +124,12 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
         return Ok(Undone::Gone);
     }
     let device = find(nvml, &entry.gpu)?;
-    if !is_split(&device) {
+    let fail = |e| failed(&entry.gpu, e);
+    if !is_split(&device).map_err(fail)? {
         // With the mode all instances are gone.
         return Ok(Undone::Gone);
     }
     let splitter = Splitter::new(nvml, &device);
-    let fail = |e| failed(&entry.gpu, e);
     let instances = splitter.gpu_instances(&splitter.profiles().map_err(fail)?).map_err(fail)?;
     let same = |instance: &&GpuInstance| is_instance(entry, &entry.gpu, instance);
     let Some(instance) = instances.iter().find(same) else { return Ok(Undone::Gone) };
@@ -136,7 +140,9 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
         return Ok(Undone::Gone);
     }
     if let Some(leases) = &entry.leases {
-        let devices = inside.clone().map(|slice| slice.uuid.clone()).collect();
+        // Also the one that the driver may just fail to list.
+        let listed = inside.clone().map(|slice| &slice.uuid);
+        let devices = listed.chain(&entry.device).cloned().collect();
         if !Table::new(leases.clone()).held(&devices)?.is_empty() {
             return Ok(Undone::Leased);
         }
@@ -145,7 +151,16 @@ pub(crate) fn undo(nvml: &Nvml, entry: &Entry) -> Result<Undone> {
         let users = used.processes.iter().map(u32::to_string).collect::<Vec<String>>().join(", ");
         return Err(Error::new(ErrorKind::Busy, format!("{} is used by process {users}", used.uuid)));
     }
-    for compute in splitter.compute_instances(instance.id).map_err(fail)? {
+    let computes = splitter.compute_instances(instance.id).map_err(fail)?;
+    // Whether a process uses it, nobody knows. Without a compute instance there is no device any more.
+    let unlisted = |device: &&String| !computes.is_empty() && slices.iter().all(|slice| slice.uuid != **device);
+    if let Some(device) = entry.device.as_ref().filter(unlisted) {
+        return Err(Error::new(
+            ErrorKind::GpuUnavailable,
+            format!("{} does not list {device}, which is there", entry.gpu),
+        ));
+    }
+    for compute in computes {
         splitter.destroy_compute_instance(instance.id, compute).map_err(fail)?;
     }
     splitter.destroy_gpu_instance(instance.id).map_err(fail)?;

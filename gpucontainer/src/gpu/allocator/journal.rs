@@ -19,11 +19,13 @@ use crate::claim::Claim;
 use crate::error::{Context, Result};
 use crate::gpu::allocator::table::Table;
 use crate::gpu::inventory::MigDevice;
+use crate::sys::cgroup::effective_user;
 use crate::sys::mig::Span;
 use crate::sys::{fs, slot};
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The state of a lease on a MIG device.
@@ -86,6 +88,13 @@ pub(crate) fn begin(directory: &Path, entry: &Entry) -> Result<Claim> {
             Err(error)
         }
     }
+}
+
+/// Gives a file or directory of the caller's own the mode, if it has another.
+pub(crate) fn set_own_mode(path: &Path, mode: u32) -> Result<()> {
+    let found = fs::symlink_metadata(path)?;
+    let wrong = !found.is_symlink() && found.mode() & 0o7777 != mode;
+    if wrong && found.uid() == effective_user() { fs::set_mode(path, mode) } else { Ok(()) }
 }
 
 /// Writes down what was done.

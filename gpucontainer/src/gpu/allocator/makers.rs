@@ -19,6 +19,7 @@ use crate::gpu::allocator::journal::{self, Entry};
 use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::making::{Making, Place, Plan, Splits};
 use crate::gpu::allocator::mig::{Gate, MigDevices};
+use crate::gpu::allocator::patience::Patience;
 use crate::gpu::allocator::queue::record;
 use crate::gpu::allocator::record::Owner;
 use crate::gpu::inventory::Inventory;
@@ -71,11 +72,14 @@ impl Remains {
 impl GpuAllocator {
     /// Looks at the host again if MIG devices can be chosen, or have to be made, for the request, and keeps everybody
     /// else from making or destroying any.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody does just that, and for longer than there is patience.
     pub(super) fn look<'a>(
         &self,
         request: &GpuRequest,
         inventory: Cow<'a, Inventory>,
-        cancel: &Cancel,
+        patience: &Patience<'_>,
     ) -> Result<Seen<'a>> {
         let split = inventory.gpus().iter().any(|gpu| gpu.mig_enabled);
         let makes = request.makes().is_some() && request.wanted_vendor() == Vendor::Nvidia;
@@ -87,7 +91,7 @@ impl GpuAllocator {
         let mut making = Making::Unknown;
         if makes {
             match self.makers() {
-                Ok(devices) => return self.look_at(&devices, cancel),
+                Ok(devices) => return self.look_at(&devices, patience),
                 Err(why) => making = Making::No(why),
             }
         }
@@ -95,7 +99,7 @@ impl GpuAllocator {
         let (Some(directory), true) = (self.directory_of_makers(), takes_slices(request, &inventory)) else {
             return Ok(Seen { inventory, making, unready: BTreeMap::new(), _gate: None });
         };
-        let gate = MigDevices::of(&self.root, directory.clone()).share(cancel).context("choose MIG devices")?;
+        let gate = MigDevices::of(&self.root, directory.clone()).share(patience).context("choose MIG devices")?;
         if gate.is_none() {
             return Ok(Seen { inventory, making, unready: BTreeMap::new(), _gate: None });
         }
@@ -105,8 +109,8 @@ impl GpuAllocator {
         Ok(Seen { inventory: Cow::Owned(inventory), making, unready, _gate: gate })
     }
 
-    fn look_at<'a>(&self, devices: &MigDevices, cancel: &Cancel) -> Result<Seen<'a>> {
-        let gate = devices.lock(cancel).context("split GPUs")?;
+    fn look_at<'a>(&self, devices: &MigDevices, patience: &Patience<'_>) -> Result<Seen<'a>> {
+        let gate = devices.lock(patience).context("split GPUs")?;
         let look = |nvml: &Nvml| {
             devices.tidy(nvml)?;
             let entries = journal::entries(devices.directory())?;
@@ -239,9 +243,8 @@ impl GpuAllocator {
     fn makers(&self) -> Result<MigDevices, String> {
         let path = self.path_of_makers();
         if fs::symlink_metadata(&path).is_err() {
-            let made = fs::create_dir(&path).and_then(|()| fs::set_mode(&path, 0o755));
             // Somebody else may be first.
-            match made {
+            match fs::create_dir(&path) {
                 Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e.to_string()),
                 _ => {}
             }
@@ -251,6 +254,8 @@ impl GpuAllocator {
         if owner != user || self.directory_of_makers().is_none() {
             return Err(format!("user {user} may not make MIG devices: {} is user {owner}'s", path.display()));
         }
+        // For all who choose MIG devices, whatever the mask of who made it, and also if that one came no further.
+        journal::set_own_mode(&path, 0o755).map_err(|e| e.to_string())?;
         Ok(MigDevices::of(&self.root, path))
     }
 }

@@ -7,6 +7,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::allocator::fit;
 use crate::gpu::allocator::instances::{Undone, describe, failed, find, gpus, make, undo, why_not};
 use crate::gpu::allocator::journal::{self, Entry};
+use crate::gpu::allocator::patience::Patience;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::{MigDevice, nvml as library};
 use crate::progress::Cancel;
@@ -78,7 +79,7 @@ impl MigDevices {
     pub fn open(root: &DriverRoot, directory: impl Into<PathBuf>) -> Result<Self> {
         let devices = Self { root: root.clone(), directory: directory.into() };
         fs::create_dir_all(&devices.directory)?;
-        let _lock = devices.lock(&Cancel::new())?;
+        let _lock = devices.lock(&Patience::of(&Cancel::new()))?;
         if fs::read_dir(&devices.directory)?.len() > 1 {
             devices.with_library(|nvml| devices.tidy(nvml)).context("destroy what dead owners left")?;
         }
@@ -95,7 +96,7 @@ impl MigDevices {
     /// no such profile; no room. [`ErrorKind::PermissionDenied`] if making one is not allowed. Nothing stays then.
     pub fn acquire(&self, profile: &str, among: &[&str]) -> Result<MigLease> {
         let wanted = || format!("acquire a MIG device {profile:?}");
-        let lock = self.lock(&Cancel::new()).with_context(wanted)?;
+        let lock = self.lock(&Patience::of(&Cancel::new())).with_context(wanted)?;
         let lease = self.with_library(|nvml| {
             self.tidy(nvml)?;
             self.reuse(nvml, profile, among)?.map_or_else(|| self.create(nvml, profile, among), Ok)
@@ -111,7 +112,7 @@ impl MigDevices {
     /// mode, [`ErrorKind::PermissionDenied`] for all but root.
     pub fn set_mode(&self, gpu: &str, enabled: bool) -> Result<MigModeChange> {
         let word = if enabled { "on" } else { "off" };
-        let _lock = self.lock(&Cancel::new())?;
+        let _lock = self.lock(&Patience::of(&Cancel::new()))?;
         let change = |nvml: &Nvml| {
             let device = find(nvml, gpu)?;
             let mode = device.mig_mode().map_err(|e| failed(gpu, ("nvmlDeviceGetMigMode", e)))?;
@@ -136,22 +137,20 @@ impl MigDevices {
     /// Keeps everybody else from splitting GPUs, and from choosing MIG devices.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody does not let go of it, such as a process that was stopped just then.
-    pub(super) fn lock(&self, cancel: &Cancel) -> Result<Gate> {
+    /// [`ErrorKind::Busy`] if somebody does not let go of it in time, such as a process that was stopped just then.
+    pub(super) fn lock(&self, patience: &Patience<'_>) -> Result<Gate> {
         let path = self.directory.join("lock");
-        let new = fs::symlink_metadata(&path).is_err();
-        let gate = Gate::wait(&path, cancel, || Lock::try_take(&path, Mode::Exclusive))?;
-        if new {
-            // For those who choose MIG devices and may not make any, whatever the mask of this process.
-            fs::set_mode(&path, 0o644)?;
-        }
+        let gate = Gate::wait(&path, patience, || Lock::try_take(&path, Mode::Exclusive))?;
+        // For those who choose MIG devices and may not make any, whatever the mask of who made it, and also if that one
+        // came no further.
+        journal::set_own_mode(&path, 0o644)?;
         Ok(gate)
     }
 
     /// Keeps others from splitting GPUs while MIG devices are chosen; `None` if nobody ever has split any here.
-    pub(super) fn share(&self, cancel: &Cancel) -> Result<Option<Gate>> {
+    pub(super) fn share(&self, patience: &Patience<'_>) -> Result<Option<Gate>> {
         let path = self.directory.join("lock");
-        match Gate::wait(&path, cancel, || Lock::try_share(&path)) {
+        match Gate::wait(&path, patience, || Lock::try_share(&path)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             gate => gate.map(Some),
         }
@@ -196,7 +195,7 @@ impl MigDevices {
             return Ok(Vec::new());
         }
         let _lock = match patience {
-            true => self.lock(&Cancel::new())?,
+            true => self.lock(&Patience::of(&Cancel::new()))?,
             false => match Lock::try_take(&self.directory.join("lock"), Mode::Exclusive)? {
                 Some(lock) => Gate::new(lock),
                 None => return Ok(Vec::new()),
@@ -297,16 +296,18 @@ impl Gate {
         Self { lock, owner: own_pid() }
     }
 
-    fn wait(path: &Path, cancel: &Cancel, take: impl Fn() -> Result<Option<Lock>>) -> Result<Self> {
+    fn wait(path: &Path, patience: &Patience<'_>, take: impl Fn() -> Result<Option<Lock>>) -> Result<Self> {
         let start = Instant::now();
         let mut pause = Duration::from_micros(50);
         loop {
             if let Some(lock) = take()? {
                 return Ok(Self::new(lock));
             }
-            cancel.check()?;
-            if start.elapsed() > PATIENCE {
-                let why = format!("somebody has held {} for {PATIENCE:?}: a stopped process?", path.display());
+            patience.check()?;
+            let waited = start.elapsed();
+            if waited > PATIENCE || patience.is_over() {
+                let who = if waited > PATIENCE { "a stopped process?" } else { "who makes or destroys MIG devices" };
+                let why = format!("somebody has held {} for {waited:.0?}: {who}", path.display());
                 return Err(Error::new(ErrorKind::Busy, why).with_path(path));
             }
             // There is no call that waits for such a lock with a limit.
@@ -369,7 +370,7 @@ impl MigLease {
             return Ok(());
         }
         let wanted = || format!("give back {}", self.device.uuid);
-        let _lock = self.devices.lock(&Cancel::new()).with_context(wanted)?;
+        let _lock = self.devices.lock(&Patience::of(&Cancel::new())).with_context(wanted)?;
         if let Some(entry) = Entry::parse(&self.claim.note()?).filter(|_| self.created) {
             self.devices.with_library(|nvml| undo(nvml, &entry)).with_context(wanted)?;
         }
@@ -389,5 +390,34 @@ impl Drop for MigLease {
         if let Err(error) = self.give_back() {
             tracing::warn!(%error, "a MIG device stays for now");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_for_who_splits_gpus_has_limits() {
+        let directory = tempfile::tempdir().unwrap();
+        let devices = MigDevices::of(&DriverRoot::new(directory.path()), directory.path().to_owned());
+        let (cancel, limit) = (Cancel::new(), Duration::from_millis(30));
+        let held = devices.lock(&Patience::of(&cancel)).unwrap();
+        let start = Instant::now();
+        let within = || Patience { until: Instant::now().checked_add(limit), ..Patience::of(&cancel) };
+        for error in [devices.lock(&within()).unwrap_err(), devices.share(&within()).unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Busy);
+            assert!(error.to_string().contains("who makes or destroys MIG devices"), "{error}");
+        }
+        let gone = || Err(Error::new(ErrorKind::Closed, "the sandbox is gone"));
+        let alone = Patience { alive: Some(&gone), ..Patience::of(&cancel) };
+        assert_eq!(devices.lock(&alone).unwrap_err().kind(), ErrorKind::Closed);
+        cancel.cancel();
+        assert_eq!(devices.share(&Patience::of(&cancel)).unwrap_err().kind(), ErrorKind::Cancelled);
+        assert!(start.elapsed() < PATIENCE);
+        drop(held);
+        // Who comes too late for a wait still gets what is free.
+        let late = Patience { until: Some(start), ..Patience::of(&cancel) };
+        drop(devices.lock(&late).unwrap());
     }
 }

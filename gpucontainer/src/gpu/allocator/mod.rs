@@ -44,6 +44,7 @@ pub(in crate::gpu) mod making;
 mod mig;
 mod mps;
 pub(in crate::gpu) mod outer;
+mod patience;
 mod placement;
 mod queue;
 pub(in crate::gpu) mod record;
@@ -75,6 +76,7 @@ use crate::gpu::request::GpuRequest;
 use crate::gpu::select::wish;
 use crate::progress::Cancel;
 use directory::Directory;
+use patience::Patience;
 use queue::Attempt;
 use record::Owner;
 use table::Table;
@@ -87,6 +89,9 @@ const MEMORY_RETURN: Duration = Duration::from_secs(10);
 
 /// How long an MPS daemon may take to answer.
 const MPS_START: Duration = Duration::from_secs(10);
+
+/// How long one who does not wait bears with somebody who just makes or destroys MIG devices.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// How often a wait looks whether it was cancelled.
 const CANCEL_PERIOD: Duration = Duration::from_millis(50);
@@ -226,7 +231,7 @@ impl GpuAllocator {
     }
 
     /// How long the daemon of a lease that asks for [`mps`](GpuRequest::mps) may take until it answers; ten seconds by
-    /// default. The wait for GPUs is not part of it.
+    /// default. The wait for GPUs is not part of it, nor is it part of that wait, whose switch ends it however.
     #[must_use]
     pub fn mps_start(mut self, limit: Duration) -> Self {
         self.mps_start = limit;
@@ -336,7 +341,8 @@ impl GpuAllocator {
     /// At once: [`ErrorKind::InvalidArgument`] for a request that contradicts itself or asks for no GPU,
     /// [`ErrorKind::GpuUnavailable`] for more than the host has, and, without a wait, for what is not free;
     /// [`ErrorKind::NoSpace`] if the directory of the slots is full, [`ErrorKind::Busy`] if somebody does not let go of
-    /// the account for ten seconds. After a wait: [`ErrorKind::TimedOut`],
+    /// the account for ten seconds, or, without a wait, is making or destroying MIG devices that the request is about for
+    /// longer than a second. After a wait: [`ErrorKind::TimedOut`],
     /// [`ErrorKind::Cancelled`]. A system call error with `EINTR` if a signal came; [`enqueue`](Self::enqueue) keeps
     /// the place in the queue in such a case.
     pub fn acquire(&self, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
@@ -374,7 +380,7 @@ impl GpuAllocator {
         let place = request.resolved(&inventory, &self.root);
         place
             .and_then(|request| {
-                let seen = self.look(&request, inventory, &Cancel::new())?;
+                let seen = self.look(&request, inventory, &Patience::of(&Cancel::new()))?;
                 GpuTicket::new(self, &request, &seen, None)
             })
             .with_context(|| format!("wait for {}", wish(request)))
@@ -416,11 +422,23 @@ impl GpuAllocator {
         let request = &request.resolved(&seen, &self.root).with_context(wanted)?;
         let queue = !wait.is_none();
         let cancel = wait.cancel.clone().unwrap_or_default();
-        let seen = self.look(request, seen, &cancel).with_context(wanted)?;
+        // Who does not wait still bears with somebody who just makes MIG devices.
+        let until = if queue {
+            wait.limit.and_then(|limit| start.checked_add(limit))
+        } else {
+            Instant::now().checked_add(MOMENT)
+        };
+        let patience = Patience { cancel: &cancel, alive, until };
+        let seen = match self.look(request, seen, &patience) {
+            Err(error) if queue && error.kind() == ErrorKind::Busy && patience.is_over() => {
+                return Err(timed_out(wait, &error.to_string())).with_context(wanted);
+            }
+            seen => seen.with_context(wanted)?,
+        };
         let attempt = self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)?;
         drop(seen);
         let (slot, order, later) = match attempt {
-            Attempt::Leased(lease) => return Ok(lease),
+            Attempt::Leased(lease) => return self.with_daemon(lease, request, &cancel).with_context(wanted),
             Attempt::Queued { slot, order, later } => (slot, order, later),
             Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
         };
@@ -430,14 +448,13 @@ impl GpuAllocator {
             let left = wait.limit.map(|limit| limit.saturating_sub(start.elapsed()));
             let looks = wait.cancel.is_some() || alive.is_some();
             let turn = [left, looks.then_some(CANCEL_PERIOD)].into_iter().flatten().min();
-            if let Some(lease) = ticket.wait(turn).with_context(wanted)? {
+            let deadline = turn.and_then(|turn| Instant::now().checked_add(turn));
+            if let Some(lease) = ticket.wait_with(deadline, &patience).with_context(wanted)? {
                 return Ok(lease);
             }
-            cancel.check().with_context(wanted)?;
-            alive.map_or(Ok(()), |alive| alive())?;
+            patience.check().with_context(wanted)?;
             if left == Some(Duration::ZERO) {
-                let why = format!("waited {:?}; {}", wait.limit.unwrap_or_default(), ticket.reason());
-                return Err(Error::new(ErrorKind::TimedOut, why));
+                return Err(timed_out(wait, ticket.reason()));
             }
         }
     }
@@ -449,4 +466,9 @@ impl GpuAllocator {
             None => std::borrow::Cow::Owned(Inventory::discover_with(&self.root)),
         }
     }
+}
+
+/// The error of a wait that took too long.
+fn timed_out(wait: &Wait, why: &str) -> Error {
+    Error::new(ErrorKind::TimedOut, format!("waited {:?}; {why}", wait.limit.unwrap_or_default()))
 }

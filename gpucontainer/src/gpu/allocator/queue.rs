@@ -12,6 +12,7 @@ use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::makers::Seen;
 use crate::gpu::allocator::making::Making;
 use crate::gpu::allocator::mps::{self, Joining, Programs};
+use crate::gpu::allocator::patience::Patience;
 use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
 use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
@@ -81,7 +82,7 @@ pub struct GpuTicket {
 }
 
 impl GpuAllocator {
-    /// Tries to serve a request; `place` is the slot and the order of one that waits already. With `queue`, one that
+    /// Tries to serve a request, for which [`with_daemon`](Self::with_daemon) comes after it; `place` is the slot and the order of one that waits already. With `queue`, one that
     /// cannot be served takes a place, before anybody else can.
     ///
     /// Who comes after somebody who wants the same is served only if the try is `thorough`: the other is awake, takes
@@ -95,14 +96,7 @@ impl GpuAllocator {
         cancel: &Cancel,
     ) -> Result<Attempt> {
         let host = self.host(seen, seen.making.clone())?;
-        match self.attempt_on(request, (seen, host), place, (queue, thorough), cancel) {
-            // What may not be made may still be leased, once somebody else gives it back.
-            Err(error) if error.kind() == ErrorKind::PermissionDenied && request.makes().is_some() => {
-                let host = self.host(seen, Making::No(error.to_string()))?;
-                self.attempt_on(request, (seen, host), place, (queue, thorough), cancel)
-            }
-            result => result,
-        }
+        self.attempt_on(request, (seen, host), place, (queue, thorough), cancel)
     }
 
     fn host<'a>(&self, seen: &'a Seen<'_>, making: Making) -> Result<Host<'a>> {
@@ -121,8 +115,7 @@ impl GpuAllocator {
         let inventory = host.inventory;
         // An error that no lease can change comes before anything is locked.
         Candidates::of(request, &host)?;
-        let programs = Programs::wanted(request, self.root())?;
-        if programs.is_some() {
+        if Programs::wanted(request, self.root())?.is_some() {
             mps::collect(self.path());
         }
         let owner = self.owner();
@@ -140,7 +133,8 @@ impl GpuAllocator {
         locked.collect(&scan, &overdue)?;
 
         let allowed = allowed(&host);
-        let same = |waiting: &&Waiting| alike(&waiting.record.request, request) && waiting.record.allowed == allowed;
+        let makes = host.making.makes();
+        let same = |waiting: &&Waiting| waiting.record.wants_as((request, allowed.as_deref(), makes));
         let behind = ahead.iter().rev().find(same).map(|waiting| self.table.ticket_path(&waiting.id));
         let ids = ahead.iter().map(|waiting| waiting.id.clone()).collect();
         let later = if behind.is_some() && !thorough {
@@ -155,21 +149,21 @@ impl GpuAllocator {
                     }
                     let record = record(&chosen, request, owner);
                     let slot = locked.lease(&record)?;
-                    // What a daemon takes to start, the table is not kept from others.
                     drop(locked);
-                    let lease = self.leased(slot, &record, &chosen, (request, &host));
-                    let lease = self.with_daemon(lease, request, programs.as_ref(), &record.owner, cancel)?;
-                    return Ok(Attempt::Leased(lease));
+                    return Ok(Attempt::Leased(self.leased(slot, &record, &chosen, (request, &host))));
                 }
                 Decision::Make(plan) => {
                     // Others than those who want MIG devices are not kept waiting while some are made.
                     drop(locked);
-                    match self.make(request, seen, &plan, owner.clone(), cancel)? {
-                        Ok(lease) => {
-                            let lease = self.with_daemon(lease, request, programs.as_ref(), &owner, cancel)?;
-                            return Ok(Attempt::Leased(lease));
+                    match self.make(request, seen, &plan, owner.clone(), cancel) {
+                        Ok(Ok(lease)) => return Ok(Attempt::Leased(lease)),
+                        // What may not be made may still be leased, once somebody else gives it back.
+                        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                            let host = self.host(seen, Making::No(error.to_string()))?;
+                            return self.attempt_on(request, (seen, host), place, (queue, thorough), cancel);
                         }
-                        Err(why) => {
+                        Err(error) => return Err(error),
+                        Ok(Err(why)) => {
                             locked = self.table.lock(cancel)?;
                             Later { why, unannounced: true, ahead: ids, behind }
                         }
@@ -185,21 +179,18 @@ impl GpuAllocator {
         if !queue {
             return Ok(Attempt::Later(later));
         }
-        let makes = host.making.makes();
         let slot = locked.ticket(&TicketRecord { owner, request: request.clone(), allowed, order, makes })?;
         Ok(Attempt::Queued { slot, order, later })
     }
 
     /// The lease with its daemon, if it wants one; without that it is given up.
-    fn with_daemon(
-        &self,
-        lease: GpuLease,
-        request: &GpuRequest,
-        programs: Option<&Programs>,
-        owner: &Owner,
-        cancel: &Cancel,
-    ) -> Result<GpuLease> {
-        let (Some(mps), Some(programs)) = (&request.wishes.mps, programs) else { return Ok(lease) };
+    ///
+    /// The caller holds nothing that keeps others from GPUs: a daemon takes long to start, and to give up a lease on a
+    /// MIG device that was made for it is to take the lock on those that are made.
+    pub(super) fn with_daemon(&self, lease: GpuLease, request: &GpuRequest, cancel: &Cancel) -> Result<GpuLease> {
+        let programs = Programs::wanted(request, self.root())?;
+        let (Some(mps), Some(programs)) = (&request.wishes.mps, &programs) else { return Ok(lease) };
+        let owner = self.owner();
         let joining = |slot| Joining {
             table: self.path(),
             slot,
@@ -293,16 +284,6 @@ fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
     host.refused.keys().any(kept).then(|| devices.filter(|device| !kept(device)).collect())
 }
 
-/// Whether whatever serves one request serves the other.
-pub(super) fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
-    let shape = |request: &GpuRequest| {
-        let mut shape = request.clone().priority(0).capabilities([]).multi_process_service(false);
-        shape.wishes.mps = None;
-        shape
-    };
-    shape(one) == shape(other)
-}
-
 pub(super) fn record(chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner) -> LeaseRecord {
     let free = chosen.iter().filter_map(|choice| Some((choice.uuid().to_owned(), choice.memory()?.free)));
     LeaseRecord {
@@ -367,12 +348,18 @@ impl GpuTicket {
     /// `EINTR` is passed on, so that an interpreter can look after its signals; the place in the queue is kept.
     /// [`ErrorKind::Closed`] once the lease was given.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<GpuLease>> {
+        let cancel = Cancel::new();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.wait_with(deadline, &Patience { until: deadline, ..Patience::of(&cancel) })
+    }
+
+    /// As [`wait`](Self::wait); also a try that is begun before `deadline` ends with the patience.
+    pub(super) fn wait_with(&mut self, deadline: Option<Instant>, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
         // Also where nothing calls for another look.
         self.due |= self.slot.is_none();
         loop {
             if std::mem::take(&mut self.due) {
-                match self.attempt() {
+                match self.attempt(patience) {
                     Ok(None) => {}
                     // Nobody tells when what failed would succeed: the next wait begins with a try.
                     Err(e) => {
@@ -409,7 +396,7 @@ impl GpuTicket {
         }
     }
 
-    fn attempt(&mut self) -> Result<Option<GpuLease>> {
+    fn attempt(&mut self, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
         let Some(slot) = &self.slot else {
             return Err(Error::new(ErrorKind::Closed, "the GPUs of this place in the queue were leased already"));
         };
@@ -420,13 +407,22 @@ impl GpuTicket {
             self.behind = None;
             self.watch = watch(&self.allocator.table)?;
         }
-        let cancel = Cancel::new();
-        let seen = self.allocator.look(&self.request, self.allocator.discover(self.inventory.as_ref()), &cancel)?;
+        let seen = self.allocator.discover(self.inventory.as_ref());
+        let seen = match self.allocator.look(&self.request, seen, patience) {
+            Err(error) if error.kind() == ErrorKind::Busy && patience.is_over() => {
+                // Nobody tells when others have made what they make.
+                self.again = Instant::now().checked_add(SOON);
+                self.why = error.to_string();
+                return Ok(None);
+            }
+            seen => seen?,
+        };
         let place = Some((slot.id.as_str(), self.order));
-        let attempt = self.allocator.attempt(&self.request, &seen, place, (false, thorough), &cancel)?;
+        let attempt = self.allocator.attempt(&self.request, &seen, place, (false, thorough), patience.cancel)?;
         drop(seen);
         let later = match attempt {
             Attempt::Leased(lease) => {
+                let lease = self.allocator.with_daemon(lease, &self.request, patience.cancel)?;
                 self.leave();
                 return Ok(Some(lease));
             }

@@ -103,6 +103,21 @@ impl TicketRecord {
     pub(crate) fn shown(self) -> Self {
         Self { owner: self.owner.shown(), ..self }
     }
+
+    /// Whether whatever serves a request of one who may use and make so much serves this one.
+    pub(crate) fn wants_as(&self, (request, allowed, makes): (&GpuRequest, Option<&[String]>, bool)) -> bool {
+        (self.allowed.as_deref(), self.makes) == (allowed, makes) && alike(&self.request, request)
+    }
+}
+
+/// Whether whatever serves one request serves the other.
+fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
+    let shape = |request: &GpuRequest| {
+        let mut shape = request.clone().priority(0).capabilities([]).multi_process_service(false);
+        shape.wishes.mps = None;
+        shape
+    };
+    shape(one) == shape(other)
 }
 
 /// Since when a lease is over, in nanoseconds since the system started.

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::gpu::allocator::GpuAllocator;
 use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::making::{Making, Plan};
+use crate::gpu::allocator::patience::Patience;
 use crate::gpu::allocator::record::Owner;
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
@@ -36,7 +37,7 @@ impl GpuAllocator {
         &self,
         _request: &GpuRequest,
         inventory: Cow<'a, Inventory>,
-        _cancel: &Cancel,
+        _patience: &Patience<'_>,
     ) -> Result<Seen<'a>> {
         let making = Making::No("this library was built without the feature nvml".to_owned());
         Ok(Seen { inventory, making, unready: BTreeMap::new() })
