@@ -289,6 +289,12 @@ fn processes_of_a_container_are_clients_of_its_daemon() {
     let (_, output, errors) = fixture::run(as_user);
     assert!(output.contains("served as user 33"), "{output}{errors}");
     host.check_clean("after the second container");
+    // Nothing that the daemon executes is where a container can write, and hidden files there are nothing to it.
+    let hostile = "[ -z \"$(/bin/busybox ls -A /dev/shm)\" ] && echo empty; /bin/busybox mkdir -p /dev/shm/.nvidia-mps/bin; \
+                   /bin/busybox ln -s /bin/busybox /dev/shm/.nvidia-mps/bin/nvidia-cuda-mps-server; exec /bin/client -c";
+    let (_, output, errors) = fixture::run(builder(one().mps(half())).command(["/bin/sh", "-c", hostile]));
+    assert_eq!(output, "empty\nserved as user 0\n", "{errors}");
+    host.check_clean("after the hostile container");
     // One that runs already becomes a client with its GPU.
     let lease = host.acquire(&one().mps(half())).unwrap();
     let running = fixture.shell("exec sleep 300").driver_root(DriverRoot::new(host.driver.path())).spawn().unwrap();

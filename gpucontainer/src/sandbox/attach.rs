@@ -291,7 +291,8 @@ impl Sandbox {
         }
         let lease = self.forget(&mut state, place);
         // Steps of removal go on when one fails; what counts is whether the nodes are gone.
-        let left = gone.iter().find(|node| !matches!(root.look_at_end(&node.path), Ok(Entry::Missing | Entry::Covered)));
+        let left =
+            gone.iter().find(|node| !matches!(root.look_at_end(&node.path), Ok(Entry::Missing | Entry::Covered)));
         let left = left.map_or(Ok(()), |node| {
             let message = format!("the container keeps something at {}", node.path.display());
             Err(Error::new(ErrorKind::Busy, message))

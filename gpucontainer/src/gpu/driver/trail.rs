@@ -5,8 +5,8 @@
 //! read; it counts only as long as all of them are the same.
 
 use crate::error::Result;
-use crate::gpu::driver::{DATA_VARIABLE, Driver, PIPES_VARIABLE};
 use crate::gpu::driver::root::DriverRoot;
+use crate::gpu::driver::{DATA_VARIABLE, Driver, PIPES_VARIABLE};
 use crate::sys::fs;
 
 use std::collections::BTreeMap;

@@ -193,6 +193,8 @@ fn enter_living(joining: &Joining<'_>, directory: &Path) -> Result<Option<Member
     }
     // Alive now, the keeper was so when it was taken hold of, and the number was its own.
     if await_readable(&keeper, Some(Duration::ZERO))? || !Slot::is_alive(&directory.join("group"))? {
+        // Not of this daemon's, but perhaps of the next one's.
+        fs::remove_file(&member)?;
         return Ok(None);
     }
     let access = access(directory, joining)?;
@@ -416,6 +418,10 @@ fn make_own_directory(path: &Path, user: u32) -> Result<()> {
         Err(_) => {}
     }
     match fs::symlink_metadata(path) {
+        // Whoever made it may have been killed before it was nobody else's.
+        Ok(found) if found.is_dir() && found.uid() == user && found.mode() & 0o777 != 0o700 => {
+            fs::set_mode(path, 0o700)
+        }
         Ok(found) if found.is_dir() && found.uid() == user => Ok(()),
         // It was removed just now; whoever makes something in it finds out.
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),

@@ -33,8 +33,10 @@ const PLAIN: Attributes = Attributes { read_only: false, no_suid: true, no_devic
 pub(super) const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Where the daemon sees the directory of its group: the host's may be below `/dev/shm`, or longer than the path of a
-/// socket can be.
-pub(super) const GROUP: &str = "/dev/shm/.nvidia-mps";
+/// socket can be. Every kernel has this directory in the keeper's own `/proc`, and neither daemon nor driver wants what is
+/// in it. It must not be below anything that a container has, as the shared memory: who can write to the directory above
+/// a mount in another namespace can take that away, and put programs of its own in its place.
+pub(super) const GROUP: &str = "/proc/fs";
 
 /// A program of the driver, ready to be executed.
 #[derive(Debug)]
@@ -209,7 +211,6 @@ fn compile(
     let directory = program.clone_tree(At::Cwd, directory.as_os_str().as_bytes(), false)?;
     for (tree, target) in [(shared, SHARED_MEMORY), (directory, GROUP)] {
         program.set_attributes(tree, PLAIN, Some(Travel::Private), false)?;
-        program.mkdir(At::Cwd, target, 0o755)?;
         program.move_mount(tree, At::Cwd, target)?;
         program.close(tree);
     }
