@@ -127,6 +127,12 @@ impl Root {
         })
     }
 
+    /// The facts of what `path` leads to.
+    pub(crate) fn metadata(&self, path: &Path) -> Result<std::fs::Metadata> {
+        let place = File::from(self.open_at(path, OFlags::PATH, Mode::empty())?);
+        place.metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e).with_path(path))
+    }
+
     /// What the directory at `path` is like; no link is followed.
     pub(crate) fn describe(&self, path: &Path) -> Result<Description> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::{DATA_VARIABLE, Driver, PIPES_VARIABLE};
 use crate::sys::fs;
+use crate::sys::root::Root;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -83,12 +84,13 @@ impl Recorder {
         let Some(mut trail) = self.trail() else { return };
         // This look is not part of the trail.
         let root = root.recorded(Self::default());
+        let Ok(opened) = Root::open(root.path()) else { return };
         let mut place = inside.to_owned();
         // Each link on the way may be made to lead elsewhere, also where nothing was found in the end.
         for _ in 0..LINKS {
             let Some((directory, name)) = place.parent().zip(place.file_name()) else { break };
             if !trail.directories.contains_key(directory) {
-                trail.directories.insert(directory.to_owned(), Identity::inside(&root, directory));
+                trail.directories.insert(directory.to_owned(), Identity::inside(&opened, directory));
             }
             let Ok(there) = root.resolve(directory) else { break };
             let Ok(target) = fs::read_link(&there.join(name)) else { break };
@@ -133,10 +135,8 @@ impl Identity {
         fs::metadata(place).ok().as_ref().map(Self::from)
     }
 
-    fn inside(root: &DriverRoot, directory: &Path) -> Option<Self> {
-        // On the host's own root links lead where they lead.
-        let place = if root.is_host() { Some(directory.to_owned()) } else { root.resolve(directory).ok() };
-        Self::of(&place?)
+    fn inside(root: &Root, directory: &Path) -> Option<Self> {
+        root.metadata(directory).ok().as_ref().map(Self::from)
     }
 
     fn newest(self) -> (i64, i64) {
@@ -154,8 +154,9 @@ impl From<&std::fs::Metadata> for Identity {
 impl Trail {
     /// Whether somebody who looks now would come by the same.
     fn holds(&self, root: &DriverRoot) -> bool {
+        let Ok(opened) = Root::open(root.path()) else { return false };
         self.texts.iter().all(|(path, text)| root.text(path) == *text)
-            && self.directories.iter().all(|(path, known)| Identity::inside(root, path) == *known)
+            && self.directories.iter().all(|(path, known)| Identity::inside(&opened, path) == *known)
             && self.places.iter().all(|(path, known)| Identity::of(path) == *known)
     }
 
