@@ -13,7 +13,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::calls::{At, Attributes, Travel, namespace};
-use crate::sys::launch::{CloneOptions, start as clone, wait};
+use crate::sys::launch::{CloneOptions, last_capability, start as clone, wait};
 use crate::sys::program::{Argument, Program, Report};
 use crate::sys::{fs, process};
 
@@ -26,6 +26,9 @@ use std::time::Duration;
 const SIGCHLD: u64 = 17;
 const CLONE_PIDFD: u64 = 0x1000;
 const KILL: u64 = 1 << 5; // CAP_KILL
+/// What a daemon of root's has to do that root without capabilities could not: make servers for other users
+/// (`CAP_SETGID`, `CAP_SETUID`), and end them.
+const SERVE: u64 = KILL | 1 << 6 | 1 << 7;
 /// A mount of nothing but data.
 const PLAIN: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
 
@@ -34,7 +37,10 @@ pub(super) const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Where the daemon sees the directory of its group: the host's may be below `/dev/shm`, or longer than the path of a
 /// socket can be.
-pub(super) const GROUP: &str = "/dev/shm/.nvidia-mps";
+///
+/// What is mounted on a directory goes when somebody removes that directory, also where it is not seen that something is
+/// mounted there. So this is one that nobody can remove, in the keeper's own procfs, and needed by nothing of the driver.
+pub(super) const GROUP: &str = "/proc/fs";
 
 /// A program of the driver, ready to be executed.
 #[derive(Debug)]
@@ -209,7 +215,6 @@ fn compile(
     let directory = program.clone_tree(At::Cwd, directory.as_os_str().as_bytes(), false)?;
     for (tree, target) in [(shared, SHARED_MEMORY), (directory, GROUP)] {
         program.set_attributes(tree, PLAIN, Some(Travel::Private), false)?;
-        program.mkdir(At::Cwd, target, 0o755)?;
         program.move_mount(tree, At::Cwd, target)?;
         program.close(tree);
     }
@@ -233,9 +238,9 @@ fn compile(
     let child = program.register()?;
     let (daemon_message, slot) = program.descriptor_message(b'P');
     let supervised = program.fork(SIGCHLD | CLONE_PIDFD, slot, child, true);
-    if alone {
-        program.set_capabilities(0);
-    }
+    // What root executes has the bounding set, whatever it had before.
+    program.limit_bounding_set(if alone { 0 } else { SERVE }, last_capability()?);
+    program.set_capabilities(0);
     program.unblock_signals();
     program.umask(0o022);
     program.chdir(&daemon.working_directory)?;
