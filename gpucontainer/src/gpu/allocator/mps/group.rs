@@ -3,7 +3,8 @@
 //! ```text
 //! mps-<user>/                   that user's alone: its daemons are nobody else's to talk to
 //!   <group>/                    locked (flock) while somebody starts or removes the group
-//!     group                     who it is; its first byte is locked as long as a process of the group lives
+//!     group                     who it is; its first byte is locked as long as a process of the group lives, the second
+//!                               as long as somebody starts one
 //!     members/<lease>           second names of the slots of its leases; gone: nobody can enter any more
 //!     pipe/  log/  bin/  lib/   the daemon's
 //!     shm                       a link to /dev/shm/gpucontainer-mps-<random>/shm, or to a directory beside it
@@ -13,10 +14,10 @@
 //! have `pipe` and `shm`. A lease that comes before gives the group a new daemon.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, SHARED_MEMORY};
+use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, LIVES, SHARED_MEMORY};
 use crate::gpu::allocator::mps::talk::ask;
 use crate::gpu::allocator::mps::{Access, CONTROL, Mps, PIPES_INSIDE, Programs, SERVER};
-use crate::gpu::allocator::record::{self, ALIVE};
+use crate::gpu::allocator::record;
 use crate::gpu::allocator::table::{Slot, nanoseconds};
 use crate::gpu::allocator::wishes::Sharing;
 use crate::gpu::driver::Driver;
@@ -32,6 +33,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const PREFIX: &str = "mps-";
+/// What of the file `group` is locked by who starts a process of the group, until that has locked [`LIVES`].
+const STARTS: slot::Range = (1, 1);
 /// What a group's directory in `/dev/shm` is called, before its random part.
 const SHARED_PREFIX: &str = "gpucontainer-mps-";
 /// How long who gives up the last lease of a group waits for the end of its daemon.
@@ -167,8 +170,7 @@ fn enter(joining: &Joining<'_>) -> Result<Membership> {
             joining.pause(deadline, "somebody else has not started the daemon")?;
             continue;
         };
-        let group = directory.join("group");
-        if !Slot::is_alive(&group)? {
+        if !is_alive(&directory)? {
             return begin(joining, &directory, deadline).inspect_err(|_| {
                 // The error to report is the first.
                 let _ = fs::remove_file(&member(joining, &directory)).and_then(|()| remove_unless_held(&directory));
@@ -192,7 +194,7 @@ fn enter_living(joining: &Joining<'_>, directory: &Path) -> Result<Option<Member
         linked => linked?,
     }
     // Alive now, the keeper was so when it was taken hold of, and the number was its own.
-    if await_readable(&keeper, Some(Duration::ZERO))? || !Slot::is_alive(&directory.join("group"))? {
+    if await_readable(&keeper, Some(Duration::ZERO))? || !is_alive(directory)? {
         return Ok(None);
     }
     let access = access(directory, joining)?;
@@ -233,13 +235,17 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
     // Last of what containers have: who has a living member has all of it.
     fs::hard_link(&joining.slot.path, &member)?;
     // Whoever reads it before it is whole sees that it is not.
-    let group = slot::create(&directory.join("group"), &[ALIVE], b"")?;
+    let path = directory.join("group");
+    let group = slot::create(&path, &[STARTS], b"")?;
     let log = fs::create_new(&log(directory))?;
     let opened = fs::open_dir(directory)?;
-    let belongings =
-        Belongings { group: (&opened, directory), alive: &group, log: &log, shared_memory: &shared_memory };
-    let kept = keeper::start(&daemon(joining), &belongings)?;
+    let belongings = Belongings { group: (&opened, directory), born: &group, log: &log, shared_memory: &shared_memory };
+    let kept = keeper::start(&daemon(joining), &belongings, deadline);
+    // Said, for all copies, since what this process forks meanwhile has one and may live longer than the group.
+    let freed = slot::free(&group, &path);
+    let kept = kept?;
     let begun = || -> Result<Membership> {
+        freed?;
         await_answer(joining, directory, &kept, deadline)?;
         let record = GroupRecord {
             daemon: kept.daemon_pid,
@@ -249,7 +255,7 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
             gpus: joining.gpus.to_vec(),
             mps: joining.mps.clone(),
         };
-        slot::write(&group, &directory.join("group"), &record::encode(&record))?;
+        slot::write(&group, &path, &record::encode(&record))?;
         let access = access(directory, joining)?;
         let keeper = Process::open(kept.keeper_pid)?.ok_or_else(|| died(directory))?;
         Ok(Membership { directory: directory.to_owned(), member, keeper, access })
@@ -265,6 +271,14 @@ fn make_directory(directory: &Path, name: &str, mode: u32) -> Result<()> {
     let path = directory.join(name);
     fs::create_dir(&path)?;
     fs::set_mode(&path, mode)
+}
+
+/// Whether a process of the group lives, or somebody starts one.
+fn is_alive(directory: &Path) -> Result<bool> {
+    let path = directory.join("group");
+    let Some(found) = slot::open(&path)? else { return Ok(false) };
+    // In this order, since the one is locked before the other is free.
+    Ok(slot::held(&found.file, &path, STARTS)?.is_some() || slot::held(&found.file, &path, LIVES)?.is_some())
 }
 
 /// Whether one of the leases of the group is not over.
@@ -493,7 +507,7 @@ fn remove_dead(directory: &Path) -> Result<bool> {
         lock => lock?,
     };
     let Some(_lock) = lock.filter(|lock| lock.is_at(directory)) else { return Ok(false) };
-    if Slot::is_alive(&directory.join("group"))? {
+    if is_alive(directory)? {
         return Ok(false);
     }
     remove_unless_held(directory)?;
@@ -556,7 +570,7 @@ fn describe(directory: &Path, user: u32) -> Result<Option<MpsGroup>> {
         user,
         pid: record.daemon,
         pid_namespace: record.pid_namespace,
-        running: Slot::is_alive(&group)?,
+        running: is_alive(directory)?,
         age: since_boot().saturating_sub(Duration::from_nanos(record.since)),
         gpus: record.gpus,
         active_threads: record.mps.active_threads,
