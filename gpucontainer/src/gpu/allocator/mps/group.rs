@@ -194,11 +194,14 @@ fn enter_living(joining: &Joining<'_>, directory: &Path) -> Result<Option<Member
         linked => linked?,
     }
     // Alive now, the keeper was so when it was taken hold of, and the number was its own.
-    if await_readable(&keeper, Some(Duration::ZERO))? || !is_alive(directory)? {
-        return Ok(None);
+    let lives = || Ok(!await_readable(&keeper, Some(Duration::ZERO))? && is_alive(directory)?);
+    let entered = lives().and_then(|lives| if lives { access(directory, joining).map(Some) } else { Ok(None) });
+    if !matches!(entered, Ok(Some(_))) {
+        // Whoever begins the group anew makes the same name. A keeper that is about to end may have taken it away.
+        let removed = fs::remove_file(&member);
+        removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
     }
-    let access = access(directory, joining)?;
-    Ok(Some(Membership { directory: directory.to_owned(), member, keeper, access }))
+    Ok(entered?.map(|access| Membership { directory: directory.to_owned(), member, keeper, access }))
 }
 
 /// Where the second name of a lease's slot is.
