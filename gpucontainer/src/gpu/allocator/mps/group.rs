@@ -433,6 +433,10 @@ fn make_own_directory(path: &Path, user: u32) -> Result<()> {
         Err(_) => {}
     }
     match fs::symlink_metadata(path) {
+        // Whoever was first may have died before it had its mode.
+        Ok(found) if found.is_dir() && found.uid() == user && found.mode() & 0o7777 != 0o700 => {
+            fs::set_mode(path, 0o700).or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        }
         Ok(found) if found.is_dir() && found.uid() == user => Ok(()),
         // It was removed just now; whoever makes something in it finds out.
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
