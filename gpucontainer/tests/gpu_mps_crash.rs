@@ -14,7 +14,9 @@ use fixture::{Fixture, role, say};
 use gpucontainer::GpuRequest;
 use gpucontainer::gpu::{DriverRoot, GpuLease, Sharing, Wait};
 use mps::possible_in_containers;
-use mps::{DRIVER, Host, SOON, TABLE, alive, allocator, half, image, kill, one, own_user, parent, possible};
+use mps::{
+    DRIVER, Host, SOON, TABLE, alive, allocator, half, image, kill, one, own_user, parent, possible, shared_memory,
+};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -272,6 +274,46 @@ fn with_its_keeper_the_daemon_dies_and_without_its_daemon_the_keeper() {
         last.release().unwrap();
         host.check_clean("after both");
     }
+}
+
+#[test]
+fn what_a_container_leaves_and_nobody_can_remove_keeps_no_daemon_from_starting() {
+    if !possible() || !common::tier("root") || !common::tools("root", &["mount", "umount"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let request = one().sharing(Sharing::Shared(4)).mps(half());
+    let first = host.acquire(&request).unwrap();
+    let group = first.mps().unwrap().unwrap();
+    // As a directory of another user's, which an ordinary caller cannot empty: root cannot empty this one.
+    let places = [group.pipe_directory.join("held/deep"), shared_memory()[0].join("shm/held/deep")];
+    for place in &places {
+        std::fs::create_dir_all(place).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "gpuc-mps-held"]).arg(place).status().unwrap();
+        assert!(mounted.success());
+    }
+    kill(parent(group.pid), "-KILL");
+    until("the daemon is dead", SOON, || !host.allocator.status().unwrap().mps[0].running);
+    let runs = |lease: &GpuLease| lease.mps().unwrap().unwrap().running;
+    let second = host.acquire(&request);
+    let second_daemon = second.as_ref().map(runs).map_err(ToString::to_string);
+    first.release().unwrap();
+    let left = second.map(GpuLease::release);
+    let third = host.acquire(&request);
+    let third_daemon = third.as_ref().map(runs).map_err(ToString::to_string);
+    drop(third);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    for place in
+        mounts.lines().filter(|line| line.contains(" - tmpfs gpuc-mps-held ")).filter_map(|line| line.split(' ').nth(4))
+    {
+        assert!(Command::new("umount").arg(place).status().unwrap().success(), "{place}");
+    }
+    assert!(matches!(second_daemon, Ok(true)), "beside a lease that has the directories: {second_daemon:?}");
+    assert!(matches!(left, Ok(Err(_))), "it says what it leaves: {left:?}");
+    assert!(matches!(third_daemon, Ok(true)), "with new directories: {third_daemon:?}");
+    host.check_collected("when nothing keeps it any more");
+    host.check_clean("at the end");
 }
 
 #[test]

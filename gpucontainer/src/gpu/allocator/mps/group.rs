@@ -7,6 +7,7 @@
 //!                               as long as somebody starts one
 //!     members/<lease>           second names of the slots of its leases; gone: nobody can enter any more
 //!     pipe/  log/  bin/  lib/   the daemon's
+//!     left-<random>             what of these could not be removed when the group got a new daemon
 //!     shm                       a link to /dev/shm/gpucontainer-mps-<random>/shm, or to a directory beside it
 //! ```
 //!
@@ -37,6 +38,8 @@ const PREFIX: &str = "mps-";
 const STARTS: slot::Range = (1, 1);
 /// What a group's directory in `/dev/shm` is called, before its random part.
 const SHARED_PREFIX: &str = "gpucontainer-mps-";
+/// How the names begin of what an earlier daemon of a group had, and nobody could remove.
+const LEFT: &str = "left-";
 /// How long who gives up the last lease of a group waits for the end of its daemon.
 const END: Duration = Duration::from_secs(5);
 /// How much of what a daemon said is repeated, in bytes.
@@ -214,12 +217,12 @@ fn member(joining: &Joining<'_>, directory: &Path) -> PathBuf {
 fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<Membership> {
     let shared_memory = if has_living_members(directory)? {
         let of_daemon = ["group", "log", "bin", "lib"].map(|name| directory.join(name));
+        of_daemon.iter().try_for_each(|path| fs::remove_tree(path))?;
         // Containers have this directory, so that it stays, and what was made in it goes.
-        let pipes = fs::read_dir(&directory.join("pipe"))?;
-        of_daemon.iter().chain(&pipes).try_for_each(|path| fs::remove_tree(path))?;
+        fs::read_dir(&directory.join("pipe"))?.iter().try_for_each(|path| clear(path))?;
         fs::read_link(&directory.join("shm"))?
     } else {
-        remove_contents(directory)?;
+        contents(directory)?.iter().try_for_each(|path| clear(path))?;
         fs::set_mode(directory, 0o755)?;
         make_directory(directory, "members", 0o755)?;
         make_directory(directory, "pipe", 0o1777)?;
@@ -535,8 +538,21 @@ fn remove_unless_held(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes all that is in a group's directory. Goes on after an error, and returns the first.
 fn remove_contents(directory: &Path) -> Result<()> {
-    let shared = fs::read_link(&directory.join("shm")).ok();
+    contents(directory)?.iter().map(|path| remove(path)).fold(Ok(()), Result::and)
+}
+
+/// What is in a group's directory. Links are last, so that what they lead to is found again after an interruption.
+fn contents(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = fs::read_dir(directory)?;
+    paths.sort_by_key(|path| fs::read_link(path).is_ok());
+    Ok(paths)
+}
+
+/// Removes what is in a group's directory; with a link, the directory of shared memory that it leads to.
+fn remove(path: &Path) -> Result<()> {
+    let shared = fs::read_link(path).ok();
     if let Some(outer) = shared.as_deref().and_then(Path::parent) {
         let name = outer.file_name().and_then(|name| name.to_str());
         if outer.parent() == Some(Path::new(SHARED_MEMORY)) && name.is_some_and(|name| name.starts_with(SHARED_PREFIX))
@@ -544,10 +560,21 @@ fn remove_contents(directory: &Path) -> Result<()> {
             fs::remove_tree(outer)?;
         }
     }
-    // The link last, so that what it leads to is found again after an interruption.
-    let mut paths = fs::read_dir(directory)?;
-    paths.sort_by_key(|path| path.ends_with("shm"));
-    paths.iter().try_for_each(|path| fs::remove_tree(path))
+    fs::remove_tree(path)
+}
+
+/// Removes what is in a group's directory, or else gets it out of the way: a container with other ids than the caller
+/// can make directories that the caller cannot empty. [`collect`] tries again.
+fn clear(path: &Path) -> Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    match remove(path) {
+        Err(_) if name.starts_with(LEFT) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "what a container has left of an MPS daemon's stays for now");
+            fs::rename(path, &path.with_file_name(format!("{LEFT}{}", fs::unique())))
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// All groups that the caller may look at, as far as they are whole.
