@@ -14,7 +14,7 @@ use gpucontainer::gpu::{Sharing, Vendor, Wait, grant};
 use gpucontainer::sandbox::{SandboxBuilder, Stdio as Io};
 use gpucontainer::{ErrorKind, GpuRequest};
 use mps::{Host, SOON, alive, half, image, one, own_user, possible, possible_in_containers, shared_memory};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +26,10 @@ fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
     }
     let _leaks = common::Leaks::watch();
     let host = Host::new("dgx-1");
+    // As somebody leaves it who is killed while he makes it.
+    let groups = host.allocator.path().join(format!("mps-{}", own_user()));
+    std::fs::create_dir(&groups).unwrap();
+    std::fs::set_permissions(&groups, PermissionsExt::from_mode(0o755)).unwrap();
     let start = Instant::now();
     let lease = host.acquire(&GpuRequest::count(2).mps(half())).unwrap();
     eprintln!("with its daemon: {:?}", start.elapsed());
@@ -65,6 +69,17 @@ fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
     let status = host.allocator.status().unwrap();
     assert_eq!(status.leases[0].mps(&status).map(|group| (&group.id, group.pid)), Some((&group.id, group.pid)));
     assert!(status.to_string().contains(&format!("MPS daemon {}", group.pid)), "{status}");
+    // It has no more than it needs to serve other users, whose it can be for root alone.
+    let proc_status = std::fs::read_to_string(format!("/proc/{}/status", group.pid)).unwrap();
+    let capabilities = |name: &str| {
+        let value = proc_status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(value.trim(), 16).unwrap()
+    };
+    let serve = if common::is_root() { 0b1110_0000 } else { 0 };
+    for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        assert_eq!(capabilities(name), serve, "{name}");
+    }
+    assert_eq!(capabilities("CapInh:") | capabilities("CapAmb:"), 0);
     // Servers are the daemon's, and die with it whatever they do about signals.
     host.ask(&group, &format!("start_server -uid {}\n", own_user()));
     until("a server runs", SOON, || host.daemons().len() == 2);
@@ -313,4 +328,43 @@ fn processes_of_a_container_are_clients_of_its_daemon() {
     assert!(sandbox.granted()[0].left_out[0].starts_with("MPS: "), "{:?}", sandbox.granted());
     sandbox.close().unwrap();
     host.check_clean("after the third container");
+}
+
+#[test]
+fn what_a_container_makes_of_the_shared_memory_is_not_what_its_daemon_executes() {
+    if !possible_in_containers() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let (host, fixture) = (Host::new("t4"), image());
+    let place = tempfile::tempdir().unwrap();
+    // A program of the host, which the container knows the path of and would have executed there.
+    let (evil, proof) = (place.path().join("evil"), place.path().join("proof"));
+    std::fs::write(&evil, format!("#!/bin/sh\ntouch {}\n", proof.display())).unwrap();
+    std::fs::set_permissions(&evil, PermissionsExt::from_mode(0o755)).unwrap();
+    let lease = host.acquire(&one().mps(Mps::new())).unwrap();
+    let group = lease.mps().unwrap().unwrap();
+    // What the daemon has mounted below that directory has names which are made anew.
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", group.pid)).unwrap();
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(4)?.strip_prefix("/dev/shm/"));
+    let names: BTreeSet<&str> = below.chain(["bin"]).collect();
+    let list: Vec<&str> = names.iter().copied().collect();
+    let script = format!(
+        "cd /dev/shm; /bin/busybox rm -rf ./* ./.[!.]*; \
+         for name in {}; do for part in . bin lib pipe log; do /bin/busybox mkdir -p $name/$part; done; \
+         for program in control server; do /bin/busybox ln -s {} $name/bin/nvidia-cuda-mps-$program; done; done; \
+         /bin/client -c </dev/null",
+        list.join(" "),
+        evil.display()
+    );
+    let builder = fixture.shell(&script).driver_root(DriverRoot::new(host.driver.path())).gpu_lease(&lease);
+    let (code, output, errors) = fixture::run(builder);
+    assert_eq!((code, output.as_str(), errors.as_str()), (Some(0), "served as user 0\n", ""));
+    until("the driver's own server runs", SOON, || host.daemons().len() == 2 || proof.exists());
+    assert!(!proof.exists(), "the container's program was executed as the host's root");
+    assert_eq!(list, ["bin"], "nothing of the daemon's is mounted below what containers can write");
+    // It goes on in its own place, and so do those who look after it.
+    assert_eq!(host.ask(&group, "get_default_active_thread_percentage\n"), "100.0");
+    lease.release().unwrap();
+    host.check_clean("after the lease");
 }

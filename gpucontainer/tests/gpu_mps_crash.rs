@@ -1,5 +1,7 @@
 //! MPS daemons whose leases, keepers and own processes are killed at any moment: nothing stays, and nothing goes too early.
 
+#![allow(unsafe_code, reason = "a host that forks and executes nothing, which nothing wraps")]
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "what a forked child does takes a few calls")]
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
 mod common;
@@ -12,10 +14,12 @@ use fixture::{Fixture, role, say};
 use gpucontainer::GpuRequest;
 use gpucontainer::gpu::{DriverRoot, GpuLease, Sharing, Wait};
 use mps::possible_in_containers;
-use mps::{DRIVER, Host, SOON, TABLE, alive, allocator, half, image, kill, one, own_user, parent, possible};
+use mps::{
+    DRIVER, Host, SOON, TABLE, alive, allocator, half, image, kill, one, own_user, parent, possible, shared_memory,
+};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 #[ignore = "the other process of a test"]
@@ -59,6 +63,31 @@ fn other_process() {
             sandbox.detach().unwrap();
             drop(lease);
         }
+        Some("fork") => {
+            // Children of this program that execute nothing, one after the other while it gets a lease and gives it up.
+            for _ in 0..5 {
+                let begin = Instant::now();
+                let children = std::thread::scope(|scope| {
+                    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+                    let forking = scope.spawn(move || fork_until(&stopped));
+                    let lease = acquire(&one().mps(half()));
+                    drop(stop);
+                    let children = forking.join().unwrap();
+                    assert!(children.len() > 2, "{children:?}");
+                    lease.release().unwrap();
+                    children
+                });
+                assert!(begin.elapsed() < SOON / 2, "somebody waited for a child: {:?}", begin.elapsed());
+                assert!(children.iter().all(|child| alive(*child)), "they live longer than the daemon");
+                for child in children {
+                    kill(child, "-KILL");
+                    let child = i32::try_from(child).unwrap();
+                    // SAFETY: nobody else collects this process's child, and no status is asked for.
+                    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+                }
+            }
+            say("process 1");
+        }
         Some("process 1") => {
             // Orphans are this process's to collect, whoever made them.
             for _ in 0..3 {
@@ -71,6 +100,27 @@ fn other_process() {
         }
         other => panic!("no test is for {other:?}"),
     }
+}
+
+/// Makes children that have copies of all that is open here, until nobody can say any more that it should stop.
+fn fork_until(stopped: &std::sync::mpsc::Receiver<()>) -> Vec<u32> {
+    let parent = i32::try_from(std::process::id()).unwrap();
+    let mut children = Vec::new();
+    while stopped.recv_timeout(Duration::from_micros(300)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+        // SAFETY: the child waits for its end, and does nothing that other threads' locks could forbid.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: none of these touches memory. A test that fails leaves no child.
+            unsafe {
+                while libc::getppid() == parent {
+                    libc::usleep(20_000);
+                }
+                libc::_exit(0);
+            }
+        }
+        children.extend(u32::try_from(child));
+    }
+    children
 }
 
 /// The children of this process, dead ones too.
@@ -97,6 +147,17 @@ fn a_keeper_is_nobody_s_child_and_collected_where_it_is() {
     first.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", "process 1");
     assert_eq!(host.spawn(first).said("process"), 1);
     host.check_clean("after process 1");
+}
+
+#[test]
+fn what_forks_and_executes_nothing_holds_no_daemon() {
+    if !possible() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    host.start("fork").said("process");
+    host.check_clean("after the last lease");
 }
 
 #[test]
@@ -213,6 +274,46 @@ fn with_its_keeper_the_daemon_dies_and_without_its_daemon_the_keeper() {
         last.release().unwrap();
         host.check_clean("after both");
     }
+}
+
+#[test]
+fn what_a_container_leaves_and_nobody_can_remove_keeps_no_daemon_from_starting() {
+    if !possible() || !common::tier("root") || !common::tools("root", &["mount", "umount"]) {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let host = Host::new("t4");
+    let request = one().sharing(Sharing::Shared(4)).mps(half());
+    let first = host.acquire(&request).unwrap();
+    let group = first.mps().unwrap().unwrap();
+    // As a directory of another user's, which an ordinary caller cannot empty: root cannot empty this one.
+    let places = [group.pipe_directory.join("held/deep"), shared_memory()[0].join("shm/held/deep")];
+    for place in &places {
+        std::fs::create_dir_all(place).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "gpuc-mps-held"]).arg(place).status().unwrap();
+        assert!(mounted.success());
+    }
+    kill(parent(group.pid), "-KILL");
+    until("the daemon is dead", SOON, || !host.allocator.status().unwrap().mps[0].running);
+    let runs = |lease: &GpuLease| lease.mps().unwrap().unwrap().running;
+    let second = host.acquire(&request);
+    let second_daemon = second.as_ref().map(runs).map_err(ToString::to_string);
+    first.release().unwrap();
+    let left = second.map(GpuLease::release);
+    let third = host.acquire(&request);
+    let third_daemon = third.as_ref().map(runs).map_err(ToString::to_string);
+    drop(third);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    for place in
+        mounts.lines().filter(|line| line.contains(" - tmpfs gpuc-mps-held ")).filter_map(|line| line.split(' ').nth(4))
+    {
+        assert!(Command::new("umount").arg(place).status().unwrap().success(), "{place}");
+    }
+    assert!(matches!(second_daemon, Ok(true)), "beside a lease that has the directories: {second_daemon:?}");
+    assert!(matches!(left, Ok(Err(_))), "it says what it leaves: {left:?}");
+    assert!(matches!(third_daemon, Ok(true)), "with new directories: {third_daemon:?}");
+    host.check_collected("when nothing keeps it any more");
+    host.check_clean("at the end");
 }
 
 #[test]

@@ -63,6 +63,30 @@ pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed("pipe2", e))
 }
 
+/// A file in memory to be read from its beginning. Who reads it needs nobody to close anything.
+pub(crate) fn memory_file(bytes: &[u8]) -> Result<OwnedFd> {
+    use std::os::unix::fs::FileExt;
+    let file = rustix::fs::memfd_create("gpucontainer-input", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|e| failed("memfd_create(input)", e))?;
+    let file = std::fs::File::from(file);
+    file.write_all_at(bytes, 0).map_err(|e| Error::from_io("write(input)", e))?;
+    Ok(file.into())
+}
+
+/// What is in a pipe now, whoever may write more.
+pub(crate) fn read_now(pipe: &OwnedFd) -> Result<Vec<u8>> {
+    rustix::io::ioctl_fionbio(pipe, true).map_err(|e| failed("ioctl(pipe, FIONBIO)", e))?;
+    let (mut bytes, mut buffer) = (Vec::new(), [0_u8; 4096]);
+    loop {
+        match rustix::io::read(pipe, &mut buffer[..]) {
+            Ok(0) | Err(Errno::AGAIN) => return Ok(bytes),
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("read(pipe)", e)),
+        }
+    }
+}
+
 /// Another descriptor of the same open file.
 pub(crate) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
     let fd = fd.as_fd();
@@ -141,6 +165,18 @@ pub(crate) fn await_readable(fd: impl AsFd, timeout: Option<Duration>) -> Result
     match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
         Ok(ready) => Ok(ready > 0),
         Err(e) => Err(failed("poll", e)),
+    }
+}
+
+/// Waits until one of two is readable or at its end, or `deadline` has come: whether each is. Signals do not end it.
+pub(crate) fn await_either(first: impl AsFd, second: impl AsFd, deadline: Instant) -> Result<[bool; 2]> {
+    loop {
+        let mut polled = [PollFd::new(&first, PollFlags::IN), PollFd::new(&second, PollFlags::IN)];
+        match poll(&mut polled, Some(&time_left(deadline))) {
+            Ok(_) => return Ok(polled.map(|polled| !polled.revents().is_empty())),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("poll", e)),
+        }
     }
 }
 

@@ -73,6 +73,19 @@ impl Program<'_> {
         self.open_in(at, path, bits, mode, Fail)
     }
 
+    /// Opens a file inside the directory `at` for reading and writing.
+    pub(crate) fn open_read_write_in(&mut self, at: At, path: &str) -> Result<Register> {
+        self.open_in(at, path, libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOFOLLOW, 0, Fail)
+    }
+
+    /// `fcntl(2)`, `F_OFD_SETLK`: a write lock on `length` bytes from `start`, as long as a copy of the descriptor is open.
+    pub(crate) fn lock(&mut self, file: impl Into<Argument>, (start, length): (u64, u64)) {
+        // struct flock: l_type and l_whence (from the beginning) in the first word, l_pid in the last.
+        let write = u64::from(libc::F_WRLCK.unsigned_abs());
+        let structure = self.words(&[write, start, length, 0]);
+        self.call(libc::SYS_fcntl, Fail, &[file.into(), libc::F_OFD_SETLK.into(), structure.into()]);
+    }
+
     /// Makes a file that must not be there yet, and opens it for writing.
     pub(crate) fn create_new_file(&mut self, at: At, path: &str, mode: u32) -> Result<Register> {
         self.open_in(at, path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_CLOEXEC, mode, Fail)
@@ -207,6 +220,13 @@ impl Program<'_> {
     /// `unshare(2)`.
     pub(crate) fn unshare(&mut self, namespaces: u64) {
         self.call(libc::SYS_unshare, Fail, &[namespaces.into()]);
+    }
+
+    /// `pidfd_open(2)` of a child that has not been collected.
+    pub(crate) fn open_process(&mut self, child: Register) -> Result<Register> {
+        let process = self.register()?;
+        self.call_into(process, libc::SYS_pidfd_open, Fail, &[child.into(), 0_u64.into()]);
+        Ok(process)
     }
 
     /// `setns(2)`.

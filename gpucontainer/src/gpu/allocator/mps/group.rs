@@ -3,9 +3,11 @@
 //! ```text
 //! mps-<user>/                   that user's alone: its daemons are nobody else's to talk to
 //!   <group>/                    locked (flock) while somebody starts or removes the group
-//!     group                     who it is; its first byte is locked as long as a process of the group lives
+//!     group                     who it is; its first byte is locked as long as a process of the group lives, the second
+//!                               as long as somebody starts one
 //!     members/<lease>           second names of the slots of its leases; gone: nobody can enter any more
 //!     pipe/  log/  bin/  lib/   the daemon's
+//!     left-<random>             what of these could not be removed when the group got a new daemon
 //!     shm                       a link to /dev/shm/gpucontainer-mps-<random>/shm, or to a directory beside it
 //! ```
 //!
@@ -13,10 +15,11 @@
 //! have `pipe` and `shm`. A lease that comes before gives the group a new daemon.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, SHARED_MEMORY};
+use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, LIVES, SHARED_MEMORY};
+use crate::gpu::allocator::mps::remains::{SHARED_PREFIX, clear, contents, remove_contents};
 use crate::gpu::allocator::mps::talk::ask;
 use crate::gpu::allocator::mps::{Access, CONTROL, Mps, PIPES_INSIDE, Programs, SERVER};
-use crate::gpu::allocator::record::{self, ALIVE};
+use crate::gpu::allocator::record;
 use crate::gpu::allocator::table::{Slot, nanoseconds};
 use crate::gpu::allocator::wishes::Sharing;
 use crate::gpu::driver::Driver;
@@ -32,8 +35,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const PREFIX: &str = "mps-";
-/// What a group's directory in `/dev/shm` is called, before its random part.
-const SHARED_PREFIX: &str = "gpucontainer-mps-";
+/// What of the file `group` is locked by who starts a process of the group, until that has locked [`LIVES`].
+const STARTS: slot::Range = (1, 1);
 /// How long who gives up the last lease of a group waits for the end of its daemon.
 const END: Duration = Duration::from_secs(5);
 /// How much of what a daemon said is repeated, in bytes.
@@ -167,8 +170,7 @@ fn enter(joining: &Joining<'_>) -> Result<Membership> {
             joining.pause(deadline, "somebody else has not started the daemon")?;
             continue;
         };
-        let group = directory.join("group");
-        if !Slot::is_alive(&group)? {
+        if !is_alive(&directory)? {
             return begin(joining, &directory, deadline).inspect_err(|_| {
                 // The error to report is the first.
                 let _ = fs::remove_file(&member(joining, &directory)).and_then(|()| remove_unless_held(&directory));
@@ -192,13 +194,14 @@ fn enter_living(joining: &Joining<'_>, directory: &Path) -> Result<Option<Member
         linked => linked?,
     }
     // Alive now, the keeper was so when it was taken hold of, and the number was its own.
-    if await_readable(&keeper, Some(Duration::ZERO))? || !Slot::is_alive(&directory.join("group"))? {
-        // Not of this daemon's, but perhaps of the next one's.
-        fs::remove_file(&member)?;
-        return Ok(None);
+    let lives = || Ok(!await_readable(&keeper, Some(Duration::ZERO))? && is_alive(directory)?);
+    let entered = lives().and_then(|lives| if lives { access(directory, joining).map(Some) } else { Ok(None) });
+    if !matches!(entered, Ok(Some(_))) {
+        // Whoever begins the group anew makes the same name. A keeper that is about to end may have taken it away.
+        let removed = fs::remove_file(&member);
+        removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
     }
-    let access = access(directory, joining)?;
-    Ok(Some(Membership { directory: directory.to_owned(), member, keeper, access }))
+    Ok(entered?.map(|access| Membership { directory: directory.to_owned(), member, keeper, access }))
 }
 
 /// Where the second name of a lease's slot is.
@@ -211,12 +214,12 @@ fn member(joining: &Joining<'_>, directory: &Path) -> PathBuf {
 fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<Membership> {
     let shared_memory = if has_living_members(directory)? {
         let of_daemon = ["group", "log", "bin", "lib"].map(|name| directory.join(name));
+        of_daemon.iter().try_for_each(|path| fs::remove_tree(path))?;
         // Containers have this directory, so that it stays, and what was made in it goes.
-        let pipes = fs::read_dir(&directory.join("pipe"))?;
-        of_daemon.iter().chain(&pipes).try_for_each(|path| fs::remove_tree(path))?;
+        fs::read_dir(&directory.join("pipe"))?.iter().try_for_each(|path| clear(path))?;
         fs::read_link(&directory.join("shm"))?
     } else {
-        remove_contents(directory)?;
+        contents(directory)?.iter().try_for_each(|path| clear(path))?;
         fs::set_mode(directory, 0o755)?;
         make_directory(directory, "members", 0o755)?;
         make_directory(directory, "pipe", 0o1777)?;
@@ -235,13 +238,17 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
     // Last of what containers have: who has a living member has all of it.
     fs::hard_link(&joining.slot.path, &member)?;
     // Whoever reads it before it is whole sees that it is not.
-    let group = slot::create(&directory.join("group"), &[ALIVE], b"")?;
+    let path = directory.join("group");
+    let group = slot::create(&path, &[STARTS], b"")?;
     let log = fs::create_new(&log(directory))?;
     let opened = fs::open_dir(directory)?;
-    let belongings =
-        Belongings { group: (&opened, directory), alive: &group, log: &log, shared_memory: &shared_memory };
-    let kept = keeper::start(&daemon(joining), &belongings)?;
+    let belongings = Belongings { group: (&opened, directory), born: &group, log: &log, shared_memory: &shared_memory };
+    let kept = keeper::start(&daemon(joining), &belongings, deadline);
+    // Said, for all copies, since what this process forks meanwhile has one and may live longer than the group.
+    let freed = slot::free(&group, &path);
+    let kept = kept?;
     let begun = || -> Result<Membership> {
+        freed?;
         await_answer(joining, directory, &kept, deadline)?;
         let record = GroupRecord {
             daemon: kept.daemon_pid,
@@ -251,7 +258,7 @@ fn begin(joining: &Joining<'_>, directory: &Path, deadline: Instant) -> Result<M
             gpus: joining.gpus.to_vec(),
             mps: joining.mps.clone(),
         };
-        slot::write(&group, &directory.join("group"), &record::encode(&record))?;
+        slot::write(&group, &path, &record::encode(&record))?;
         let access = access(directory, joining)?;
         let keeper = Process::open(kept.keeper_pid)?.ok_or_else(|| died(directory))?;
         Ok(Membership { directory: directory.to_owned(), member, keeper, access })
@@ -267,6 +274,14 @@ fn make_directory(directory: &Path, name: &str, mode: u32) -> Result<()> {
     let path = directory.join(name);
     fs::create_dir(&path)?;
     fs::set_mode(&path, mode)
+}
+
+/// Whether a process of the group lives, or somebody starts one.
+fn is_alive(directory: &Path) -> Result<bool> {
+    let path = directory.join("group");
+    let Some(found) = slot::open(&path)? else { return Ok(false) };
+    // In this order, since the one is locked before the other is free.
+    Ok(slot::held(&found.file, &path, STARTS)?.is_some() || slot::held(&found.file, &path, LIVES)?.is_some())
 }
 
 /// Whether one of the leases of the group is not over.
@@ -418,9 +433,9 @@ fn make_own_directory(path: &Path, user: u32) -> Result<()> {
         Err(_) => {}
     }
     match fs::symlink_metadata(path) {
-        // Whoever made it may have been killed before it was nobody else's.
-        Ok(found) if found.is_dir() && found.uid() == user && found.mode() & 0o777 != 0o700 => {
-            fs::set_mode(path, 0o700)
+        // Whoever was first may have died before it had its mode.
+        Ok(found) if found.is_dir() && found.uid() == user && found.mode() & 0o7777 != 0o700 => {
+            fs::set_mode(path, 0o700).or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
         }
         Ok(found) if found.is_dir() && found.uid() == user => Ok(()),
         // It was removed just now; whoever makes something in it finds out.
@@ -499,7 +514,7 @@ fn remove_dead(directory: &Path) -> Result<bool> {
         lock => lock?,
     };
     let Some(_lock) = lock.filter(|lock| lock.is_at(directory)) else { return Ok(false) };
-    if Slot::is_alive(&directory.join("group"))? {
+    if is_alive(directory)? {
         return Ok(false);
     }
     remove_unless_held(directory)?;
@@ -518,21 +533,6 @@ fn remove_unless_held(directory: &Path) -> Result<()> {
         let _ = fs::remove_dir(parent);
     }
     Ok(())
-}
-
-fn remove_contents(directory: &Path) -> Result<()> {
-    let shared = fs::read_link(&directory.join("shm")).ok();
-    if let Some(outer) = shared.as_deref().and_then(Path::parent) {
-        let name = outer.file_name().and_then(|name| name.to_str());
-        if outer.parent() == Some(Path::new(SHARED_MEMORY)) && name.is_some_and(|name| name.starts_with(SHARED_PREFIX))
-        {
-            fs::remove_tree(outer)?;
-        }
-    }
-    // The link last, so that what it leads to is found again after an interruption.
-    let mut paths = fs::read_dir(directory)?;
-    paths.sort_by_key(|path| path.ends_with("shm"));
-    paths.iter().try_for_each(|path| fs::remove_tree(path))
 }
 
 /// All groups that the caller may look at, as far as they are whole.
@@ -562,7 +562,7 @@ fn describe(directory: &Path, user: u32) -> Result<Option<MpsGroup>> {
         user,
         pid: record.daemon,
         pid_namespace: record.pid_namespace,
-        running: Slot::is_alive(&group)?,
+        running: is_alive(directory)?,
         age: since_boot().saturating_sub(Duration::from_nanos(record.since)),
         gpus: record.gpus,
         active_threads: record.mps.active_threads,

@@ -3,17 +3,18 @@
 //! ```text
 //! the caller ──► forerunner   ends at once, so that the keeper is nobody's child; makes the namespaces
 //!                   └─► keeper          process 1 of a PID namespace: whatever happens to it, all below die with it
-//!                         ├─► waiter    blocks on the locks of the members, one after the other; its end is the signal
+//!                         ├─► waiter    blocks on the locks of the members, one after the other; ends after the last
 //!                         └─► nvidia-cuda-mps-control -f
 //!                               └─► nvidia-cuda-mps-server, one for the user whose clients are served
 //! ```
 //!
 //! All of them are the stub (`stub/main.rs`) until they execute something, so that they have nothing of the caller's
-//! but the descriptors that they are given.
+//! but the descriptors that they are given. Of these the caller has copies, and so has whoever it forks meanwhile and for
+//! as long as that lives: nothing here waits for one to be closed, and no lock on one tells who lives.
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::calls::{At, Attributes, Travel, namespace};
-use crate::sys::launch::{CloneOptions, start as clone, wait};
+use crate::sys::launch::{CloneOptions, last_capability, start as clone, wait};
 use crate::sys::program::{Argument, Program, Report};
 use crate::sys::{fs, process};
 
@@ -21,11 +22,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SIGCHLD: u64 = 17;
 const CLONE_PIDFD: u64 = 0x1000;
 const KILL: u64 = 1 << 5; // CAP_KILL
+/// What a daemon of root's has to do that root without capabilities could not: make servers for other users
+/// (`CAP_SETGID`, `CAP_SETUID`), and end them.
+const SERVE: u64 = KILL | 1 << 6 | 1 << 7;
 /// A mount of nothing but data.
 const PLAIN: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
 
@@ -33,9 +37,10 @@ const PLAIN: Attributes = Attributes { read_only: false, no_suid: true, no_devic
 pub(super) const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Where the daemon sees the directory of its group: the host's may be below `/dev/shm`, or longer than the path of a
-/// socket can be. Every kernel has this directory in the keeper's own `/proc`, and neither daemon nor driver wants what is
-/// in it. It must not be below anything that a container has, as the shared memory: who can write to the directory above
-/// a mount in another namespace can take that away, and put programs of its own in its place.
+/// socket can be.
+///
+/// What is mounted on a directory goes when somebody removes that directory, also where it is not seen that something is
+/// mounted there. So this is one that nobody can remove, in the keeper's own procfs, and needed by nothing of the driver.
 pub(super) const GROUP: &str = "/proc/fs";
 
 /// A program of the driver, ready to be executed.
@@ -61,13 +66,16 @@ pub(super) struct Kept {
 pub(super) struct Belongings<'a> {
     /// The directory of the group, and its path.
     pub(super) group: (&'a OwnedFd, &'a Path),
-    /// The file whose lock says that somebody of the group's processes lives.
-    pub(super) alive: &'a File,
+    /// The file `group` in there, on which the caller has locks that say that it starts a daemon.
+    pub(super) born: &'a File,
     /// What the daemon says.
     pub(super) log: &'a File,
     /// What the daemon and its clients see at `/dev/shm`.
     pub(super) shared_memory: &'a Path,
 }
+
+/// What of that file a process of the group has locked as long as it lives.
+pub(super) const LIVES: (u64, u64) = (0, 1);
 
 /// What the steps of the program are called in errors.
 const STEPS: &[&str] = &[
@@ -80,21 +88,19 @@ const STEPS: &[&str] = &[
 ];
 
 /// Starts a daemon with its keeper, who lives until the last member of the group is gone.
-pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>) -> Result<Kept> {
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] if the daemon is not executed before `deadline`. In no case of error something is left.
+pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>, deadline: Instant) -> Result<Kept> {
     // Who may not make the namespaces may have them in one of users that has nobody but the caller.
     let alone = !process::is_privileged();
     let (control, far_control) = process::socket_pair()?;
-    let (started, far_started) = process::pipe()?;
-    let (watched, watched_end) = process::socket_pair()?;
     let null = fs::open(Path::new("/dev/null"))?;
     let mut program = Program::new();
     let descriptors = Descriptors {
         control: program.descriptor(far_control.as_fd())?,
-        started: program.descriptor(far_started.as_fd())?,
-        watched: program.descriptor(watched.as_fd())?,
-        watched_end: program.descriptor(watched_end.as_fd())?,
         group: program.descriptor(belongings.group.0.as_fd())?,
-        alive: program.descriptor(belongings.alive.as_fd())?,
+        born: program.descriptor(belongings.born.as_fd())?,
         streams: [
             program.descriptor(null.as_fd())?,
             program.descriptor(belongings.log.as_fd())?,
@@ -106,7 +112,7 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>) -> Result<
     let options = CloneOptions { namespaces: if alone { namespace::USER } else { 0 }, cgroup: None };
     let forerunner = clone(&program, &options)?;
     let report = program.into_report();
-    drop((far_control, far_started, watched, watched_end));
+    drop(far_control);
     let mapped = if alone { map_oneself(forerunner.pid) } else { Ok(()) };
     // Without this it waits for ever, if nobody closes the socket.
     let told = mapped.and_then(|()| process::tell(&control, b"G"));
@@ -115,29 +121,32 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>) -> Result<
     }
     wait(&forerunner.pidfd)?;
     told?;
-    finish(&control, &started, &report)
-}
-
-/// Waits until the daemon was executed.
-fn finish(control: &OwnedFd, started: &OwnedFd, report: &Report) -> Result<Kept> {
-    process::await_end(started)?;
-    let (mut keeper, mut daemon) = (None, None);
-    while keeper.is_none() || daemon.is_none() {
-        match process::receive_descriptor(control)? {
-            Some((b'K', process)) => keeper = Some(process),
-            Some((_, process)) => daemon = Some(process),
-            None => break,
+    // What the forerunner has sent was so before it ended.
+    let [sent, _] = process::await_either(&control, &forerunner.pidfd, deadline)?;
+    let keeper = if sent { process::receive_descriptor(&control)? } else { None };
+    let Some((_, keeper)) = keeper else { return Err(failure(&report)?) };
+    match finish(&control, &keeper, &report, deadline) {
+        Ok((keeper_pid, daemon_pid)) => Ok(Kept { keeper, keeper_pid, daemon_pid }),
+        Err(error) => {
+            end(&keeper)?;
+            Err(error)
         }
     }
+}
+
+/// Waits until the daemon was executed, of which the keeper tells; the numbers of both.
+fn finish(control: &OwnedFd, keeper: &OwnedFd, report: &Report, deadline: Instant) -> Result<(u32, u32)> {
+    let daemon = match process::await_either(control, keeper, deadline)? {
+        [true, _] => process::receive_descriptor(control)?,
+        [false, true] => None,
+        [false, false] => return Err(Error::new(ErrorKind::TimedOut, "the MPS daemon was not executed in time")),
+    };
     let pid = |process: &OwnedFd| -> Result<u32> {
         Ok(process::pid_of(process)?.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default())
     };
-    match (report.failure()?, keeper, daemon) {
-        (None, Some(keeper), Some(daemon)) => Ok(Kept { keeper_pid: pid(&keeper)?, daemon_pid: pid(&daemon)?, keeper }),
-        (_, keeper, _) => {
-            keeper.as_ref().map_or(Ok(()), end)?;
-            Err(failure(report)?)
-        }
+    match (report.failure()?, daemon) {
+        (None, Some((_, daemon))) => Ok((pid(keeper)?, pid(&daemon)?)),
+        _ => Err(failure(report)?),
     }
 }
 
@@ -168,12 +177,8 @@ fn map_oneself(pid: i32) -> Result<()> {
 
 struct Descriptors {
     control: Argument,
-    started: Argument,
-    /// The keeper's end, and the waiter's, whose closing tells the keeper.
-    watched: Argument,
-    watched_end: Argument,
     group: Argument,
-    alive: Argument,
+    born: Argument,
     streams: [Argument; 3],
 }
 
@@ -185,7 +190,7 @@ fn compile(
     belongings: &Belongings<'_>,
     alone: bool,
 ) -> Result<()> {
-    let Descriptors { control, started, watched, watched_end, group, alive, streams } = *descriptors;
+    let Descriptors { control, group, born, streams } = *descriptors;
     program.await_byte(control);
     // A signal that the caller ignores would stay ignored: without SIGCHLD no child would ever be heard of.
     program.default_signals();
@@ -199,6 +204,10 @@ fn compile(
 
     // The keeper. A terminal's signals are not for it, nor for what it keeps.
     program.setsid();
+    // An open file of its own, so that no copy of the caller's says that somebody lives. Until now that one did.
+    let alive = program.open_read_write_in(At::Open(group), "group")?;
+    program.lock(alive, LIVES);
+    program.close(born);
     // What the host unmounts goes here as well, and nothing of this goes there.
     program.set_travel_of_all(Travel::Slave)?;
     program.set_step(2);
@@ -218,9 +227,7 @@ fn compile(
     program.set_step(4);
     let waiter = program.register()?;
     let kept = program.fork(SIGCHLD, 0, waiter, false);
-    for end in [control, started, watched] {
-        program.close(end);
-    }
+    program.close(control);
     for number in 0..3 {
         program.close_if_open(number);
     }
@@ -229,14 +236,14 @@ fn compile(
     let done = program.jump();
 
     program.land(kept);
-    program.close(watched_end);
+    let waiter = program.open_process(waiter)?;
     program.set_step(5);
     let child = program.register()?;
     let (daemon_message, slot) = program.descriptor_message(b'P');
     let supervised = program.fork(SIGCHLD | CLONE_PIDFD, slot, child, true);
-    if alone {
-        program.set_capabilities(0);
-    }
+    // What root executes has the bounding set, whatever it had before.
+    program.limit_bounding_set(if alone { 0 } else { SERVE }, last_capability()?);
+    program.set_capabilities(0);
     program.unblock_signals();
     program.umask(0o022);
     program.chdir(&daemon.working_directory)?;
@@ -245,13 +252,13 @@ fn compile(
         program.duplicate(from, number);
     }
     // So the group is alive as long as one of its servers is.
-    program.hand_down(alive);
+    program.hand_down(alive.into());
     let path = daemon.path.to_string_lossy().into_owned();
     program.execute(&[path], &daemon.arguments, &daemon.environment)?;
 
     program.land(supervised);
     program.send(control, &daemon_message);
-    for end in [control, started, streams[0], streams[1]] {
+    for end in [control, streams[0], streams[1]] {
         program.close(end);
     }
     for number in 0..3 {
@@ -260,7 +267,8 @@ fn compile(
     program.no_new_privileges();
     program.not_dumpable();
     program.set_capabilities(KILL);
-    program.supervise(child, watched, (-1_i32).into(), None);
+    // Without a socket it does as it does for everybody's owner, which here is the waiter.
+    program.supervise(child, (-1_i32).into(), waiter.into(), None);
 
     program.land(forerunner);
     program.set_step(0);

@@ -11,6 +11,7 @@
 
 mod group;
 mod keeper;
+mod remains;
 mod talk;
 
 pub use group::MpsGroup;

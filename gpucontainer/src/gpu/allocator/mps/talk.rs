@@ -9,19 +9,16 @@ use crate::sys::launch::{CloneOptions, start, wait};
 use crate::sys::process;
 use crate::sys::program::Program;
 
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Gives the daemon `commands`, and returns what it answers; `None` if it does not within `limit`.
 pub(super) fn ask(interface: &Executable, commands: &str, limit: Duration) -> Result<Option<String>> {
-    let (far_input, input) = process::pipe()?;
+    // It reads to the end, which a pipe has not as long as somebody whom this process has just forked has a copy.
+    let input = process::memory_file(commands.as_bytes())?;
     let (output, far_output) = process::pipe()?;
-    // A few lines, which the pipe holds, and now somebody can read them: no signal comes for want of a reader.
-    File::from(input).write_all(commands.as_bytes()).map_err(|e| Error::from_io("write(commands)", e))?;
     let mut program = Program::new();
-    let stdin = program.descriptor(far_input.as_fd())?;
+    let stdin = program.descriptor(input.as_fd())?;
     let stdout = program.descriptor(far_output.as_fd())?;
     program.default_signals();
     program.setsid();
@@ -36,15 +33,19 @@ pub(super) fn ask(interface: &Executable, commands: &str, limit: Duration) -> Re
     let program = program.finish()?;
     let child = start(&program, &CloneOptions::default())?;
     let report = program.into_report();
-    drop((far_input, far_output));
-    let answer = process::exchange([None, Some(output), None], b"", Some(limit));
+    drop(far_output);
+    // Not until the end of the pipe, for the same reason; it holds the few words.
+    let answered = process::await_readable(&child.pidfd, Some(limit));
     // One that has answered has nothing more to do, and one that has not is stuck.
     let ended = process::send_signal(&child.pidfd, 9).and_then(|()| wait(&child.pidfd));
-    let answer = answer.context("talk to the MPS daemon")?;
+    let answered = answered.context("talk to the MPS daemon")?;
     ended?;
     if let Some(failure) = report.failure()? {
         let words = format!("execute {}", interface.path.display());
         return Err(Error::from_errno(words, failure.errno).with_kind(ErrorKind::GpuUnavailable));
     }
-    Ok(answer.map(|(stdout, _)| String::from_utf8_lossy(&stdout).into_owned()))
+    if !answered {
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&process::read_now(&output)?).into_owned()))
 }
