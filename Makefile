@@ -53,12 +53,13 @@ bench: ## compare with bubblewrap, crun and runc; results go to target/bench
 
 install: ## install the C library: PREFIX=/usr/local DESTDIR= PROFILE=release|dev
 	$(CARGO) build -p gpucontainer-ffi --profile $(PROFILE)
-	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/lib/cmake/gpucontainer
+	install -d $(DESTDIR)$(PREFIX)/include/gpucontainer $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/lib/cmake/gpucontainer
 	install -m 755 $(BUILT)/libgpucontainer_ffi.so $(DESTDIR)$(PREFIX)/lib/libgpucontainer.so.$(VERSION)
 	ln -sfn libgpucontainer.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libgpucontainer.so.$(MAJOR)
 	ln -sfn libgpucontainer.so.$(MAJOR) $(DESTDIR)$(PREFIX)/lib/libgpucontainer.so
 	install -m 644 $(BUILT)/libgpucontainer_ffi.a $(DESTDIR)$(PREFIX)/lib/libgpucontainer.a
-	install -m 644 include/gpucontainer.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 include/gpucontainer.h include/gpucontainer.hpp $(DESTDIR)$(PREFIX)/include/
+	install -m 644 include/gpucontainer/*.hpp $(DESTDIR)$(PREFIX)/include/gpucontainer/
 	for file in pkgconfig/gpucontainer.pc cmake/gpucontainer/gpucontainerConfig.cmake \
 			cmake/gpucontainer/gpucontainerConfigVersion.cmake; do \
 		sed -e 's/@VERSION@/$(VERSION)/; s/@MAJOR@/$(MAJOR)/; s/@PRIVATE@/$(PRIVATE_LIBS)/' \
