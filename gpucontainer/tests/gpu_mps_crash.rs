@@ -66,7 +66,6 @@ fn other_process() {
         Some("fork") => {
             // Children of this program that execute nothing, one after the other while it gets a lease and gives it up.
             for _ in 0..5 {
-                let begin = Instant::now();
                 let children = std::thread::scope(|scope| {
                     let (stop, stopped) = std::sync::mpsc::channel::<()>();
                     let forking = scope.spawn(move || fork_until(&stopped));
@@ -77,7 +76,7 @@ fn other_process() {
                     lease.release().unwrap();
                     children
                 });
-                assert!(begin.elapsed() < SOON / 2, "somebody waited for a child: {:?}", begin.elapsed());
+                // Whoever waits has a limit and would have failed: none of the children has ended.
                 assert!(children.iter().all(|child| alive(*child)), "they live longer than the daemon");
                 for child in children {
                     kill(child, "-KILL");
@@ -106,14 +105,17 @@ fn other_process() {
 fn fork_until(stopped: &std::sync::mpsc::Receiver<()>) -> Vec<u32> {
     let parent = i32::try_from(std::process::id()).unwrap();
     let mut children = Vec::new();
-    while stopped.recv_timeout(Duration::from_micros(300)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+    let begin = Instant::now();
+    // At every moment of a start of some milliseconds, and not too many for a machine where it takes seconds.
+    let pause = || (begin.elapsed() / 30).max(Duration::from_micros(300));
+    while stopped.recv_timeout(pause()) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
         // SAFETY: the child waits for its end, and does nothing that other threads' locks could forbid.
         let child = unsafe { libc::fork() };
         if child == 0 {
             // SAFETY: none of these touches memory. A test that fails leaves no child.
             unsafe {
                 while libc::getppid() == parent {
-                    libc::usleep(20_000);
+                    libc::usleep(200_000);
                 }
                 libc::_exit(0);
             }
