@@ -88,11 +88,12 @@ impl Root {
 
     /// Reads a small file inside, at most `limit` bytes of it.
     pub(crate) fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        self.open_file(path)?
-            .take(limit)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::from_io(format!("read({path:?})"), e).with_path(path))?;
+        let file = self.open_file(path)?;
+        let wrap = |e| Error::from_io(format!("read({path:?})"), e).with_path(path);
+        let size = file.metadata().map_err(wrap)?.len().min(limit);
+        // One more, so that the end is seen without a larger buffer.
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+        file.take(limit).read_to_end(&mut bytes).map_err(wrap)?;
         Ok(bytes)
     }
 

@@ -14,8 +14,8 @@
 
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::c_char;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
@@ -216,22 +216,27 @@ pub(crate) fn write<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<u8>
             .collect();
         names.into_iter().zip(0..).collect()
     };
-    let mut strings = Strings {
-        base: HEADER + entries.len() * ENTRY,
-        bytes: Vec::new(),
-        places: HashMap::with_capacity(2 * entries.len()),
-    };
+    let mut strings = Strings { base: HEADER + entries.len() * ENTRY, bytes: Vec::new() };
+    let mut before = ("", 0);
     let mut table = Vec::with_capacity(entries.len() * ENTRY);
     for entry in &entries {
         let bits = match &entry.hardware {
             Hardware::Bits(bits) => *bits,
             Hardware::Named(bits, name) => bits | hardware.get(name.as_str()).copied().unwrap_or_default(),
         };
-        table.extend(entry.flags.to_ne_bytes());
-        table.extend(strings.place(&entry.name).to_ne_bytes());
-        table.extend(strings.place(&entry.path).to_ne_bytes());
-        table.extend(entry.kernel.to_ne_bytes());
-        table.extend(bits.to_ne_bytes());
+        let path = strings.place(&entry.path);
+        // As `ldconfig` does it: a name is the end of its path, or else often that of the entry before.
+        let name = match entry.path.strip_suffix(&entry.name) {
+            Some(directory) => path.saturating_add(small(directory.len())),
+            None if entry.name == before.0 => before.1,
+            None => strings.place(&entry.name),
+        };
+        before = (&entry.name, name);
+        table.extend_from_slice(&entry.flags.to_ne_bytes());
+        table.extend_from_slice(&name.to_ne_bytes());
+        table.extend_from_slice(&path.to_ne_bytes());
+        table.extend_from_slice(&entry.kernel.to_ne_bytes());
+        table.extend_from_slice(&bits.to_ne_bytes());
     }
     let names: Vec<u32> = hardware.keys().map(|name| strings.place(name)).collect();
     let mut bytes = MAGIC.to_vec();
@@ -239,8 +244,8 @@ pub(crate) fn write<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<u8>
     bytes.extend(small(strings.bytes.len()).to_ne_bytes());
     bytes.push(ENDIANNESS);
     bytes.resize(HEADER, 0);
-    bytes.extend(table);
-    bytes.extend(strings.bytes);
+    bytes.extend_from_slice(&table);
+    bytes.extend_from_slice(&strings.bytes);
     if !names.is_empty() {
         bytes.resize(bytes.len().next_multiple_of(8), 0);
         let extensions = bytes.len();
@@ -251,21 +256,18 @@ pub(crate) fn write<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<u8>
     bytes
 }
 
-/// Every string once.
-struct Strings<'a> {
+/// The strings of a cache that is written.
+struct Strings {
     base: usize,
     bytes: Vec<u8>,
-    places: HashMap<&'a str, u32>,
 }
 
-impl<'a> Strings<'a> {
-    fn place(&mut self, text: &'a str) -> u32 {
-        let (base, bytes) = (self.base, &mut self.bytes);
-        *self.places.entry(text).or_insert_with(|| {
-            let place = small(base + bytes.len());
-            bytes.extend(text.bytes().chain([0]));
-            place
-        })
+impl Strings {
+    fn place(&mut self, text: &str) -> u32 {
+        let place = small(self.base + self.bytes.len());
+        self.bytes.extend_from_slice(text.as_bytes());
+        self.bytes.push(0);
+        place
     }
 }
 
@@ -290,8 +292,7 @@ fn number(cache: &[u8], place: usize) -> Option<usize> {
 
 fn text(cache: &[u8], place: usize) -> Option<&str> {
     let rest = cache.get(place..)?;
-    let end = rest.iter().take(4096).position(|byte| *byte == 0)?;
-    std::str::from_utf8(&rest[..end]).ok()
+    CStr::from_bytes_until_nul(&rest[..rest.len().min(4096)]).ok()?.to_str().ok()
 }
 
 #[cfg(test)]
