@@ -1463,7 +1463,8 @@ int gpuc_gpu_allocator_set_driver_root(gpuc_gpu_allocator_t *allocator,
                                        gpuc_error_t **error);
 
 /**
- * Sets how long a GPU is held back whose memory does not return after its lease; ten seconds by default.
+ * Sets how long a GPU is held back whose memory does not return after its lease, however that ended; ten seconds by
+ * default. Who does not wait for GPUs still bears with it for a second.
  *
  * @param allocator  may be NULL, which does nothing
  */
@@ -1510,7 +1511,7 @@ gpuc_gpu_lease_t *gpuc_gpu_allocator_acquire(const gpuc_gpu_allocator_t *allocat
 
 /**
  * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting,
- * quarantined, mps.
+ * quarantined, returning (GPUs whose memory is not back from their last lease), mps.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure

@@ -198,7 +198,7 @@ pub fn lease_record(data: &[u8]) {
     // Whole, and as one whose sum is right.
     let forged = record::sealed(&text(data));
     for bytes in [data, &forged] {
-        let lease: Option<LeaseRecord> = record::decode(bytes);
+        let (lease, _) = record::decode_lease(bytes);
         if let Some(lease) = &lease {
             assert_eq!(record::decode::<LeaseRecord>(&record::encode(lease)).as_ref(), Some(lease));
             lease.held.iter().for_each(|held| assert!(held.range().1 > 0));
@@ -211,6 +211,7 @@ pub fn lease_record(data: &[u8]) {
             user: 1000,
             held: lease.held,
             owner: Some(Owner { pid: 1, ..lease.owner }),
+            free_before: lease.free_before,
         });
         if waiting.is_none() && live.is_none() {
             continue;

@@ -8,6 +8,7 @@
 
 use crate::common;
 
+use gpucontainer::gpu::GpuAllocator;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -40,6 +41,15 @@ pub(crate) fn library_directory() -> &'static str {
 /// The majors of `nvidia`, `nvidia-uvm` and `nvidia-caps`: of the range for local use, so that nothing
 /// opens a device of this machine by mistake.
 pub(crate) const MAJORS: (u32, u32, u32) = (240, 241, 242);
+
+/// The names of the slots of an account, after somebody has looked at it: who does removes what is over.
+pub(crate) fn slots(allocator: &GpuAllocator) -> Vec<String> {
+    allocator.status().unwrap();
+    let entries = std::fs::read_dir(allocator.path()).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
 
 /// A driver root in a temporary directory, removed when dropped.
 #[derive(Debug)]
