@@ -1278,7 +1278,9 @@ void gpuc_gpu_request_set_capabilities(gpuc_gpu_request_t *request,
                                        const char *const *names);
 
 /**
- * Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch".
+ * Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch"; or gives rights
+ * that no image gets by asking: "mig-config", to make and destroy MIG devices of the container's GPUs, and "mig-monitor",
+ * to look at MIG devices that it was not granted.
  *
  * @param names  strings, and NULL after the last
  */

@@ -315,6 +315,14 @@ fn slices_are_leased_and_their_gpu_is_not() {
     let gpu = status.gpus[0].uuid.clone();
     let (lease, held) = status.leases_of(&gpu).next().unwrap();
     assert_eq!((lease.id.as_str(), &held.uuid), (slice.id(), &slice.gpus()[0]));
+    // By the name that drivers before version 470 give it.
+    let device = status.gpus[0].mig_devices.iter().find(|device| device.uuid == held.uuid).unwrap();
+    let old = format!("MIG-{gpu}/{}/{}", device.gpu_instance, device.compute_instance);
+    let request = GpuRequest::uuids([&old]).unwrap();
+    assert!(host.refusal(&request).contains("0 of 1 free: 1 leased by"));
+    let uuid = held.uuid.clone();
+    drop(slice);
+    assert_eq!(host.now(&request).unwrap().gpus(), [uuid]);
 }
 
 #[test]

@@ -75,8 +75,9 @@ class GpuRequest:
     mps: Mps | None = None
     #: Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container.
     multi_process_service: bool = False
-    #: Parts of NVIDIA's software with devices of their own.
-    extras: Sequence[Literal["gds", "mofed", "gdrcopy", "nvswitch"]] = ()
+    #: Parts of NVIDIA's software with devices of their own; or rights that no image gets by asking: ``mig-config``, to
+    #: make and destroy MIG devices of the container's GPUs, and ``mig-monitor``, to look at those that it was not granted.
+    extras: Sequence[Literal["gds", "mofed", "gdrcopy", "nvswitch", "mig-config", "mig-monitor"]] = ()
     #: Channels of IMEX, through which GPUs of several hosts share memory.
     imex_channels: Sequence[int] = ()
     #: Where specifications of CDI are looked for, if not in ``/etc/cdi`` and ``/var/run/cdi``.

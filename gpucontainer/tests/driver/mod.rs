@@ -201,10 +201,12 @@ impl FakeDriver {
         let minors: String = self.capabilities().iter().map(|(name, minor)| format!("{name} {minor}\n")).collect();
         self.write("proc/driver/nvidia-caps/mig-minors", minors);
         for (name, minor) in self.capabilities() {
-            if let Some((gpu, rest)) = name.split_once('/') {
-                let contents = format!("DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n");
-                self.write(&format!("proc/driver/nvidia/capabilities/{gpu}/mig/{rest}"), contents);
-            }
+            let contents = format!("DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n");
+            let place = match name.split_once('/') {
+                Some((gpu, rest)) => format!("{gpu}/mig/{rest}"),
+                None => format!("mig/{name}"),
+            };
+            self.write(&format!("proc/driver/nvidia/capabilities/{place}"), contents);
         }
         for (index, gpu) in self.gpus().iter().enumerate() {
             let bus_id = gpu["pci_bus_id"].as_str().unwrap();
