@@ -1278,7 +1278,9 @@ void gpuc_gpu_request_set_capabilities(gpuc_gpu_request_t *request,
                                        const char *const *names);
 
 /**
- * Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch".
+ * Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch"; or gives rights
+ * that no image gets by asking: "mig-config", to make and destroy MIG devices of the container's GPUs, and "mig-monitor",
+ * to look at MIG devices that it was not granted.
  *
  * @param names  strings, and NULL after the last
  */
@@ -1463,7 +1465,8 @@ int gpuc_gpu_allocator_set_driver_root(gpuc_gpu_allocator_t *allocator,
                                        gpuc_error_t **error);
 
 /**
- * Sets how long a GPU is held back whose memory does not return after its lease; ten seconds by default.
+ * Sets how long a GPU is held back whose memory does not return after its lease, however that ended; ten seconds by
+ * default. Who does not wait for GPUs still bears with it for a second.
  *
  * @param allocator  may be NULL, which does nothing
  */
@@ -1510,7 +1513,7 @@ gpuc_gpu_lease_t *gpuc_gpu_allocator_acquire(const gpuc_gpu_allocator_t *allocat
 
 /**
  * Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting,
- * quarantined, mps.
+ * quarantined, returning (GPUs whose memory is not back from their last lease), mps.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure

@@ -83,7 +83,8 @@ pub unsafe extern "C" fn gpuc_gpu_allocator_set_driver_root(
     })
 }
 
-/// Sets how long a GPU is held back whose memory does not return after its lease; ten seconds by default.
+/// Sets how long a GPU is held back whose memory does not return after its lease, however that ended; ten seconds by
+/// default. Who does not wait for GPUs still bears with it for a second.
 ///
 /// @param allocator  may be NULL, which does nothing
 #[unsafe(no_mangle)]
@@ -153,7 +154,7 @@ pub(crate) fn wait(milliseconds: i64, cancel: Option<&Cancel>) -> Wait {
 }
 
 /// Who holds what since when, and who waits, as one JSON object: directory, private, gpus, leases, waiting,
-/// quarantined, mps.
+/// quarantined, returning (GPUs whose memory is not back from their last lease), mps.
 ///
 /// @param error  may be NULL
 /// @return the caller's, freed with gpuc_string_free; NULL on failure

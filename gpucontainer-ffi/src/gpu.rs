@@ -85,7 +85,9 @@ pub unsafe extern "C" fn gpuc_gpu_request_set_capabilities(
     });
 }
 
-/// Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch".
+/// Wants parts of NVIDIA's software that have devices of their own: "gds", "mofed", "gdrcopy", "nvswitch"; or gives rights
+/// that no image gets by asking: "mig-config", to make and destroy MIG devices of the container's GPUs, and "mig-monitor",
+/// to look at MIG devices that it was not granted.
 ///
 /// @param names  strings, and NULL after the last
 #[unsafe(no_mangle)]

@@ -123,7 +123,7 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     own.close().unwrap();
     assert_eq!(holders(&allocator), [(named("other"), 1)]);
     drop(other);
-    assert_eq!(std::fs::read_dir(allocator.path()).unwrap().count(), 0);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn an_attachment_that_fails_leaves_no_lease() {
         assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
     }
     until_held(&sandbox, few);
-    assert_eq!(std::fs::read_dir(allocator.path()).unwrap().count(), 0);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
     std::fs::remove_file(&root).unwrap();
     // The device rules cannot be made: somebody has a group where the sandbox's would be.
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", sandbox.pid())).unwrap();
@@ -165,7 +165,7 @@ fn an_attachment_that_fails_leaves_no_lease() {
         std::fs::create_dir_all(place.join("inner")).unwrap();
         let error = sandbox.attach_gpus(&one(0), Wait::none()).unwrap_err();
         assert!(error.to_string().contains("set device rules"), "{error}");
-        assert!(sandbox.gpus().is_empty() && std::fs::read_dir(allocator.path()).unwrap().count() == 0);
+        assert!(sandbox.gpus().is_empty() && driver::slots(&allocator).is_empty());
         std::fs::remove_dir(place.join("inner")).unwrap();
         std::fs::remove_dir(&place).unwrap();
         let grant = sandbox.attach_gpus(&one(0), Wait::none()).unwrap();
@@ -174,7 +174,7 @@ fn an_attachment_that_fails_leaves_no_lease() {
     }
     sandbox.attach_gpus(&one(0), Wait::none()).unwrap();
     sandbox.close().unwrap();
-    assert_eq!(std::fs::read_dir(allocator.path()).unwrap().count(), 0);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn an_attachment_waits_for_its_turn_if_it_may() {
         in_line(0);
     });
     second.close().unwrap();
-    assert_eq!(std::fs::read_dir(allocator.path()).unwrap().count(), 0);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
 }
 
 #[test]

@@ -280,6 +280,47 @@ fn what_an_image_requires_is_checked_for_every_gpu() {
 }
 
 #[test]
+fn rights_about_mig_devices_are_the_caller_s_to_give() {
+    if !driver::available() || !common::tier("root") {
+        return;
+    }
+    let host = FakeDriver::new("h100-mig");
+    let ask = |request: &GpuRequest, variables: &[(&str, &str)]| {
+        let mut facts = ImageFacts::detect(|path| path == Path::new("/etc/debian_version"));
+        facts.environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        grant(request, &DriverRoot::new(host.path()), &facts)
+    };
+    let shows = |granted: &GpuGrant, right: &str, minor: u32| {
+        let path = format!("/dev/nvidia-caps/nvidia-cap{minor}");
+        let node = granted.device_nodes.iter().any(|node| node.path == Path::new(&path) && node.minor == minor);
+        let file = format!("capabilities/mig/{right}");
+        let files = granted.trees.iter().flat_map(|tree| &tree.files);
+        (node, files.filter(|shown| shown.path == Path::new(&file)).count() == 1)
+    };
+    let image = [("NVIDIA_VISIBLE_DEVICES", "0:0"), ("NVIDIA_MIG_CONFIG_DEVICES", "all")];
+    let (config, monitor) = (DriverExtra::MigConfig, DriverExtra::MigMonitor);
+    for (request, expected) in [
+        (GpuRequest::count(1), [(false, false); 2]),
+        (GpuRequest::count(1).extras([config]), [(true, true), (false, false)]),
+        (GpuRequest::count(1).extras([monitor]), [(false, false), (true, true)]),
+        (GpuRequest::as_image_says().extras([config, monitor]), [(true, true); 2]),
+    ] {
+        let granted = ask(&request, &image).unwrap();
+        assert_eq!([shows(&granted, "config", 1), shows(&granted, "monitor", 2)], expected, "{request:?}");
+        let said = granted.left_out.iter().any(|why| why.starts_with("NVIDIA_MIG_CONFIG_DEVICES=all: "));
+        assert_eq!(said, !expected[0].0, "{:?}", granted.left_out);
+    }
+    let error = ask(&GpuRequest::as_image_says().extras([monitor]), &image).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    host.write("proc/driver/nvidia-caps/mig-minors", "monitor 2\n");
+    let error = ask(&GpuRequest::count(0).extras([config]), &image).map(|granted| granted.is_empty());
+    assert!(error.unwrap(), "of nothing there is no right");
+    host.write("proc/driver/nvidia-caps/mig-minors", "");
+    let error = ask(&"none".parse::<GpuRequest>().unwrap().extras([config]), &[]).unwrap_err();
+    assert!(error.kind() == ErrorKind::GpuUnavailable && error.to_string().contains("capability config"), "{error}");
+}
+
+#[test]
 fn extras_come_with_their_devices_or_a_reason() {
     if !driver::available() || !common::tier("root") {
         return;
@@ -287,7 +328,9 @@ fn extras_come_with_their_devices_or_a_reason() {
     let host = FakeDriver::new("t4");
     let facts = ImageFacts::detect(|path| path == Path::new("/etc/debian_version"));
     let ask = |request: &GpuRequest| grant(request, &DriverRoot::new(host.path()), &facts);
-    for extra in DriverExtra::ALL {
+    let rights = [DriverExtra::MigConfig, DriverExtra::MigMonitor];
+    let parts = DriverExtra::ALL.into_iter().filter(|extra| !rights.contains(extra));
+    for extra in parts.clone() {
         let error = ask(&GpuRequest::count(1).extras([extra])).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::GpuUnavailable);
         assert!(error.to_string().contains("/dev/"), "{error}");
@@ -310,7 +353,7 @@ fn extras_come_with_their_devices_or_a_reason() {
     host.write("proc/devices", devices.replace("\n\nBlock", "\n244 nvidia-caps-imex-channels\n\nBlock"));
     host.write("etc/cufile.json", "{}");
     std::fs::create_dir_all(host.path().join("run/udev")).unwrap();
-    let granted = ask(&GpuRequest::count(1).extras(DriverExtra::ALL).imex_channels([5])).unwrap();
+    let granted = ask(&GpuRequest::count(1).extras(parts).imex_channels([5])).unwrap();
     let has = |name: &str| granted.device_nodes.iter().any(|node| node.path == Path::new("/dev").join(name));
     assert!(nodes.into_iter().all(has) && has("nvidia-caps-imex-channels/channel5"), "{granted:?}");
     for target in ["/run/udev", "/etc/cufile.json"] {

@@ -5,103 +5,25 @@
 
 mod common;
 mod driver;
+mod mig;
 
 use common::{Leaks, Ordinary, until};
-use driver::{FakeDriver, mig_profiles, profile, split_a100};
-use gpucontainer::gpu::{
-    DriverRoot, GpuAllocator, GpuFault, GpuLease, Inventory, MigDevices, Placement, Sharing, Wait,
-};
+use driver::{mig_profiles, profile, split_a100};
+use gpucontainer::gpu::{DriverRoot, GpuFault, Inventory, MigDevices, Placement, Sharing, Wait};
 use gpucontainer::{Cancel, ErrorKind, GpuRequest};
+use mig::{Machine, Part, ROLE, ROOT, TABLE, allocator_of_parent};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// What tells the other process its driver root, the slots, and what to do.
-const ROOT: &str = "GPUC_TEST_DRIVER";
-const TABLE: &str = "GPUC_TEST_TABLE";
-const ROLE: &str = "GPUC_TEST_ROLE";
 
 const SOON: Duration = Duration::from_secs(60);
 
 fn small(number: u32) -> GpuRequest {
     GpuRequest::count(number).mig_profile("1g.5gb")
-}
-
-/// A split machine, and an allocator of its own.
-struct Machine {
-    driver: FakeDriver,
-    directory: tempfile::TempDir,
-    allocator: GpuAllocator,
-}
-
-impl Machine {
-    fn new(profile: Value) -> Self {
-        let driver = FakeDriver::with_profile(profile);
-        let directory = tempfile::Builder::new().prefix("gpuc-table.").tempdir_in("/dev/shm").unwrap();
-        let allocator = allocator(&directory.path().join("gpu"), driver.path());
-        Self { driver, directory, allocator }
-    }
-
-    fn now(&self, request: &GpuRequest) -> gpucontainer::Result<GpuLease> {
-        self.allocator.acquire(request, Wait::none())
-    }
-
-    #[track_caller]
-    fn refusal(&self, request: &GpuRequest) -> String {
-        let error = self.now(request).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::GpuUnavailable, "{error}");
-        error.to_string()
-    }
-
-    /// Kind and start of each instance of a GPU, as the driver has them.
-    fn instances(&self, gpu: usize) -> Vec<(u64, u64)> {
-        let state = self.driver.state();
-        let list = state["gpus"][gpu]["mig"]["gpu_instances"].as_array().cloned().unwrap_or_default();
-        list.iter().map(|one| (one["profile"].as_u64().unwrap(), one["start"].as_u64().unwrap())).collect()
-    }
-
-    /// The MIG devices of all GPUs.
-    fn devices(&self) -> Vec<String> {
-        let state = self.driver.state();
-        let of = |gpu: &Value| gpu["mig"]["devices"].as_array().cloned().unwrap_or_default();
-        let all = state["gpus"].as_array().unwrap().iter().flat_map(of);
-        all.map(|device| device["uuid"].as_str().unwrap().to_owned()).collect()
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.directory.path().join("gpu.mig")
-    }
-
-    fn written(&self) -> usize {
-        let Ok(files) = std::fs::read_dir(self.journal()) else { return 0 };
-        files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "claim")).count()
-    }
-
-    #[track_caller]
-    fn is_as_before(&self) {
-        assert_eq!((0..2).flat_map(|gpu| self.instances(gpu)).collect::<Vec<_>>(), []);
-        assert_eq!(self.devices(), [""; 0]);
-        assert_eq!(self.written(), 0);
-        assert_eq!(std::fs::read_dir(self.allocator.path()).unwrap().count(), 0);
-    }
-
-    /// This test program again, as another user of the machine.
-    fn other(&self, role: &str) -> Command {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "other_process", "--ignored", "--nocapture"]);
-        command.env(ROOT, self.driver.path()).env(TABLE, self.allocator.path()).env(ROLE, role);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        command
-    }
-}
-
-fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
-    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
 }
 
 fn uuid(gpu: usize) -> String {
@@ -111,8 +33,7 @@ fn uuid(gpu: usize) -> String {
 #[test]
 #[ignore = "the other process of a test"]
 fn other_process() {
-    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
-    let allocator = allocator(&path(TABLE), &path(ROOT));
+    let allocator = allocator_of_parent();
     match std::env::var(ROLE).unwrap().as_str() {
         "two" => {
             allocator.acquire(&GpuRequest::count(2).mig_profile("2g.10gb"), Wait::none()).unwrap().release().unwrap()
@@ -126,7 +47,6 @@ fn other_process() {
         }
         // That was all.
         "open" => {}
-        "storm" => storm_of_one(&allocator),
         other => panic!("no test is for {other:?}"),
     }
 }
@@ -507,8 +427,7 @@ fn who_may_not_make_any_gets_what_is_there_and_destroys_nothing() {
 
 /// The part of an ordinary user.
 fn ordinary() {
-    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
-    let allocator = allocator(&path(TABLE), &path(ROOT));
+    let allocator = allocator_of_parent();
     let small = GpuRequest::count(1).mig_profile("1g.10gb");
     let there = allocator.acquire(&small, Wait::none()).unwrap();
     assert_eq!(there.gpus(), ["MIG-b10c0000-0000-5000-8000-000000000003"]);
@@ -594,126 +513,4 @@ fn slots_that_cannot_be_written_cost_nothing_that_was_made() {
     mount(&["umount"]);
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     machine.is_as_before();
-}
-
-/// The storm: so many processes want MIG devices, one of them is killed so often, and so many in all.
-const PROCESSES: usize = 12;
-const PERIOD: Duration = Duration::from_millis(40);
-const KILLS: usize = 60;
-const STORM: Duration = Duration::from_secs(180);
-
-/// What one process of the storm wants in one of its turns.
-fn wanted(turn: u32) -> GpuRequest {
-    let (profile, number) = match turn % 7 {
-        0..3 => ("1g.5gb", 1),
-        3 => ("1g.5gb", 3),
-        4 => ("2g.10gb", 1),
-        5 => ("3g.20gb", 2),
-        _ => ("7g.40gb", 1),
-    };
-    GpuRequest::count(number).mig_profile(profile)
-}
-
-/// One process of the storm: leases devices and writes itself down as their holder, for a moment, again and again.
-fn storm_of_one(allocator: &GpuAllocator) {
-    let holders = allocator.path().with_file_name("holders");
-    let own = std::process::id();
-    for turn in own.. {
-        let lease = allocator.acquire(&wanted(turn), Wait::forever()).unwrap();
-        let marks: Vec<PathBuf> = lease.gpus().iter().map(|uuid| holders.join(uuid)).collect();
-        for mark in &marks {
-            let before = std::fs::read_to_string(mark).ok().and_then(|text| text.parse::<u32>().ok());
-            if let Some(before) = before.filter(|before| *before != own && !ended(*before)) {
-                std::fs::write(holders.join(format!("violation-{own}")), format!("{mark:?} of {before}")).unwrap();
-            }
-            std::fs::write(mark, own.to_string()).unwrap();
-        }
-        std::fs::write(holders.join(format!("turn-{own}")), turn.to_string()).unwrap();
-        std::thread::sleep(Duration::from_millis((turn % 5).into()));
-        for mark in &marks {
-            if std::fs::read_to_string(mark).ok() != Some(own.to_string()) {
-                std::fs::write(holders.join(format!("violation-{own}")), format!("{mark:?} was replaced")).unwrap();
-            }
-            let _ = std::fs::remove_file(mark);
-        }
-        drop(lease);
-    }
-}
-
-/// Whether a process has ended, or does nothing but end: then its files are being closed.
-fn ended(pid: u32) -> bool {
-    const EXITING: u64 = 4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    matches!(fields[0], "Z" | "X") || fields[6].parse::<u64>().unwrap() & EXITING != 0
-}
-
-/// Kills and waits for a process when the test ends, however it does.
-struct Part(Child);
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// No two instances of one GPU lie at the same place: the hardware would not allow it, nor does the stand-in.
-#[track_caller]
-fn no_overlap(state: &Value) {
-    for gpu in state["gpus"].as_array().unwrap() {
-        let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
-        for one in gpu["mig"]["gpu_instances"].as_array().into_iter().flatten() {
-            let (start, size) = (one["start"].as_u64().unwrap(), one["size"].as_u64().unwrap());
-            for place in start..start + size {
-                assert_eq!(taken.insert(place, start), None, "{gpu}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_storm_of_killed_holders_and_makers_overcommits_nothing_and_leaves_nothing() {
-    if !driver::available() {
-        return;
-    }
-    let leaks = Leaks::watch();
-    let mut split = split_a100(2);
-    for gpu in 0..2 {
-        // So that who chose a device that was destroyed meanwhile would be taken for the holder of the next.
-        split["gpus"][gpu]["mig"]["same_uuids"] = json!(true);
-    }
-    let machine = Machine::new(split);
-    let holders = machine.directory.path().join("holders");
-    std::fs::create_dir(&holders).unwrap();
-    let start = Instant::now();
-    let part = || Part(machine.other("storm").stdout(Stdio::null()).spawn().unwrap());
-    let mut parts: Vec<Part> = (0..PROCESSES).map(|_| part()).collect();
-    let marks = |prefix: &str| {
-        let names = std::fs::read_dir(&holders).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with(prefix)).collect::<Vec<String>>()
-    };
-    until("some take part", STORM, || marks("turn-").len() >= 3);
-    for kill in 0..KILLS {
-        assert!(start.elapsed() < STORM, "only {kill} were killed");
-        // Whatever it does just then: makes, holds, destroys, waits.
-        let victim = kill * 5 % PROCESSES;
-        parts[victim].0.kill().unwrap();
-        parts[victim] = part();
-        no_overlap(&machine.driver.state());
-        std::thread::sleep(PERIOD);
-    }
-    drop(parts);
-    let violations: Vec<String> =
-        marks("violation-").iter().map(|name| std::fs::read_to_string(holders.join(name)).unwrap()).collect();
-    assert_eq!(violations, [""; 0]);
-    eprintln!("{} processes had devices, {KILLS} were killed, in {:?}", marks("turn-").len(), start.elapsed());
-    // The next that comes finds all of it free.
-    let all = machine.now(&GpuRequest::count(2).mig_profile("7g.40gb")).unwrap();
-    assert_eq!(machine.devices(), all.gpus());
-    drop(all);
-    machine.is_as_before();
-    drop(machine);
-    leaks.check();
 }

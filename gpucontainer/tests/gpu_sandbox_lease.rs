@@ -8,7 +8,7 @@ mod driver;
 mod gpu_machine;
 
 use gpu_machine::{Fixture, possible, run};
-use gpucontainer::gpu::{ForeignProcesses, GpuAllocator, Wait};
+use gpucontainer::gpu::{ForeignProcesses, Wait};
 use gpucontainer::image::Image;
 use gpucontainer::sandbox::{Mount, SandboxBuilder, Stdio};
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result, Sandbox};
@@ -20,12 +20,6 @@ const SOON: Duration = Duration::from_secs(60);
 /// A sandbox that waits for its standard input to end.
 fn waiting(fixture: &Fixture, image: &Image, gpus: &str) -> SandboxBuilder {
     fixture.sandbox(image, gpus, "while read -r line; do :; done").stdin(Stdio::Piped)
-}
-
-/// The files of the allocator: none if nobody holds or wants anything.
-fn slots(allocator: &GpuAllocator) -> Vec<String> {
-    let entries = std::fs::read_dir(allocator.path()).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 fn refusal(start: Result<Sandbox>) -> String {
@@ -68,9 +62,50 @@ fn a_gpu_of_a_sandbox_is_nobody_else_s_until_it_ends() {
     drop(first.communicate(b"", Some(SOON)).unwrap());
     assert!(allocator.acquire(&"1".parse().unwrap(), Wait::none()).is_err());
     drop(first);
-    assert_eq!(slots(&allocator), [""; 0]);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
     assert!(run(fixture.sandbox(&image, "all", "ls -d /dev/nvidia[0-9]*")).unwrap().contains("/dev/nvidia"));
-    assert_eq!(slots(&allocator), [""; 0]);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
+}
+
+/// What a container used may be free only some time after everything inside is dead.
+#[test]
+fn the_next_waits_until_the_memory_of_a_sandbox_is_back() {
+    if !possible("root") {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let fixture = Fixture::new("t4");
+    let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
+    let use_memory = |bytes: u64| {
+        fixture.driver.change(|machine| machine["gpus"][0]["memory"]["used"] = bytes.into());
+    };
+    type End = fn(Sandbox);
+    let ends: [(&str, End); 3] = [
+        ("dropped", drop),
+        ("closed", |sandbox| sandbox.close().unwrap()),
+        ("taken away", |sandbox| {
+            let grant = sandbox.granted()[0].clone();
+            sandbox.detach_gpus(&grant, false).unwrap();
+        }),
+    ];
+    for (way, end) in ends {
+        use_memory(0);
+        let sandbox = waiting(&fixture, &image, "0").spawn().unwrap();
+        use_memory(8 << 30);
+        end(sandbox);
+        common::until("the lease ends", SOON, || allocator.status().unwrap().leases.is_empty());
+        assert_eq!(allocator.status().unwrap().returning.len(), 1, "{way}");
+        let why = refusal(waiting(&fixture, &image, "0").spawn());
+        assert!(why.contains("1 whose memory is not back from the last lease"), "{way}: {why}");
+        let next = std::thread::scope(|scope| {
+            let next = scope.spawn(|| waiting(&fixture, &image, "0").gpu_wait(Wait::at_most(SOON)).spawn().unwrap());
+            common::until("it waits", SOON, || allocator.status().unwrap().waiting.len() == 1);
+            use_memory(0);
+            next.join().unwrap()
+        });
+        next.close().unwrap();
+        assert_eq!(driver::slots(&allocator), [""; 0], "{way}");
+    }
 }
 
 #[test]
@@ -99,7 +134,7 @@ fn the_last_variable_of_a_name_says_which_gpus_are_leased() {
     }
     of_image.close().unwrap();
     of_caller.close().unwrap();
-    assert_eq!(slots(&fixture.allocator()), [""; 0]);
+    assert_eq!(driver::slots(&fixture.allocator()), [""; 0]);
 }
 
 #[test]
@@ -123,11 +158,11 @@ fn a_start_that_fails_gives_its_gpus_back_and_a_plan_takes_none() {
     ];
     for (what, builder) in table {
         let error = builder.spawn().unwrap_err();
-        assert_eq!(slots(&allocator), [""; 0], "{what}: {error}");
+        assert_eq!(driver::slots(&allocator), [""; 0], "{what}: {error}");
         drop(allocator.acquire(&GpuRequest::count(1), Wait::none()).unwrap());
     }
     assert!(format!("{:?}", good().plan().unwrap()).contains("nvidia"), "the plan shows what would be granted");
-    assert_eq!(slots(&allocator), [""; 0]);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
     let lease = allocator.acquire(&GpuRequest::all(), Wait::none()).unwrap();
     assert_eq!(good().plan().unwrap_err().kind(), ErrorKind::GpuUnavailable);
     drop(lease);
@@ -164,7 +199,7 @@ fn a_start_waits_for_its_turn_if_it_may() {
     let second = second.join().unwrap().unwrap();
     assert_eq!(second.gpus(), uuids);
     second.close().unwrap();
-    assert_eq!(slots(&allocator), [""; 0]);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
 }
 
 /// A device of a specification that is one of the host's GPUs is that GPU, whatever it is called there.
@@ -207,5 +242,5 @@ fn another_name_for_a_gpu_is_no_way_round_its_lease() {
     let plain = waiting(&fixture, &image, "1").spawn().unwrap();
     refusal(device("fast").spawn());
     plain.close().unwrap();
-    assert_eq!(slots(&allocator), [""; 0]);
+    assert_eq!(driver::slots(&allocator), [""; 0]);
 }

@@ -31,7 +31,7 @@ int main(void) {
     CHECK(gpuc_gpu_allocator_acquire(allocator, request, 60000, NULL, &error) == NULL);
     CHECK(gpuc_error_kind(error) == GPUC_ERROR_GPU_UNAVAILABLE);
     gpuc_error_free(error);
-    const char *extras[] = {"gds", "nvswitch", NULL};
+    const char *extras[] = {"gds", "nvswitch", "mig-monitor", NULL};
     gpuc_gpu_request_set_extras(request, extras);
     const uint32_t channels[] = {0, 7};
     gpuc_gpu_request_set_imex_channels(request, channels, 2);

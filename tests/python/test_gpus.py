@@ -181,6 +181,26 @@ def test_a_gpu_can_be_kept_back(allocator: GpuAllocator) -> None:
         allocator.quarantine("../../x")
 
 
+def test_a_gpu_comes_back_with_its_memory(allocator: GpuAllocator, tmp_path: Path) -> None:
+    (machine,) = tmp_path.glob("driver/usr/lib/*/fake-nvml.json")
+    state = json.loads(machine.read_text())
+    free = json.dumps(state)
+    uuid = state["gpus"][2]["uuid"]
+    with allocator.acquire([uuid], timeout=0):
+        state["gpus"][2]["memory"] = {"total": 40 << 30, "used": 30 << 30}
+        machine.write_text(json.dumps(state))
+        assert allocator.status().returning == ()
+    status = allocator.status()
+    assert status.returning == (uuid,) and status.leases == ()
+    assert "memory not back from the last lease" in str(status)
+    assert "memory not back from the last lease" in status._repr_html_()
+    with pytest.raises(errors.GpuUnavailableError, match="1 whose memory is not back from the last lease"):
+        allocator.acquire([uuid], timeout=0)
+    machine.write_text(free)
+    allocator.acquire([uuid], timeout=0).release()
+    assert allocator.status().returning == ()
+
+
 def test_a_faulty_gpu_is_kept_back(allocator: GpuAllocator, tmp_path: Path) -> None:
     assert allocator.review() == ()
     (machine,) = tmp_path.glob("driver/usr/lib/*/fake-nvml.json")

@@ -203,9 +203,10 @@ fn storm(directory: &Path, length: Duration) -> Result<()> {
     reading.join().map_err(|_| "the reader panicked".to_owned())?;
     report(&all, &killed, last, snapshots)?;
 
-    // Whoever comes next gets everything, and nothing stays.
+    // Whoever comes next gets everything, and nothing stays once somebody has looked.
     let whole = allocator.acquire(&GpuRequest::all(), Wait::at_most(Duration::from_secs(30)));
     whole.and_then(gpucontainer::gpu::GpuLease::release).map_err(|e| e.to_string())?;
+    allocator.status().map_err(|e| e.to_string())?;
     let left = std::fs::read_dir(allocator.path()).map_err(|e| e.to_string())?.count();
     println!("  files left: {left}");
     if left == 0 { Ok(()) } else { Err(format!("{left} files are left in {:?}", allocator.path())) }

@@ -75,8 +75,9 @@ class GpuRequest:
     mps: Mps | None = None
     #: Whether a Multi-Process Service of the host, which somebody else runs, is shared with the container.
     multi_process_service: bool = False
-    #: Parts of NVIDIA's software with devices of their own.
-    extras: Sequence[Literal["gds", "mofed", "gdrcopy", "nvswitch"]] = ()
+    #: Parts of NVIDIA's software with devices of their own; or rights that no image gets by asking: ``mig-config``, to
+    #: make and destroy MIG devices of the container's GPUs, and ``mig-monitor``, to look at those that it was not granted.
+    extras: Sequence[Literal["gds", "mofed", "gdrcopy", "nvswitch", "mig-config", "mig-monitor"]] = ()
     #: Channels of IMEX, through which GPUs of several hosts share memory.
     imex_channels: Sequence[int] = ()
     #: Where specifications of CDI are looked for, if not in ``/etc/cdi`` and ``/var/run/cdi``.
@@ -202,6 +203,8 @@ class GpuStatus:
     #: In the order in which they are served.
     waiting: tuple[TicketStatus, ...]
     quarantined: tuple[QuarantinedGpu, ...]
+    #: The GPUs and MIG devices that nobody holds and whose memory is not back from their last lease, by identifier.
+    returning: tuple[str, ...]
     #: The daemons of NVIDIA's Multi-Process Service that leases of the caller have, and for root those of all users. One
     #: that has died is there as long as its leases are.
     mps: tuple[MpsGroup, ...]
@@ -234,6 +237,8 @@ class GpuStatus:
             ages = [_time(lease.age) for lease in leases]
             if not leases and gpu.processes:
                 holders = ["foreign process " + ", ".join(map(str, gpu.processes))]
+            elif not leases and gpu.uuid in self.returning:
+                holders = ["memory not back from the last lease"]
             holders += [f"in quarantine: {one.reason}" for one in self.quarantined if one.gpu == gpu.uuid]
             rows.append(row("td", str(gpu.index), gpu.name, free, "; ".join(holders) or "free", "; ".join(ages)))
         for ticket in self.waiting:
@@ -426,7 +431,8 @@ class GpuAllocator:
 
         :param path: a directory, best on a tmpfs, for an account of its own.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
-        :param memory_return: seconds for which a GPU is held back whose memory does not return after its lease.
+        :param memory_return: seconds for which a GPU is held back whose memory does not return after its lease, however
+            that ended. Who does not wait for GPUs still bears with it for a second.
         :param mps_start: seconds that the daemon of a lease with :class:`Mps` may take until it answers.
         :param respect_outer: whether GPUs are left out that an outer scheduler keeps from this process.
         """
@@ -490,6 +496,7 @@ class GpuAllocator:
             leases=tuple(_lease(lease) for lease in facts["leases"]),
             waiting=tuple(TicketStatus(**{**ticket, "age": _seconds(ticket["age"])}) for ticket in facts["waiting"]),
             quarantined=_quarantined(quarantined),
+            returning=tuple(facts["returning"]),
             mps=tuple(_group(group) for group in facts["mps"]),
             _text=text,
         )

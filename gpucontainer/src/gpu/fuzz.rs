@@ -116,8 +116,9 @@ pub fn cdi(data: &[u8]) {
 /// The variables by which an image says what it wants.
 pub fn image_environment(data: &[u8]) {
     let environment = variables(data);
+    let kinds = [ErrorKind::InvalidArgument, ErrorKind::PermissionDenied];
     for request in [GpuRequest::as_image_says(), GpuRequest::count(1)] {
-        let resolved = check_kind(request.for_environment(&environment), &[ErrorKind::InvalidArgument]);
+        let resolved = check_kind(request.for_environment(&environment), &kinds);
         if let Some(resolved) = resolved {
             assert_eq!(resolved.for_environment(&[]).expect("nothing is left to say").which(), resolved.which());
         }
@@ -198,7 +199,7 @@ pub fn lease_record(data: &[u8]) {
     // Whole, and as one whose sum is right.
     let forged = record::sealed(&text(data));
     for bytes in [data, &forged] {
-        let lease: Option<LeaseRecord> = record::decode(bytes);
+        let (lease, _) = record::decode_lease(bytes);
         if let Some(lease) = &lease {
             assert_eq!(record::decode::<LeaseRecord>(&record::encode(lease)).as_ref(), Some(lease));
             lease.held.iter().for_each(|held| assert!(held.range().1 > 0));
@@ -211,6 +212,7 @@ pub fn lease_record(data: &[u8]) {
             user: 1000,
             held: lease.held,
             owner: Some(Owner { pid: 1, ..lease.owner }),
+            free_before: lease.free_before,
         });
         if waiting.is_none() && live.is_none() {
             continue;

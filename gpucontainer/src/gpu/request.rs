@@ -1,6 +1,6 @@
 //! What a caller asks for: which GPUs, and which parts of the driver with them.
 
-mod environment;
+pub(in crate::gpu) mod environment;
 mod extras;
 mod service;
 
@@ -299,7 +299,9 @@ impl GpuRequest {
     ///
     /// Without that variable nothing is asked for, unless the image is of the time before it: then it has
     /// `CUDA_VERSION`, and is meant to see every GPU. `NVIDIA_GDS`, `NVIDIA_MOFED`, `NVIDIA_GDRCOPY` and
-    /// `NVIDIA_NVSWITCH` (if `enabled`), and `NVIDIA_IMEX_CHANNELS`, ask for [`DriverExtra`]s.
+    /// `NVIDIA_NVSWITCH` (if `enabled`), and `NVIDIA_IMEX_CHANNELS`, ask for [`DriverExtra`]s. `NVIDIA_MIG_CONFIG_DEVICES`
+    /// and `NVIDIA_MIG_MONITOR_DEVICES` ask in vain: an image that wants GPUs and has one of them as `all` is refused
+    /// unless [`extras`](Self::extras) give the right.
     ///
     /// The environment is that of the image with the caller's own variables over it.
     pub fn as_image_says() -> Self {
@@ -311,7 +313,8 @@ impl GpuRequest {
     /// [`capabilities`](Self::capabilities) did not say.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if a variable is not understood; the text names it.
+    /// [`ErrorKind::InvalidArgument`] if a variable is not understood, [`ErrorKind::PermissionDenied`] if the image asks
+    /// for a right that the request does not give; the text names it.
     pub fn for_environment(&self, environment: &[(String, String)]) -> Result<Self> {
         environment::resolve(self, environment)
     }

@@ -55,11 +55,7 @@ impl Gpus {
             gpus.lease = Some(lease.clone());
         } else if let Some(wanted) = gpus.to_lease(builder)? {
             let allocator = GpuSource::of(builder).allocator()?.for_sandbox(name, Vec::new());
-            let wait = builder.gpu_wait.clone();
-            let lease = match wait.is_none() {
-                true => allocator.acquire_from(&gpus.inventory, &wanted, wait)?,
-                false => allocator.acquire(&wanted, wait)?,
-            };
+            let lease = allocator.acquire_while(&gpus.inventory, &wanted, &builder.gpu_wait, None)?;
             gpus.request = lease.request();
             gpus.catch_up(&lease);
             gpus.lease = Some(lease);

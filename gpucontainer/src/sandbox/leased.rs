@@ -138,7 +138,7 @@ impl Sandbox {
         }
         let allocator = self.gpu_source.allocator()?.for_sandbox(self.name(), own);
         // Nothing of the sandbox is locked meanwhile.
-        let lease = allocator.acquire_while(&inventory, &wanted, wait, &|| self.inner_root().map(drop))?;
+        let lease = allocator.acquire_while(&inventory, &wanted, wait, Some(&|| self.inner_root().map(drop)))?;
         self.attach_granted(&lease.request(), Some(&lease))
     }
 }

@@ -70,6 +70,23 @@ pub(crate) fn write(file: &File, path: &Path, text: &[u8]) -> Result<()> {
     file.write_all_at(text, 0).map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
 }
 
+/// Adds to the description.
+pub(crate) fn append(file: &File, path: &Path, text: &[u8]) -> Result<()> {
+    let length = file.metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e).with_path(path))?.len();
+    file.write_all_at(text, length).map_err(|e| Error::from_io(format!("write({path:?})"), e).with_path(path))
+}
+
+/// Tells those who watch the directory of a close, whoever still has copies of the owner's descriptor.
+pub(crate) fn announce(path: &Path) -> Result<()> {
+    use rustix::io::Errno;
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        // It was removed, of which they are told, too.
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(failed(format!("open({path:?}, O_WRONLY)"), e).with_path(path)),
+    }
+}
+
 /// Opens what others made: `None` if it is gone, is no file (a link, a FIFO, a device), or may not be read.
 pub(crate) fn open(path: &Path) -> Result<Option<Found>> {
     use rustix::io::Errno;

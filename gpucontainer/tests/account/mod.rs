@@ -69,8 +69,10 @@ impl Host {
 
     /// Leaves the slot of a lease as a crash does: the file stays, and nobody holds it.
     pub(crate) fn crash(&self, lease: GpuLease, name: &str) {
-        let text = std::fs::read(self.slot(&lease)).unwrap();
+        let slot = self.slot(&lease);
+        let text = std::fs::read(&slot).unwrap();
         drop(lease);
+        std::fs::remove_file(slot).unwrap();
         std::fs::write(self.there(name), text).unwrap();
     }
 

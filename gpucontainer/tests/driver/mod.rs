@@ -8,6 +8,7 @@
 
 use crate::common;
 
+use gpucontainer::gpu::GpuAllocator;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -40,6 +41,15 @@ pub(crate) fn library_directory() -> &'static str {
 /// The majors of `nvidia`, `nvidia-uvm` and `nvidia-caps`: of the range for local use, so that nothing
 /// opens a device of this machine by mistake.
 pub(crate) const MAJORS: (u32, u32, u32) = (240, 241, 242);
+
+/// The names of the slots of an account, after somebody has looked at it: who does removes what is over.
+pub(crate) fn slots(allocator: &GpuAllocator) -> Vec<String> {
+    allocator.status().unwrap();
+    let entries = std::fs::read_dir(allocator.path()).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
 
 /// A driver root in a temporary directory, removed when dropped.
 #[derive(Debug)]
@@ -191,10 +201,12 @@ impl FakeDriver {
         let minors: String = self.capabilities().iter().map(|(name, minor)| format!("{name} {minor}\n")).collect();
         self.write("proc/driver/nvidia-caps/mig-minors", minors);
         for (name, minor) in self.capabilities() {
-            if let Some((gpu, rest)) = name.split_once('/') {
-                let contents = format!("DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n");
-                self.write(&format!("proc/driver/nvidia/capabilities/{gpu}/mig/{rest}"), contents);
-            }
+            let contents = format!("DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n");
+            let place = match name.split_once('/') {
+                Some((gpu, rest)) => format!("{gpu}/mig/{rest}"),
+                None => format!("mig/{name}"),
+            };
+            self.write(&format!("proc/driver/nvidia/capabilities/{place}"), contents);
         }
         for (index, gpu) in self.gpus().iter().enumerate() {
             let bus_id = gpu["pci_bus_id"].as_str().unwrap();

@@ -127,9 +127,7 @@ impl Host {
 
     #[track_caller]
     pub(crate) fn check_clean(&self, what: &str) {
-        let files: Vec<_> =
-            std::fs::read_dir(self.allocator.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        let rest = (files, self.processes(), shared_memory());
+        let rest = (driver::slots(&self.allocator), self.processes(), shared_memory());
         assert!(rest.0.is_empty() && rest.1.is_empty() && rest.2.is_empty(), "{what}: left {rest:?}");
     }
 }

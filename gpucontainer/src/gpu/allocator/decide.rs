@@ -34,6 +34,8 @@ pub(crate) enum Decision<'a> {
         why: String,
         /// Whether something of which nobody is told stands in the way: a foreign process, used memory.
         unannounced: bool,
+        /// Whether nothing but memory that is not back stands in the way.
+        returning: bool,
     },
 }
 
@@ -94,7 +96,12 @@ pub(crate) fn decide<'a>(question: &Question<'_>, host: &Host<'a>) -> Result<Dec
     }
     let told = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Leased(_) | Obstacle::Promised(_));
     let untold = judged.iter().flatten().any(|obstacle| !told(obstacle));
-    Ok(Decision::Later { why, unannounced: untold || (request.makes().is_some() && room.has_leftovers()) })
+    let unannounced = untold || (request.makes().is_some() && room.has_leftovers());
+    let returning = judged.contains(&Some(Obstacle::Returning)) && {
+        let judged = judge(&candidates, (request, host), &claims, &BTreeSet::new(), Some(own_pid()));
+        choose(&candidates, &judged, request, host, &claims).is_some()
+    };
+    Ok(Decision::Later { why, unannounced, returning })
 }
 
 /// Those of the candidates that nothing stands in the way of.
@@ -223,7 +230,8 @@ fn obstacle(
         if !foreign.is_empty() && request.wishes.foreign() != ForeignProcesses::Ignore {
             return Some(Obstacle::Foreign(foreign));
         }
-        if returning.contains(choice.uuid()) {
+        // Where processes are seen and do not matter, the memory may be theirs.
+        if choice.processes().is_empty() && returning.contains(choice.uuid()) {
             return Some(Obstacle::Returning);
         }
     }

@@ -36,6 +36,8 @@ struct Lease {
     owner: u32,
     kept: AtomicBool,
     gpus: Vec<String>,
+    /// Whether the next who looks can tell if their memory is back.
+    measured: bool,
     sharing: Sharing,
     request: GpuRequest,
     cpus: Vec<u32>,
@@ -66,6 +68,7 @@ impl GpuLease {
             kept: AtomicBool::new(false),
             request: request.leased(&gpus),
             gpus,
+            measured: !record.free_before.is_empty(),
             sharing: request.wishes.sharing,
             cpus: cpus.into_iter().collect(),
             numa_nodes: nodes.into_iter().collect(),
@@ -130,7 +133,9 @@ impl GpuLease {
         self.0.daemon.get().map_or(Ok(None), Membership::group)
     }
 
-    /// Gives the GPUs up now, whoever has copies of the descriptor, or clones. MIG devices that were made for the lease,
+    /// Gives the GPUs up now, whoever has copies of the descriptor, or clones. It waits for nothing: that the memory of a
+    /// GPU may come back later is looked after when it is [leased](crate::gpu::GpuAllocator::memory_return) again. MIG
+    /// devices that were made for the lease,
     /// and that no other lease shares, are destroyed; if it was the last lease of an MPS daemon, that has ended.
     ///
     /// Dropping the last clone does the same without a word about errors.
@@ -174,7 +179,7 @@ impl GpuLease {
 
 impl Lease {
     fn end(&self) -> Result<()> {
-        self.slot.free()?;
+        if self.measured { self.slot.leave() } else { self.slot.free() }?;
         // A daemon that does not end is no reason to keep devices.
         let left = self.daemon.get().map_or(Ok(()), Membership::leave);
         self.remains.destroy(&self.gpus).and(left)

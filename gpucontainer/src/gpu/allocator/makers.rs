@@ -20,7 +20,6 @@ use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::making::{Making, Place, Plan, Splits};
 use crate::gpu::allocator::mig::{Gate, MigDevices};
 use crate::gpu::allocator::patience::Patience;
-use crate::gpu::allocator::queue::record;
 use crate::gpu::allocator::record::Owner;
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::{GpuName, GpuRequest, Vendor, Which};
@@ -201,10 +200,11 @@ impl GpuAllocator {
         }
         let host = Host::of(&inventory, BTreeMap::new(), Making::Unknown);
         let locked = self.table.lock(cancel)?;
-        if let Some(holder) = contested(&chosen, request, &self.table.scan(&inventory)?) {
+        let scan = self.table.scan(&inventory)?;
+        if let Some(holder) = contested(&chosen, request, &scan) {
             return Err(Error::new(ErrorKind::Busy, format!("{holder} was quicker")));
         }
-        let record = record(&chosen, request, owner);
+        let record = self.record(&chosen, request, owner, &scan);
         let slot = locked.lease(&record)?;
         drop(locked);
         Ok(self.leased(slot, &record, &chosen, (request, &host)))

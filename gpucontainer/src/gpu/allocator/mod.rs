@@ -48,6 +48,7 @@ mod patience;
 mod placement;
 mod queue;
 pub(in crate::gpu) mod record;
+mod returning;
 mod status;
 pub(in crate::gpu) mod table;
 #[cfg(feature = "nvml")]
@@ -77,7 +78,7 @@ use crate::gpu::select::wish;
 use crate::progress::Cancel;
 use directory::Directory;
 use patience::Patience;
-use queue::Attempt;
+use queue::{Attempt, SOON};
 use record::Owner;
 use table::Table;
 
@@ -90,7 +91,8 @@ const MEMORY_RETURN: Duration = Duration::from_secs(10);
 /// How long an MPS daemon may take to answer.
 const MPS_START: Duration = Duration::from_secs(10);
 
-/// How long one who does not wait bears with somebody who just makes or destroys MIG devices.
+/// How long one who does not wait bears with somebody who just makes or destroys MIG devices, and with memory that is not
+/// back yet.
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// How often a wait looks whether it was cancelled.
@@ -132,6 +134,16 @@ struct ForSandbox {
     name: String,
     /// What it has already, which is no use to it a second time.
     gpus: Vec<String>,
+}
+
+/// What somebody who leases knows of the host.
+#[derive(Clone, Copy, Debug)]
+enum Known<'a> {
+    Nothing,
+    /// How it is now.
+    Now(&'a Inventory),
+    /// How it is, whatever is looked at again.
+    Believed(&'a Inventory),
 }
 
 /// How long to wait for GPUs.
@@ -222,8 +234,15 @@ impl GpuAllocator {
         self
     }
 
-    /// How long a GPU is held back while its memory is not back from a lease whose owner died; ten seconds by
-    /// default. After that it counts as any other GPU of which memory is used.
+    /// How long a GPU is held back while its memory is not back from its last lease, however that ended: what a container
+    /// used may take the driver a moment to free after its processes are gone. Ten seconds by default; from when the
+    /// lease was given up, or, of a holder that died, from when somebody first missed the memory. After that it counts as
+    /// any other GPU of which memory is used.
+    ///
+    /// The memory is back when as much is free as before the lease, but for 64 MiB. Whose it is can be told only of a GPU
+    /// that nobody has a lease on and no process uses: while others share it, or processes use it that do not matter to
+    /// a request, nothing is waited for. A request that does not wait still bears with it for a second. The same goes for what has no memory of its own, such as a GPU in a processor,
+    /// for GPUs of WSL, which Windows uses too, and for MIG devices that go with their lease.
     #[must_use]
     pub fn memory_return(mut self, limit: Duration) -> Self {
         self.memory_return = limit;
@@ -342,11 +361,12 @@ impl GpuAllocator {
     /// [`ErrorKind::GpuUnavailable`] for more than the host has, and, without a wait, for what is not free;
     /// [`ErrorKind::NoSpace`] if the directory of the slots is full, [`ErrorKind::Busy`] if somebody does not let go of
     /// the account for ten seconds, or, without a wait, is making or destroying MIG devices that the request is about for
-    /// longer than a second. After a wait: [`ErrorKind::TimedOut`],
+    /// longer than a second. Without a wait it also takes a second to fail if nothing but
+    /// [memory that is not back](Self::memory_return) stands in the way. After a wait: [`ErrorKind::TimedOut`],
     /// [`ErrorKind::Cancelled`]. A system call error with `EINTR` if a signal came; [`enqueue`](Self::enqueue) keeps
     /// the place in the queue in such a case.
     pub fn acquire(&self, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
-        self.lease(request, None, &wait, None)
+        self.lease(request, Known::Nothing, &wait, None)
     }
 
     /// As [`acquire`](Self::acquire), with an inventory that the caller has: it is believed in what it says about
@@ -356,19 +376,20 @@ impl GpuAllocator {
     /// # Errors
     /// As [`acquire`](Self::acquire).
     pub fn acquire_from(&self, inventory: &Inventory, request: &GpuRequest, wait: Wait) -> Result<GpuLease> {
-        self.lease(request, Some(inventory), &wait, None)
+        self.lease(request, Known::Believed(inventory), &wait, None)
     }
 
-    /// As [`acquire_from`](Self::acquire_from); with a wait the host is looked at anew each time. The wait ends with the
-    /// error of `alive`, within some 50 milliseconds.
+    /// As [`acquire`](Self::acquire), with an inventory of this moment. A wait ends with the error of `alive`, within some
+    /// 50 milliseconds.
     pub(crate) fn acquire_while(
         &self,
         inventory: &Inventory,
         request: &GpuRequest,
         wait: &Wait,
-        alive: &dyn Fn() -> Result<()>,
+        alive: Option<&dyn Fn() -> Result<()>>,
     ) -> Result<GpuLease> {
-        self.lease(request, Some(inventory).filter(|_| wait.is_none()), wait, Some(alive))
+        let known = if wait.is_none() { Known::Now(inventory) } else { Known::Nothing };
+        self.lease(request, known, wait, alive)
     }
 
     /// Takes a place in the queue; [`GpuTicket::wait`] then waits for the GPUs, as often and as long as wanted.
@@ -386,14 +407,18 @@ impl GpuAllocator {
             .with_context(|| format!("wait for {}", wish(request)))
     }
 
-    /// Who holds what since when, and who waits. MIG devices that were made for leases that are over are destroyed before,
-    /// if the caller may.
+    /// Who holds what since when, and who waits. What is left of leases that are over is removed before, if the caller
+    /// may, as are MIG devices that were made for them.
     ///
     /// # Errors
     /// Those of reading the directory of the slots.
     pub fn status(&self) -> Result<GpuStatus> {
         self.tidy_up();
-        self.status_from(&Inventory::discover_with(&self.root))
+        let inventory = Inventory::discover_with(&self.root);
+        if let Err(error) = self.collect(&inventory) {
+            tracing::debug!(%error, "what is left of GPU leases stays for now");
+        }
+        self.status_from(&inventory)
     }
 
     /// As [`status`](Self::status), with an inventory that the caller has.
@@ -404,21 +429,27 @@ impl GpuAllocator {
         let scan = self.table.scan(inventory).context("read the GPU leases")?;
         let quarantined = self.quarantine().list().context("read the quarantine of GPUs")?;
         let mps = mps::groups(self.path()).context("read the groups of MPS")?;
-        Ok(GpuStatus { quarantined, mps, ..GpuStatus::of(&scan, inventory, &self.directory) })
+        let returning = self.returning(&scan, inventory).0.into_iter().collect();
+        Ok(GpuStatus { quarantined, mps, returning, ..GpuStatus::of(&scan, inventory, &self.directory) })
     }
 
     fn lease(
         &self,
         request: &GpuRequest,
-        inventory: Option<&Inventory>,
+        known: Known<'_>,
         wait: &Wait,
         alive: Option<&dyn Fn() -> Result<()>>,
     ) -> Result<GpuLease> {
+        let (first, believed) = match known {
+            Known::Nothing => (None, None),
+            Known::Now(inventory) => (Some(inventory), None),
+            Known::Believed(inventory) => (Some(inventory), Some(inventory)),
+        };
         let wanted = || format!("lease {}", wish(request));
         // Checked before the driver is asked, which may take long.
         candidates::check(request).with_context(wanted)?;
         let start = Instant::now();
-        let seen = self.discover(inventory);
+        let mut seen = self.discover(first);
         let request = &request.resolved(&seen, &self.root).with_context(wanted)?;
         let queue = !wait.is_none();
         let cancel = wait.cancel.clone().unwrap_or_default();
@@ -429,20 +460,27 @@ impl GpuAllocator {
             Instant::now().checked_add(MOMENT)
         };
         let patience = Patience { cancel: &cancel, alive, until };
-        let seen = match self.look(request, seen, &patience) {
-            Err(error) if queue && error.kind() == ErrorKind::Busy && patience.is_over() => {
-                return Err(timed_out(wait, &error.to_string())).with_context(wanted);
+        let (slot, order, later) = loop {
+            let looked = match self.look(request, seen, &patience) {
+                Err(error) if queue && error.kind() == ErrorKind::Busy && patience.is_over() => {
+                    return Err(timed_out(wait, &error.to_string())).with_context(wanted);
+                }
+                looked => looked.with_context(wanted)?,
+            };
+            let attempt = self.attempt(request, &looked, None, (queue, !queue), &cancel).with_context(wanted)?;
+            drop(looked);
+            match attempt {
+                Attempt::Leased(lease) => return self.with_daemon(lease, request, &cancel).with_context(wanted),
+                Attempt::Queued { slot, order, later } => break (slot, order, later),
+                Attempt::Later(later) if later.returning && believed.is_none() && !patience.is_over() => {
+                    patience.check().with_context(wanted)?;
+                    std::thread::sleep(SOON);
+                    seen = self.discover(None);
+                }
+                Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
             }
-            seen => seen.with_context(wanted)?,
         };
-        let attempt = self.attempt(request, &seen, None, (queue, !queue), &cancel).with_context(wanted)?;
-        drop(seen);
-        let (slot, order, later) = match attempt {
-            Attempt::Leased(lease) => return self.with_daemon(lease, request, &cancel).with_context(wanted),
-            Attempt::Queued { slot, order, later } => (slot, order, later),
-            Attempt::Later(later) => return Err(Error::new(ErrorKind::GpuUnavailable, later.why)),
-        };
-        let mut ticket = GpuTicket::of_slot(self, request, slot, order, inventory.cloned());
+        let mut ticket = GpuTicket::of_slot(self, request, slot, order, believed.cloned());
         ticket.sleep_after(later).with_context(wanted)?;
         loop {
             let left = wait.limit.map(|limit| limit.saturating_sub(start.elapsed()));

@@ -55,6 +55,13 @@ fn plugin_names(root: &DriverRoot) -> Option<Vec<String>> {
     // Channels between hosts are no GPUs.
     let (nested, mut found): (Vec<String>, Vec<String>) =
         names(&directory).into_iter().filter(|name| name != "imex").partition(|name| name == "cdi");
+    // The name of a MIG device that old drivers give has parts, as a path has.
+    for name in found.clone().into_iter().filter(|name| name.starts_with("MIG-GPU-")) {
+        for instance in names(&directory.join(&name)) {
+            let computes = names(&directory.join(&name).join(&instance));
+            found.extend(computes.iter().map(|compute| format!("{name}/{instance}/{compute}")));
+        }
+    }
     for cdi in nested.iter().map(|name| directory.join(name)) {
         for vendor in names(&cdi) {
             for class in names(&cdi.join(&vendor)) {
@@ -254,15 +261,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = DriverRoot::new(directory.path());
         let plugin = directory.path().join(PLUGIN_DEVICES);
+        let inventory = Inventory { gpus: vec![gpu(0, 40, &[]), gpu(1, 40, &[]), split(2, 2)], ..Inventory::default() };
         let left = || {
-            let inventory = Inventory { gpus: vec![gpu(0, 40, &[]), gpu(1, 40, &[])], ..Inventory::default() };
             let refused = refused(&inventory, &root);
-            inventory
-                .gpus()
-                .iter()
-                .map(|gpu| gpu.index)
-                .filter(|index| !refused.contains_key(&format!("GPU-{index}")))
-                .collect::<Vec<_>>()
+            let gpus = inventory.gpus().iter().filter(|gpu| !gpu.mig_enabled).map(|gpu| gpu.index);
+            gpus.filter(|index| !refused.contains_key(&format!("GPU-{index}"))).collect::<Vec<_>>()
         };
         let name = |path: &str| std::fs::create_dir_all(plugin.join(path)).unwrap();
         assert_eq!(left(), [0, 1]);
@@ -275,6 +278,12 @@ mod tests {
         std::fs::remove_dir(plugin.join("0")).unwrap();
         name("cdi/nvidia.com/gpu/all");
         assert_eq!(left(), [0, 1]);
+        std::fs::remove_dir_all(&plugin).unwrap();
+        name("MIG-GPU-2/2/0");
+        assert_eq!(left(), [0; 0]);
+        let refused = refused(&inventory, &root);
+        let slices = inventory.gpus()[2].mig_devices.iter().map(|slice| &slice.uuid);
+        assert_eq!(slices.filter(|slice| !refused.contains_key(*slice)).collect::<Vec<_>>(), ["MIG-2-1"]);
     }
 
     proptest! {

@@ -7,14 +7,14 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::GpuAllocator;
 use crate::gpu::allocator::candidates::{Candidates, Host, is_faulty};
-use crate::gpu::allocator::decide::{Decision, Question, decide, held};
+use crate::gpu::allocator::decide::{Decision, Question, decide};
 use crate::gpu::allocator::lease::GpuLease;
 use crate::gpu::allocator::makers::Seen;
 use crate::gpu::allocator::making::Making;
 use crate::gpu::allocator::mps::{self, Joining, Programs};
 use crate::gpu::allocator::patience::Patience;
-use crate::gpu::allocator::record::{LeaseRecord, Owner, TicketRecord};
-use crate::gpu::allocator::table::{Over, Scan, Slot, Table, Waiting, is_interrupted, nanoseconds};
+use crate::gpu::allocator::record::{LeaseRecord, TicketRecord};
+use crate::gpu::allocator::table::{Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::{Choice, unavailable, wish};
@@ -22,18 +22,15 @@ use crate::progress::Cancel;
 use crate::sys::process::{await_readable, own_pid, since_boot};
 use crate::sys::watch::Watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What one step of priority is worth in waiting.
 const STEP: Duration = Duration::from_secs(10);
 
-/// Less memory than this is missing after a lease without anybody noticing: what a driver keeps varies.
-const SLACK: u64 = 64 << 20;
-
 /// How soon and how seldom to look again at what nobody tells of.
-const SOON: Duration = Duration::from_millis(5);
+pub(super) const SOON: Duration = Duration::from_millis(5);
 const SELDOM: Duration = Duration::from_millis(500);
 
 /// How seldom one looks who sleeps until another is gone.
@@ -47,6 +44,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub(super) struct Later {
     pub(super) why: String,
     unannounced: bool,
+    /// Whether nothing but memory that is not back stands in the way.
+    pub(super) returning: bool,
     /// Those before this, by the identifiers of their slots.
     ahead: BTreeSet<String>,
     /// The slot of the nearest one before this who wants the same.
@@ -139,7 +138,7 @@ impl GpuAllocator {
         let ids = ahead.iter().map(|waiting| waiting.id.clone()).collect();
         let later = if behind.is_some() && !thorough {
             let why = format!("{} asked for, as by {} who wait", wish(request), ahead.iter().filter(same).count());
-            Later { why, unannounced: false, ahead: ids, behind }
+            Later { why, unannounced: false, returning: false, ahead: ids, behind }
         } else {
             let question = Question { request, scan: &scan, ahead: &ahead, returning: &returning };
             match decide(&question, &host)? {
@@ -147,7 +146,7 @@ impl GpuAllocator {
                     if let Some(mps) = &request.wishes.mps {
                         mps.check_devices(&chosen)?;
                     }
-                    let record = record(&chosen, request, owner);
+                    let record = self.record(&chosen, request, owner, &scan);
                     let slot = locked.lease(&record)?;
                     drop(locked);
                     return Ok(Attempt::Leased(self.leased(slot, &record, &chosen, (request, &host))));
@@ -165,14 +164,14 @@ impl GpuAllocator {
                         Err(error) => return Err(error),
                         Ok(Err(why)) => {
                             locked = self.table.lock(cancel)?;
-                            Later { why, unannounced: true, ahead: ids, behind }
+                            Later { why, unannounced: true, returning: false, ahead: ids, behind }
                         }
                     }
                 }
-                Decision::Later { why, unannounced } => {
+                Decision::Later { why, unannounced, returning } => {
                     // Nobody tells who waits of the end of a quarantine.
                     let unannounced = unannounced || host.refused.values().any(|why| is_faulty(why));
-                    Later { why, unannounced, ahead: ids, behind }
+                    Later { why, unannounced, returning, ahead: ids, behind }
                 }
             }
         };
@@ -232,40 +231,6 @@ impl GpuAllocator {
     ) -> GpuLease {
         GpuLease::new(slot, record, chosen, (request, host), self.remains(chosen))
     }
-
-    /// The devices whose memory is not back from a lease whose owner died, and the identifiers of such leases.
-    fn returning(&self, scan: &Scan, inventory: &Inventory) -> (BTreeSet<String>, BTreeSet<String>) {
-        let now = since_boot();
-        let mut free: BTreeMap<&str, u64> = BTreeMap::new();
-        for gpu in inventory.gpus() {
-            free.extend(gpu.memory.map(|memory| (gpu.uuid.as_str(), memory.free)));
-            let slices = gpu.mig_devices.iter();
-            free.extend(slices.filter_map(|slice| Some((slice.uuid.as_str(), slice.memory?.free))));
-        }
-        let held: BTreeSet<&str> =
-            scan.live.iter().flat_map(|live| &live.held).map(|held| held.device.as_str()).collect();
-        let missing = |over: &Over| -> Vec<String> {
-            // A time to come is no time of this clock, and must not make the wait longer than any other.
-            let waited = |since: Duration| now.checked_sub(since).unwrap_or(Duration::MAX);
-            let late = over.noticed.is_some_and(|since| waited(since) > self.memory_return);
-            let Some(record) = over.record.as_ref().filter(|_| !late) else { return Vec::new() };
-            let before = record.free_before.iter().filter(|(device, _)| !held.contains(device.as_str()));
-            let gone = before.filter(|(device, before)| {
-                free.get(device.as_str()).is_some_and(|free| free.saturating_add(SLACK) < **before)
-            });
-            gone.map(|(device, _)| device.clone()).collect()
-        };
-        let mut devices = BTreeSet::new();
-        let mut leases = BTreeSet::new();
-        for over in &scan.over {
-            let missing = missing(over);
-            if !missing.is_empty() {
-                leases.insert(over.id.clone());
-                devices.extend(missing);
-            }
-        }
-        (devices, leases)
-    }
 }
 
 /// The place in the queue of a request that comes now.
@@ -282,15 +247,6 @@ fn allowed(host: &Host<'_>) -> Option<Vec<String>> {
     let devices = host.inventory.gpus().iter().flat_map(|gpu| [vec![gpu.uuid.clone()], slices(gpu)].concat());
     let kept = |device: &String| host.refused.get(device).is_some_and(|why| !is_faulty(why));
     host.refused.keys().any(kept).then(|| devices.filter(|device| !kept(device)).collect())
-}
-
-pub(super) fn record(chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner) -> LeaseRecord {
-    let free = chosen.iter().filter_map(|choice| Some((choice.uuid().to_owned(), choice.memory()?.free)));
-    LeaseRecord {
-        owner,
-        held: chosen.iter().map(|choice| held(*choice, request.wishes.sharing)).collect(),
-        free_before: free.collect(),
-    }
 }
 
 impl GpuTicket {

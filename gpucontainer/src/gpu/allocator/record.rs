@@ -1,9 +1,9 @@
 //! What a slot says: as ranges of locks, which cannot be damaged, and as text, which describes.
 //!
 //! ```text
-//! lease-<id>                                  a lease: live while byte 0 is locked
+//! lease-<id>                                  a lease: live while byte 0 is locked; then over, until it is collected
 //! wait-<id>                                   a place in the queue, the same
-//! gone-<id>                                   since when a lease is over whose memory is not back
+//! gone-<id>                                   since when the lease of a dead owner is over whose memory is not back
 //!
 //! byte 0                                      the owner lives
 //! region of a device, 4 GiB long, its place the hash of the device's identifier:
@@ -12,7 +12,8 @@
 //!   + 2 GiB         n bytes                   shared, n MiB of its memory promised
 //! ```
 //!
-//! The text is one line with a check sum, and one with JSON.
+//! The text is one line with a check sum, and one with JSON. Who gives a lease up adds two such lines: since when it is
+//! over.
 
 use crate::gpu::allocator::wishes::Sharing;
 use crate::gpu::request::GpuRequest;
@@ -71,7 +72,8 @@ impl Owner {
 pub(crate) struct LeaseRecord {
     pub(crate) owner: Owner,
     pub(crate) held: Vec<Held>,
-    /// The free memory of each device before the lease, in bytes.
+    /// The free memory of each device before anybody had it who has it together with this lease, in bytes. None of a
+    /// device whose memory others use without being seen.
     pub(crate) free_before: BTreeMap<String, u64>,
 }
 
@@ -120,7 +122,8 @@ fn alike(one: &GpuRequest, other: &GpuRequest) -> bool {
     shape(one) == shape(other)
 }
 
-/// Since when a lease is over, in nanoseconds since the system started.
+/// Since when a lease is over, in nanoseconds since the system started: as its owner says, or, if that one is dead, as
+/// the first says who missed memory.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct GoneRecord {
     pub(crate) since: u64,
@@ -181,6 +184,14 @@ pub(crate) fn decode<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
     (u64::from_str_radix(sum, 16).ok()? == hash(body.as_bytes())).then(|| serde_json::from_str(body).ok())?
 }
 
+/// The record of the slot of a lease, and since when it is over, if its owner gave it up.
+pub(crate) fn decode_lease(text: &[u8]) -> (Option<LeaseRecord>, Option<GoneRecord>) {
+    let lines = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+    let end = lines.map(|(at, _)| at + 1).nth(1).unwrap_or(text.len());
+    let (record, note) = text.split_at(end);
+    (decode(record), decode(note))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +221,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_note_stands_behind_the_record_and_damages_nothing() {
+        let record = LeaseRecord { owner: Owner { pid: 7, ..Owner::default() }, ..LeaseRecord::default() };
+        let (text, note) = (encode(&record), GoneRecord { since: 5 });
+        assert_eq!(decode_lease(&text), (Some(record.clone()), None));
+        let both = [text.clone(), encode(&note)].concat();
+        assert_eq!(decode_lease(&both), (Some(record.clone()), Some(note)));
+        for end in text.len()..both.len() {
+            assert_eq!(decode_lease(&both[..end]), (Some(record.clone()), None), "cut at {end}");
+        }
+    }
+
     fn lease() -> impl Strategy<Value = LeaseRecord> {
         let sharing = prop_oneof![
             Just(Sharing::Exclusive),
@@ -231,7 +254,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), body in ".{0,80}") {
-            let _ = decode::<LeaseRecord>(&bytes);
+            let _ = (decode::<LeaseRecord>(&bytes), decode_lease(&bytes));
             prop_assert_eq!(decode::<LeaseRecord>(&sealed(&body)), serde_json::from_str(&body).ok());
         }
 

@@ -97,6 +97,10 @@ pub struct GpuStatus {
     /// GPUs that get no new leases because something is wrong with them.
     #[serde(default)]
     pub quarantined: Vec<QuarantinedGpu>,
+    /// The GPUs and MIG devices that nobody holds and whose [memory is not back](crate::gpu::GpuAllocator::memory_return)
+    /// from their last lease, by identifier.
+    #[serde(default)]
+    pub returning: Vec<String>,
     /// The daemons of NVIDIA's Multi-Process Service that leases of the caller have, and for root those of all users.
     /// One that has died is there as long as its leases are.
     #[serde(default)]
@@ -144,6 +148,7 @@ impl GpuStatus {
             leases,
             waiting: waiting.collect(),
             quarantined: Vec::new(),
+            returning: Vec::new(),
             mps: Vec::new(),
         }
     }
@@ -162,6 +167,9 @@ impl GpuStatus {
         if words.is_empty() && !processes.is_empty() {
             let pids: Vec<String> = processes.iter().map(u32::to_string).collect();
             words.push(format!("busy with foreign process {}", pids.join(", ")));
+        }
+        if words.is_empty() && self.returning.iter().any(|device| device == uuid) {
+            words.push("memory not back from the last lease".to_owned());
         }
         let kept = self.quarantined.iter().filter(|one| one.gpu == gpu.uuid);
         words.extend(kept.map(|one| format!("in quarantine: {}", one.reason())));

@@ -10,7 +10,7 @@ use crate::sys::{errno, fs};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -33,14 +33,17 @@ pub(crate) struct Live {
     pub(crate) held: Vec<Held>,
     /// `None` if the text is damaged: then what is held was read from the locks.
     pub(crate) owner: Option<Owner>,
+    /// As in the record.
+    pub(crate) free_before: BTreeMap<String, u64>,
 }
 
-/// A lease whose owner is dead, and whose slot is still there.
+/// A lease that was given up, or whose owner is dead, and whose slot is still there.
 #[derive(Clone, Debug)]
 pub(crate) struct Over {
     pub(crate) id: String,
     pub(crate) record: Option<LeaseRecord>,
-    /// Since when its memory has been seen to be missing, since the system started.
+    /// When it was given up or, of a dead owner's, since when its memory has been seen to be missing; since the system
+    /// started.
     pub(crate) noticed: Option<Duration>,
 }
 
@@ -60,6 +63,15 @@ pub(crate) struct Scan {
     /// In the order in which they are served.
     pub(crate) waiting: Vec<Waiting>,
     dead_tickets: Vec<PathBuf>,
+    /// Notes about leases that are not there any more.
+    strays: Vec<PathBuf>,
+}
+
+impl Scan {
+    /// Whether there is something to remove.
+    pub(crate) fn has_remains(&self) -> bool {
+        !(self.over.is_empty() && self.dead_tickets.is_empty() && self.strays.is_empty())
+    }
 }
 
 /// The table while nobody else changes it.
@@ -100,8 +112,8 @@ impl Table {
         let start = Instant::now();
         let mut pause = Duration::from_micros(50);
         loop {
-            if let Some(directory) = slot::try_lock_directory(&self.path)? {
-                return Ok(Locked { table: self, _directory: directory });
+            if let Some(locked) = self.try_lock()? {
+                return Ok(locked);
             }
             cancel.check()?;
             if start.elapsed() > PATIENCE {
@@ -112,6 +124,12 @@ impl Table {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(2));
         }
+    }
+
+    /// Takes the table if nobody has it.
+    pub(crate) fn try_lock(&self) -> Result<Option<Locked<'_>>> {
+        let directory = slot::try_lock_directory(&self.path)?;
+        Ok(directory.map(|directory| Locked { table: self, _directory: directory }))
     }
 
     /// The path of a waiter's slot.
@@ -130,10 +148,18 @@ impl Table {
     pub(crate) fn scan(&self, inventory: &Inventory) -> Result<Scan> {
         let mut scan = Scan::default();
         let mut seen = BTreeSet::new();
+        let (mut leases, mut notes) = (BTreeSet::new(), Vec::new());
         for path in fs::read_dir(&self.path)? {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let kind = [LEASE, WAIT].into_iter().find_map(|kind| Some((kind, name.strip_prefix(kind)?)));
+            let kind = [LEASE, WAIT, GONE].into_iter().find_map(|kind| Some((kind, name.strip_prefix(kind)?)));
             let Some((kind, id)) = kind else { continue };
+            if kind == GONE {
+                notes.push((id.to_owned(), path));
+                continue;
+            }
+            if kind == LEASE {
+                leases.insert(id.to_owned());
+            }
             let Some(found) = slot::open(&path)? else { continue };
             // A second name of a file would count its lease twice.
             if !seen.insert(found.identity) {
@@ -145,9 +171,12 @@ impl Table {
             match (kind, alive) {
                 (LEASE, true) => scan.live.push(live(id, &found, &path, &text, inventory)?),
                 (LEASE, false) => {
-                    let noticed: Option<GoneRecord> = self.read(&format!("{GONE}{id}"))?;
-                    let noticed = noticed.map(|gone| Duration::from_nanos(gone.since));
-                    scan.over.push(Over { id, record: record::decode(&text), noticed });
+                    let (record, given_up) = record::decode_lease(&text);
+                    let gone = match given_up {
+                        Some(gone) => Some(gone),
+                        None => self.read::<GoneRecord>(&format!("{GONE}{id}"))?,
+                    };
+                    scan.over.push(Over { id, record, noticed: gone.map(|gone| Duration::from_nanos(gone.since)) });
                 }
                 (_, true) => {
                     // A damaged one keeps nobody waiting; its owner still waits, by what it knows itself.
@@ -158,6 +187,7 @@ impl Table {
                 (_, false) => scan.dead_tickets.push(path),
             }
         }
+        scan.strays.extend(notes.into_iter().filter(|(id, _)| !leases.contains(id)).map(|(_, path)| path));
         scan.waiting.sort_by(|one, other| (one.record.order, &one.id).cmp(&(other.record.order, &other.id)));
         Ok(scan)
     }
@@ -198,8 +228,9 @@ impl Table {
 
 /// A live lease as its text says, or as its locks say if the text is damaged.
 fn live(id: String, found: &slot::Found, path: &Path, text: &[u8], inventory: &Inventory) -> Result<Live> {
-    if let Some(record) = record::decode::<LeaseRecord>(text).map(LeaseRecord::shown) {
-        return Ok(Live { id, user: found.user, held: record.held, owner: Some(record.owner) });
+    if let Some(record) = record::decode(text).map(LeaseRecord::shown) {
+        let LeaseRecord { owner, held, free_before } = record;
+        return Ok(Live { id, user: found.user, held, owner: Some(owner), free_before });
     }
     let mut held = Vec::new();
     for gpu in inventory.gpus() {
@@ -210,26 +241,37 @@ fn live(id: String, found: &slot::Found, path: &Path, text: &[u8], inventory: &I
         }
     }
     tracing::warn!(?path, ?held, "a GPU slot is damaged; its locks say what it holds");
-    Ok(Live { id, user: found.user, held, owner: None })
+    Ok(Live { id, user: found.user, held, owner: None, free_before: BTreeMap::new() })
 }
 
 impl Locked<'_> {
-    /// Removes what dead owners left, as far as the caller may: in a directory of all users, what is its own.
+    /// Removes what the dead and those who gave leases up left, as far as the caller may: in a directory of all users, what is its own.
     ///
-    /// Of a lease whose devices are in `returning`, the slot stays, and when that was noticed is written down.
+    /// Of a lease that is in `returning`, the slot stays, and when that was noticed is written down.
     pub(crate) fn collect(&self, scan: &Scan, returning: &BTreeSet<String>) -> Result<()> {
+        // Whether it is gone.
         let remove = |path: &Path| match fs::remove_file(path) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Err(e),
-            _ => Ok(()),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => Ok(false),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => Ok(true),
+        };
+        // What stands for nothing is no reason to fail, whatever somebody put there.
+        let remove_note = |path: &Path| {
+            if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
+                let _ = fs::remove_file(path);
+            }
         };
         for path in &scan.dead_tickets {
             remove(path)?;
         }
+        scan.strays.iter().for_each(|path| remove_note(path));
         let gone = |id: &str| self.table.path.join(format!("{GONE}{id}"));
         let (kept, done): (Vec<_>, Vec<_>) = scan.over.iter().partition(|over| returning.contains(&over.id));
         for over in done {
-            remove(&self.table.path.join(format!("{LEASE}{}", over.id)))?;
-            remove(&gone(&over.id))?;
+            // Of a slot that somebody else has to remove, it stays known when its time was up.
+            if remove(&self.table.path.join(format!("{LEASE}{}", over.id)))? {
+                remove_note(&gone(&over.id));
+            }
         }
         // After the removals, which may be what makes room for it.
         for over in kept.into_iter().filter(|over| over.noticed.is_none()) {
@@ -275,6 +317,19 @@ impl Slot {
             Some(found) => Ok(slot::held(&found.file, path, record::ALIVE)?.is_some()),
             None => Ok(false),
         }
+    }
+
+    /// Gives the slot of a lease up at once, whoever has copies of its descriptor. It stays, for the next who looks to see
+    /// whether the memory is back, and to remove it.
+    pub(crate) fn leave(&self) -> Result<()> {
+        slot::free(&self.file, &self.path)?;
+        let note = GoneRecord { since: nanoseconds(since_boot()) };
+        if let Err(error) = slot::append(&self.file, &self.path, &record::encode(&note)) {
+            // Then the time counts from when somebody misses the memory, as if the owner had died.
+            tracing::debug!(%error, "when a GPU lease was given up is not written down");
+        }
+        // Who is told finds the locks free, and all of the text.
+        slot::announce(&self.path)
     }
 
     /// Gives the slot up at once, whoever has copies of its descriptor.

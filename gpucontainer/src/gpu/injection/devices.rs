@@ -13,6 +13,8 @@ const NVIDIA_MAJOR: u32 = 195;
 const CONTROL_MINOR: u32 = 255;
 /// The directory of the channels of IMEX.
 pub(crate) const CHANNELS: &str = "/dev/nvidia-caps-imex-channels";
+/// Where the kernel module lists its capabilities about MIG devices.
+pub(crate) const CAPABILITIES: &str = "/proc/driver/nvidia-caps/mig-minors";
 /// The minor number of `/dev/nvidia-modeset`.
 const MODESET_MINOR: u32 = 254;
 
@@ -141,7 +143,7 @@ fn parse_majors(text: &str) -> Vec<(String, u32)> {
 
 /// What the kernel says of the capabilities of split GPUs: name and minor number.
 ///
-/// The names are `gpu<minor>/gi<instance>/access` and `gpu<minor>/gi<instance>/ci<instance>/access`.
+/// The names are `config`, `monitor`, `gpu<minor>/gi<instance>/access` and `gpu<minor>/gi<instance>/ci<instance>/access`.
 pub(crate) fn parse_capabilities(text: &str) -> Vec<(String, u32)> {
     let parse = |line: &str| {
         let (name, minor) = line.trim().rsplit_once(' ')?;

@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{FileMount, GpuGrant, MountKind};
-use crate::gpu::injection::devices::{CHANNELS, Devices};
+use crate::gpu::injection::devices::{CAPABILITIES, CHANNELS, Devices, parse_capabilities};
 use crate::gpu::request::{Channels, DriverExtra, Extras, MAX_CHANNEL};
 
 use std::path::Path;
@@ -15,6 +15,8 @@ fn nodes_of(extra: DriverExtra) -> &'static [(&'static str, &'static str)] {
         DriverExtra::Mofed => &[("/dev/infiniband", "uverbs"), ("/dev/infiniband", "rdma_cm")],
         DriverExtra::GdrCopy => &[("/dev", "gdrdrv")],
         DriverExtra::NvSwitch => &[("/dev", "nvidia-nvswitch")],
+        // Their nodes are known by number.
+        DriverExtra::MigConfig | DriverExtra::MigMonitor => &[],
     }
 }
 
@@ -30,6 +32,14 @@ fn files_of(extra: DriverExtra) -> &'static [(&'static str, MountKind)] {
 pub(crate) fn extras(wanted: &Extras, root: &DriverRoot, grant: &mut GpuGrant) -> Result<()> {
     let devices = Devices::read(root);
     for extra in &wanted.parts {
+        if let Some(right) = extra.right() {
+            let minors = root.text(CAPABILITIES).map(|text| parse_capabilities(&text)).unwrap_or_default();
+            let (_, minor) = minors.into_iter().find(|(name, _)| name == right).ok_or_else(|| {
+                let why = format!("{extra:?} was asked for, and {CAPABILITIES} does not list the capability {right}");
+                Error::new(ErrorKind::GpuUnavailable, why)
+            })?;
+            grant.device_nodes.push(devices.capability(minor)?);
+        }
         for (number, (directory, prefix)) in nodes_of(*extra).iter().enumerate() {
             let names = root.names(Path::new(directory));
             let mut names = names.iter().filter(|name| name.starts_with(prefix)).peekable();

@@ -19,10 +19,11 @@ use crate::gpu::driver::platform::Platform;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::trail::known;
 use crate::gpu::grant::{GpuGrant, Symlink};
-use crate::gpu::injection::devices::{Devices, parse_capabilities};
+use crate::gpu::injection::devices::{CAPABILITIES, Devices, parse_capabilities};
 use crate::gpu::injection::image_facts::ImageFacts;
 use crate::gpu::injection::require::Offer;
 use crate::gpu::inventory::Inventory;
+use crate::gpu::request::environment::rights_left_out;
 use crate::gpu::request::{DriverCapability, GpuRequest, Vendor, Which};
 use crate::gpu::select::{Choice, select};
 
@@ -78,6 +79,9 @@ pub fn grant_from(
     if !described.is_empty() {
         grant.add(request.grant_described(&described, driver_root)?);
     }
+    if !request.is_none() {
+        grant.left_out.extend(rights_left_out(request, &image.environment));
+    }
     mps::clients(request, &mut grant)?;
     loader::tell(image, &mut grant);
     Ok(grant)
@@ -132,7 +136,7 @@ fn of_module(
     requirements(choices, inventory, image, grant)?;
     nodes(request, choices, root, grant)?;
     extras::extras(&request.extras, root, grant)?;
-    procfs::proc_files(choices, root, grant);
+    procfs::proc_files(request, choices, root, grant);
     match driver {
         Some(driver) => user_space::user_space(request, &driver, image, grant),
         None => Ok(()),
@@ -182,7 +186,7 @@ fn of_tegra(
     requirements(&integrated, inventory, image, grant)?;
     // The tree of both kinds is one.
     grant.trees.clear();
-    procfs::proc_files(choices, root, grant);
+    procfs::proc_files(request, choices, root, grant);
     tegra::add(request, !integrated.is_empty(), inventory, root, image, grant)
 }
 
@@ -234,7 +238,7 @@ fn nodes(request: &GpuRequest, choices: &[Choice<'_>], root: &DriverRoot, grant:
     if request.wants(DriverCapability::Display) {
         nodes.extend(devices.mode_setting());
     }
-    let capabilities = root.text("/proc/driver/nvidia-caps/mig-minors").map(|text| parse_capabilities(&text));
+    let capabilities = root.text(CAPABILITIES).map(|text| parse_capabilities(&text));
     for choice in choices {
         let gpu = choice.gpu();
         let node = devices.gpu(gpu.minor)?;

@@ -2,6 +2,7 @@
 
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::grant::{FileTree, GpuGrant, TextFile};
+use crate::gpu::request::GpuRequest;
 use crate::gpu::select::Choice;
 
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::path::Path;
 pub(crate) const PROC: &str = "/proc/driver/nvidia";
 
 /// The driver's directory of procfs, with nothing of GPUs that are not granted.
-pub(crate) fn proc_files(choices: &[Choice<'_>], root: &DriverRoot, grant: &mut GpuGrant) {
+pub(crate) fn proc_files(request: &GpuRequest, choices: &[Choice<'_>], root: &DriverRoot, grant: &mut GpuGrant) {
     let mut files = Vec::new();
     let mut add = |path: String| {
         let Some(contents) = root.text(Path::new(PROC).join(&path)) else { return };
@@ -21,6 +22,9 @@ pub(crate) fn proc_files(choices: &[Choice<'_>], root: &DriverRoot, grant: &mut 
     add("version".to_owned());
     add("params".to_owned());
     add("registry".to_owned());
+    for right in request.extras.parts.iter().filter_map(|extra| extra.right()) {
+        add(format!("capabilities/mig/{right}"));
+    }
     for choice in choices {
         let gpu = choice.gpu();
         // The GPU in a processor is on no bus.

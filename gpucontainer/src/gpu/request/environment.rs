@@ -18,10 +18,13 @@ pub(super) fn resolve(request: &GpuRequest, environment: &[(String, String)]) ->
             None if old => Which::All,
             None => Which::None,
         };
-        for extra in DriverExtra::ALL {
+        for extra in DriverExtra::ALL.into_iter().filter(|extra| extra.right().is_none()) {
             if variable(extra.variable()) == Some("enabled") {
                 resolved.extras.parts.insert(extra);
             }
+        }
+        if resolved.which != Which::None {
+            rights(&resolved, environment)?;
         }
         if let Some(list) = variable("NVIDIA_IMEX_CHANNELS") {
             resolved.extras.channels = channels(list)?;
@@ -36,6 +39,38 @@ pub(super) fn resolve(request: &GpuRequest, environment: &[(String, String)]) ->
         };
     }
     Ok(resolved)
+}
+
+/// Fails if the image asks for a right that the caller did not give.
+fn rights(request: &GpuRequest, environment: &[(String, String)]) -> Result<()> {
+    let Some((extra, right, value)) = wanted_rights(request, environment).next() else { return Ok(()) };
+    let name = extra.variable();
+    if value != "all" {
+        let why = format!("{name}={value:?} is neither all nor void: the driver gives this right as a whole");
+        return Err(Error::new(ErrorKind::InvalidArgument, why));
+    }
+    let why = format!("{name}=all asks for a right that no image gets by asking: the extra mig-{right} gives it");
+    Err(Error::new(ErrorKind::PermissionDenied, why))
+}
+
+/// The rights that the environment asks for and the request does not, in words.
+pub(in crate::gpu) fn rights_left_out(request: &GpuRequest, environment: &[(String, String)]) -> Vec<String> {
+    let words = |(extra, right, value): (DriverExtra, &str, &str)| {
+        format!("{}={value}: the request does not give the right mig-{right}", extra.variable())
+    };
+    wanted_rights(request, environment).map(words).collect()
+}
+
+fn wanted_rights<'a>(
+    request: &GpuRequest,
+    environment: &'a [(String, String)],
+) -> impl Iterator<Item = (DriverExtra, &'static str, &'a str)> {
+    let missing = DriverExtra::ALL.into_iter().filter(|extra| !request.extras.parts.contains(extra));
+    missing.filter_map(|extra| {
+        let (_, value) = environment.iter().rev().find(|(name, _)| name == extra.variable())?;
+        let value = value.trim();
+        (!matches!(value, "" | "void" | "none")).then_some((extra, extra.right()?, value))
+    })
 }
 
 fn channels(list: &str) -> Result<Channels> {
@@ -96,6 +131,36 @@ mod tests {
         assert_eq!(wants(GpuRequest::as_image_says(), &[("CUDA_VERSION", "8.0")]), [true; 4]);
         let error = ask(&GpuRequest::count(1), &[("NVIDIA_DRIVER_CAPABILITIES", "compute,warp")]).unwrap_err();
         assert!(error.to_string().contains("NVIDIA_DRIVER_CAPABILITIES") && error.to_string().contains("warp"));
+    }
+
+    #[test]
+    fn an_image_gets_no_right_by_asking() {
+        use DriverExtra::{MigConfig, MigMonitor};
+        let (config, monitor) = (("NVIDIA_MIG_CONFIG_DEVICES", "all"), ("NVIDIA_MIG_MONITOR_DEVICES", "all"));
+        let gpus = ("NVIDIA_VISIBLE_DEVICES", "all");
+        let image = GpuRequest::as_image_says();
+        let both = image.clone().extras([MigConfig, MigMonitor]);
+        for (variable, extra, name) in [(config, MigConfig, "mig-config"), (monitor, MigMonitor, "mig-monitor")] {
+            let error = ask(&image, &[gpus, variable]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+            assert!(error.to_string().contains(variable.0) && error.to_string().contains(name), "{error}");
+            assert_eq!(ask(&image.clone().extras([extra]), &[gpus, variable]).unwrap().extras.parts, [extra].into());
+            for nothing in ["", "void", "none"] {
+                assert!(ask(&image, &[gpus, (variable.0, nothing)]).unwrap().extras.parts.is_empty());
+            }
+            let error = ask(&image, &[gpus, (variable.0, "0,1")]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            let error = ask(&image, &[gpus, (variable.0, "enabled")]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            assert_eq!(ask(&image, &[variable]).unwrap().which, Which::None, "without GPUs there is no right");
+            // The caller says which GPUs: what the image asks for beside them counts for nothing, and is said.
+            let own = ask(&GpuRequest::count(1), &[variable]).unwrap();
+            let environment = [(variable.0.to_owned(), variable.1.to_owned())];
+            let [left_out] = &rights_left_out(&own, &environment)[..] else { panic!("{own:?}") };
+            assert!(own.extras.parts.is_empty() && left_out.contains(variable.0), "{left_out}");
+            assert!(rights_left_out(&both, &environment).is_empty());
+        }
+        assert_eq!(ask(&both, &[gpus]).unwrap().extras.parts.len(), 2, "the caller need not ask the image");
     }
 
     #[test]
