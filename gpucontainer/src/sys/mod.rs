@@ -9,6 +9,7 @@ pub(crate) mod errno;
 #[cfg(feature = "nvml")]
 pub(crate) mod events;
 pub(crate) mod fs;
+pub(crate) mod hostport;
 pub(crate) mod launch;
 pub(crate) mod lock;
 #[cfg(feature = "nvml")]

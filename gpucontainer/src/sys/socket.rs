@@ -42,6 +42,18 @@ fn outcome(mut call: impl FnMut() -> rustix::io::Result<usize>) -> Outcome {
 /// Binds and listens on a TCP address of the host. IPv6 sockets take IPv6 alone, so that `0.0.0.0` and `[::]`
 /// are two addresses. The connections accepted from it send small pieces at once.
 pub(crate) fn listen(address: SocketAddr) -> Result<OwnedFd> {
+    let mut socket = bound(address)?;
+    if address.port() == 0 {
+        // A port that the kernel chose is given back when the socket stops listening; one that was named is not.
+        let chosen = socket;
+        socket = bound(local_address(&chosen)?)?;
+    }
+    // The kernel cuts it to `net.core.somaxconn`.
+    rustix::net::listen(&socket, 4096).map_err(|e| failed(format!("listen({address})"), e))?;
+    Ok(socket)
+}
+
+fn bound(address: SocketAddr) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let wrap = |call: &str| {
         let call = format!("{call}({address})");
@@ -57,8 +69,6 @@ pub(crate) fn listen(address: SocketAddr) -> Result<OwnedFd> {
         sockopt::set_ipv6_v6only(&socket, true).map_err(wrap("setsockopt IPV6_V6ONLY"))?;
     }
     rustix::net::bind(&socket, &address).map_err(wrap("bind"))?;
-    // The kernel cuts it to `net.core.somaxconn`.
-    rustix::net::listen(&socket, 4096).map_err(wrap("listen"))?;
     Ok(socket)
 }
 
