@@ -1,5 +1,6 @@
 //! Which port of a container is to be seen where on the host.
 
+use super::mode::PortMode;
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,6 +28,8 @@ pub struct PortMapping {
     container_port: u16,
     host: SocketAddr,
     protocol: Protocol,
+    mode: PortMode,
+    name: Option<String>,
 }
 
 impl PortMapping {
@@ -35,7 +38,7 @@ impl PortMapping {
     /// `host_port` 0 takes any free one, known as soon as it is reserved. `container_port` is 1 to 65,535.
     pub fn tcp(container_port: u16, host_port: u16) -> Self {
         let host = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), host_port);
-        Self { container_port, host, protocol: Protocol::Tcp }
+        Self { container_port, host, protocol: Protocol::Tcp, mode: PortMode::Auto, name: None }
     }
 
     /// Uses another address of the host, IPv4 or IPv6. 127.0.0.1 by default: only programs on this host can connect.
@@ -45,6 +48,32 @@ impl PortMapping {
     pub fn address(mut self, address: IpAddr) -> Self {
         self.host.set_ip(address);
         self
+    }
+
+    /// Chooses how clients reach the program. [`PortMode::Auto`] by default.
+    #[must_use]
+    pub fn mode(mut self, mode: PortMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Names the port in `LISTEN_FDNAMES`, for [`PortMode::HandOver`]. The protocol and the port by default, as in `tcp-80`.
+    ///
+    /// 1 to 255 printable ASCII characters without `:`.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How clients are to reach the program.
+    pub fn wanted_mode(&self) -> PortMode {
+        self.mode
+    }
+
+    /// The name in `LISTEN_FDNAMES`.
+    pub(crate) fn listen_name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| format!("{}-{}", self.protocol, self.container_port))
     }
 
     /// The port inside the container.
@@ -92,12 +121,21 @@ pub(super) fn check(mappings: &[PortMapping]) -> Result<()> {
             let message = format!("publish {mapping}: {} is a multicast address", mapping.host.ip());
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
+        if let Some(name) = mapping.name.as_deref().filter(|name| !is_name(name)) {
+            let message = format!("publish {mapping}: name {name:?} is not 1 to 255 printable ASCII characters without ':'");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
         if let Some(earlier) = mappings.iter().take(index).find(|earlier| earlier.collides(mapping)) {
             let message = format!("publish {mapping}: port {} is wanted twice, also by {earlier}", mapping.host.port());
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
     }
     Ok(())
+}
+
+/// As `sd_listen_fds_with_names(3)` has them.
+fn is_name(name: &str) -> bool {
+    (1..=255).contains(&name.len()) && name.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b':')
 }
 
 /// A port of a container and where on the host it is.
@@ -146,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let cases: [(&[PortMapping], Option<&str>); 9] = [
+        let cases: [(&[PortMapping], Option<&str>); 11] = [
             (&[], None),
             (&[PortMapping::tcp(80, 0), PortMapping::tcp(80, 0)], None),
             (&[on("127.0.0.1", 80), on("127.0.0.2", 80)], None),
@@ -156,6 +194,8 @@ mod tests {
             (&[on("0.0.0.0", 90), on("127.0.0.1", 90)], Some("port 90 is wanted twice")),
             (&[on("::1", 90), on("::", 90)], Some("port 90 is wanted twice")),
             (&[on("224.0.0.1", 90)], Some("multicast")),
+            (&[PortMapping::tcp(80, 0).name("a:b")], Some("without ':'")),
+            (&[PortMapping::tcp(80, 0).name("")], Some("1 to 255")),
         ];
         for (mappings, message) in cases {
             match (check(mappings), message) {

@@ -18,13 +18,17 @@
 //! ```
 
 mod holder;
+mod inject;
 mod mapping;
+mod mode;
 mod namespace;
 mod published;
 mod relay;
 mod reserve;
 
 pub use mapping::{PortMapping, Protocol, PublishedPort};
+pub(crate) use inject::{Binds, bind_filter};
+pub use mode::PortMode;
 pub use namespace::NetworkNamespace;
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};

@@ -1,11 +1,15 @@
 //! Ports of containers that can be reached now.
 
+use super::inject::Binds;
 use super::mapping::PublishedPort;
+use super::mode::PortMode;
 use super::namespace::NetworkNamespace;
-use super::relay::{Counters, Link, Relay};
-use crate::error::Result;
+use super::relay::{Counters, Link, Offer, Relay};
+use super::reserve::Held;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::hostport::stop_listening;
 use crate::sys::netns::Family;
-use std::os::fd::OwnedFd;
+use crate::sys::peer::namespace_cookie;
 use std::sync::Arc;
 
 /// Published ports of one container. Dropping it closes them and every connection through them, before drop returns.
@@ -18,16 +22,23 @@ pub struct Published {
 }
 
 impl Published {
-    pub(super) fn start(sockets: Vec<(PublishedPort, OwnedFd)>, namespace: NetworkNamespace) -> Result<Self> {
+    /// `binds` is what hears of the container's binds, or why there is none; `None` relays whatever the mappings want.
+    pub(super) fn start(
+        sockets: Vec<Held>,
+        namespace: NetworkNamespace,
+        binds: Option<Result<&Binds, &str>>,
+    ) -> Result<Self> {
         if sockets.is_empty() {
             return Ok(Self { ports: Vec::new(), link: None });
         }
         // Says now, not with the first client, that the namespace cannot be entered.
-        drop(namespace.open_sockets(Family::V4, 1)?);
-        let sockets: Vec<_> =
-            sockets.into_iter().map(|(port, listener)| (port, listener, Arc::new(Counters::default()))).collect();
-        let ports = sockets.iter().map(|(port, _, counters)| (*port, Arc::clone(counters))).collect();
-        let link = Some(Relay::of_this_process()?.publish(sockets, namespace)?);
+        let inside = namespace.open_sockets(Family::V4, 1)?;
+        let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
+        drop(inside);
+        let watch = binds.and_then(Result::ok);
+        let offers = sockets.into_iter().map(|held| offer(held, cookie, binds)).collect::<Result<Vec<_>>>()?;
+        let ports = offers.iter().map(|offer| (offer.port, Arc::clone(&offer.counters))).collect();
+        let link = Some(Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id))?);
         Ok(Self { ports, link })
     }
 
@@ -55,12 +66,46 @@ impl Drop for Published {
     }
 }
 
-/// What went through one published port.
+/// Settles how a port is to be reached.
+fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Result<Offer> {
+    let (port, socket) = (held.port, held.socket);
+    let bound_by_us = "the program has not bound it yet";
+    let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
+        (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
+        (PortMode::Inject, Some(Err(why))) => {
+            let message = format!("publish {}: inject: {why}", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        (PortMode::HandOver, Some(_)) => {
+            let message = format!("publish {}: a socket can be handed over when a sandbox starts", held.mapping);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        (_, Some(_)) if namespace == 0 => {
+            (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
+        }
+        (PortMode::Inject, Some(Ok(_))) => {
+            stop_listening(&socket)?;
+            (true, PortMode::Inject, bound_by_us.to_owned())
+        }
+        (PortMode::Auto, Some(Ok(_))) => (true, PortMode::Relay, bound_by_us.to_owned()),
+        (PortMode::Auto, Some(Err(why))) => (false, PortMode::Relay, why.to_owned()),
+    };
+    let listens = mode == PortMode::Relay;
+    let counters = Arc::new(Counters::new(mode, why));
+    Ok(Offer { port, socket, counters, listens, inject: inject.then_some(namespace) })
+}
+
+/// What went through one published port, as far as this process sees it: clients of a socket that is the container's own
+/// are the kernel's and the container's alone, and are not counted.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PortStatus {
     /// The port.
     pub port: PublishedPort,
+    /// How its clients are served now.
+    pub mode: PortMode,
+    /// Why so.
+    pub why: String,
     /// Connections taken from clients since the port was published.
     pub accepted: u64,
     /// Connections that exist now.

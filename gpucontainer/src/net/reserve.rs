@@ -2,6 +2,7 @@
 
 use super::mapping::{PortMapping, PublishedPort, check};
 use super::published::Published;
+use super::inject::Binds;
 use super::{holder, namespace::NetworkNamespace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::socket::{self, number};
@@ -36,7 +37,7 @@ impl PortMapper {
         for mapping in mappings {
             let listener = socket::listen(mapping.host()).map_err(|error| explain(error, mapping))?;
             let host = socket::local_address(&listener)?;
-            sockets.push((PublishedPort::new(mapping, host), listener));
+            sockets.push(Held { port: PublishedPort::new(mapping, host), mapping: mapping.clone(), socket: listener });
         }
         Ok(Reservation { sockets })
     }
@@ -70,13 +71,22 @@ fn explain(error: Error, mapping: &PortMapping) -> Error {
 /// Ports of the host that are taken and not yet joined to a container.
 #[derive(Debug)]
 pub struct Reservation {
-    sockets: Vec<(PublishedPort, OwnedFd)>,
+    sockets: Vec<Held>,
+}
+
+/// A port that is taken.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) port: PublishedPort,
+    pub(super) mapping: PortMapping,
+    /// Bound and listening.
+    pub(super) socket: OwnedFd,
 }
 
 impl Reservation {
     /// The ports with their real numbers, in the order in which they were asked for.
     pub fn ports(&self) -> Vec<PublishedPort> {
-        self.sockets.iter().map(|(port, _)| *port).collect()
+        self.sockets.iter().map(|held| held.port).collect()
     }
 
     /// The same as one reservation a port, in their order, so that each port can be closed for itself.
@@ -87,7 +97,7 @@ impl Reservation {
     /// Hands the listening sockets out, for a program that takes connections itself. They are non-blocking and closed
     /// on exec.
     pub fn into_sockets(self) -> Vec<(PublishedPort, OwnedFd)> {
-        self.sockets
+        self.sockets.into_iter().map(|held| (held.port, held.socket)).collect()
     }
 
     /// Passes every connection on to the container port in `namespace`: to 127.0.0.1 there, or else to `[::1]`.
@@ -102,6 +112,12 @@ impl Reservation {
     /// # Errors
     /// The namespace cannot be entered, or the thread cannot be started. The ports are free again then.
     pub fn relay(self, namespace: NetworkNamespace) -> Result<Published> {
-        Published::start(self.sockets, namespace)
+        Published::start(self.sockets, namespace, None)
+    }
+
+    /// The same, and ports that may be [injected](super::PortMode::Inject) are as soon as the container binds them: `binds`
+    /// hears of that, or it is said why nobody does.
+    pub(crate) fn publish(self, namespace: NetworkNamespace, binds: Result<&Binds, &str>) -> Result<Published> {
+        Published::start(self.sockets, namespace, Some(binds))
     }
 }

@@ -17,9 +17,12 @@ pub(crate) mod mig;
 pub(crate) mod netns;
 #[cfg(feature = "nvml")]
 pub(crate) mod nvml;
+pub(crate) mod notify;
+pub(crate) mod peer;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod program;
+pub(crate) mod rewatch;
 pub(crate) mod root;
 pub(crate) mod seccomp;
 pub(crate) mod signals;

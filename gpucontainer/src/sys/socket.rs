@@ -53,6 +53,16 @@ pub(crate) fn listen(address: SocketAddr) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// A fresh TCP socket of the host for a connection to `address`, which sends small pieces at once.
+pub(crate) fn open(address: SocketAddr) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+        .map_err(|e| failed(format!("socket({address})"), e))?;
+    set_no_delay(&socket);
+    Ok(socket)
+}
+
 fn bound(address: SocketAddr) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let wrap = |call: &str| {
@@ -180,6 +190,16 @@ pub(crate) fn wait_writable(socket: impl AsFd, timeout: Option<Duration>) -> Res
             Err(e) => return Err(failed("poll(POLLOUT)", e)),
         }
     }
+}
+
+/// Lets the socket take connections; the kernel cuts the queue to `net.core.somaxconn`. The error is a number.
+pub(crate) fn start_listening(socket: impl AsFd) -> Result<(), i32> {
+    rustix::net::listen(socket, 4096).map_err(Errno::raw_os_error)
+}
+
+/// Makes calls on the socket never wait.
+pub(crate) fn set_nonblocking(socket: impl AsFd) -> Result<()> {
+    rustix::io::ioctl_fionbio(socket, true).map_err(|e| failed("ioctl(FIONBIO)", e))
 }
 
 /// Makes calls on the socket wait again.

@@ -57,7 +57,7 @@ impl Inside {
         loop {
             match socket::connect(&*server, attempt.address()) {
                 Ok(done) => return Ok(done),
-                Err(errno) if attempt.before.is_none() && is_not_there(Some(errno)) => {
+                Err(errno) if attempt.has_other() && is_not_there(Some(errno)) => {
                     let Ok(another) = self.socket(other(attempt.family)) else { return Err(attempt.failed(errno)) };
                     *server = another;
                     attempt.family = other(attempt.family);
@@ -76,15 +76,25 @@ pub(super) struct Attempt {
     pub(super) family: Family,
     /// The error number of the other address, when it was tried before this one.
     before: Option<i32>,
+    /// The one address there is, on the host.
+    on_host: Option<SocketAddr>,
 }
 
 impl Attempt {
     /// Begins with the loopback address of `family`.
     pub(super) fn new(port: PublishedPort, family: Family) -> Self {
-        Self { port, family, before: None }
+        Self { port, family, before: None, on_host: None }
+    }
+
+    /// Leads to the host's side of the port.
+    pub(super) fn on_host(port: PublishedPort, address: SocketAddr) -> Self {
+        Self { on_host: Some(address), ..Self::new(port, family_of(address)) }
     }
 
     fn address(&self) -> SocketAddr {
+        if let Some(address) = self.on_host {
+            return address;
+        }
         let loopback = match self.family {
             Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -92,12 +102,18 @@ impl Attempt {
         SocketAddr::new(loopback, self.port.container_port())
     }
 
+    /// Whether another address is left to try.
+    fn has_other(&self) -> bool {
+        self.before.is_none() && self.on_host.is_none()
+    }
+
     /// When nobody is at either address, the first answer is the one to report.
     fn failed(mut self, mut errno: i32) -> Error {
         if let Some(before) = self.before.filter(|_| is_not_there(Some(errno))) {
             (self.family, errno) = (other(self.family), before);
         }
-        socket::error(format!("connect({}) in the container", self.address()), errno)
+        let place = if self.on_host.is_some() { "on the host" } else { "in the container" };
+        socket::error(format!("connect({}) {place}", self.address()), errno)
     }
 }
 
@@ -106,4 +122,9 @@ fn other(family: Family) -> Family {
         Family::V4 => Family::V6,
         Family::V6 => Family::V4,
     }
+}
+
+/// Which kind of socket connects to an address.
+pub(super) fn family_of(address: SocketAddr) -> Family {
+    if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }

@@ -3,7 +3,8 @@
 use super::connection::{Connection, Next, Workbench};
 use super::dial::{Attempt, Inside};
 use super::pool::KEEP;
-use super::{Command, Counters, ended};
+use super::binds::Watch;
+use super::{Command, Counters, Offer, ended};
 use crate::error::{Error, Result};
 use crate::net::mapping::PublishedPort;
 use crate::net::namespace::NetworkNamespace;
@@ -11,6 +12,7 @@ use crate::sys::epoll::{Epoll, Ready, Wake};
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,33 +28,68 @@ const WAKE_TOKEN: u64 = u64::MAX;
 
 /// One published port.
 #[derive(Debug)]
-struct Listener {
-    socket: OwnedFd,
-    port: PublishedPort,
-    publication: u64,
-    counters: Arc<Counters>,
+pub(super) struct Listener {
+    pub(super) socket: OwnedFd,
+    pub(super) port: PublishedPort,
+    pub(super) publication: u64,
+    pub(super) counters: Arc<Counters>,
+    /// Its clients are led to this address of the host instead of into the container.
+    pub(super) on_host: Option<SocketAddr>,
+    /// Whether it takes clients; else it keeps the port for sockets that the container has.
+    pub(super) listens: bool,
+    pub(super) inject: Option<Inject>,
     /// The loopback address that answered last, tried first.
-    family: Family,
-    resting_until: Option<Instant>,
-    queued: bool,
+    pub(super) family: Family,
+    pub(super) resting_until: Option<Instant>,
+    pub(super) queued: bool,
+}
+
+/// What is known of a port that is injected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inject {
+    /// Which watch hears of the container's binds.
+    pub(super) watch: u64,
+    /// The network namespace in which they count.
+    pub(super) namespace: u64,
+    /// The slot of the listener inside, by which the container reaches its own port.
+    pub(super) inside: Option<usize>,
+}
+
+impl Listener {
+    pub(super) fn new(socket: OwnedFd, port: PublishedPort, publication: u64, counters: Arc<Counters>) -> Self {
+        Self {
+            socket,
+            port,
+            publication,
+            counters,
+            on_host: None,
+            listens: true,
+            inject: None,
+            family: Family::V4,
+            resting_until: None,
+            queued: false,
+        }
+    }
 }
 
 #[derive(Debug)]
-enum Entry {
+pub(super) enum Entry {
     Listener(Listener),
     Connection(Box<Connection>),
+    /// Hears of calls of `bind(2)`.
+    Binds(Watch),
 }
 
 /// A place for an entry. The generation tells events of the entry from late ones of its predecessor.
 #[derive(Debug, Default)]
-struct Slot {
+pub(super) struct Slot {
     generation: u32,
-    entry: Option<Entry>,
+    pub(super) entry: Option<Entry>,
 }
 
 /// Which of the two sockets of a connection an event is about; a listener has the first alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Which {
+pub(super) enum Which {
     First,
     Second,
 }
@@ -71,18 +108,20 @@ fn untoken(token: u64) -> (usize, u32, Which) {
 /// Everything that the thread owns.
 #[derive(Debug)]
 pub(super) struct Engine {
-    epoll: Epoll,
+    pub(super) epoll: Epoll,
     wake: Arc<Wake>,
     commands: Receiver<Command>,
     /// By publication.
     insides: HashMap<u64, Inside>,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     free: Vec<usize>,
     /// Entries that have more to do without an event.
     again: VecDeque<(usize, u32)>,
     bench: Workbench,
     /// When something is to be looked after, at the earliest.
     timer: Option<Instant>,
+    /// Names the host's network namespace, once it was asked for.
+    pub(super) host_namespace: Option<u64>,
 }
 
 impl Engine {
@@ -99,6 +138,7 @@ impl Engine {
             again: VecDeque::new(),
             bench: Workbench::new(),
             timer: None,
+            host_namespace: None,
         })
     }
 
@@ -144,8 +184,14 @@ impl Engine {
         loop {
             // An answer that nobody waits for any more is no loss.
             match self.commands.try_recv() {
-                Ok(Command::Publish { id, sockets, namespace, done }) => {
-                    let result = self.publish(id, sockets, namespace);
+                Ok(Command::Watch { watch, listener, done }) => {
+                    let _ = done.send(self.watch(watch, listener));
+                }
+                Ok(Command::Unwatch { watch, done }) => {
+                    let _ = done.send(self.unwatch(watch));
+                }
+                Ok(Command::Publish { id, offers, namespace, watch, done }) => {
+                    let result = self.publish(id, offers, namespace, watch);
                     if result.is_err() {
                         self.close(id);
                     }
@@ -164,18 +210,33 @@ impl Engine {
     fn publish(
         &mut self,
         id: u64,
-        sockets: Vec<(PublishedPort, OwnedFd, Arc<Counters>)>,
+        offers: Vec<Offer>,
         namespace: NetworkNamespace,
+        watch: Option<u64>,
     ) -> Result<()> {
         self.insides.insert(id, Inside::new(namespace));
-        for (port, socket, counters) in sockets {
-            let index = self.reserve_slot();
-            self.epoll.add(&socket, self.token(index, Which::First))?;
-            let (family, publication) = (Family::V4, id);
-            let listener = Listener { socket, port, publication, counters, family, resting_until: None, queued: false };
-            self.put(index, Entry::Listener(listener));
+        for offer in offers {
+            let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
+            listener.listens = offer.listens;
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None };
+            listener.inject = watch.zip(offer.inject).map(inject);
+            self.add_listener(listener)?;
         }
         Ok(())
+    }
+
+    /// Serves the clients of a listener, if it listens; its slot.
+    pub(super) fn add_listener(&mut self, listener: Listener) -> Result<usize> {
+        let index = self.reserve_slot();
+        if listener.listens {
+            let added = self.epoll.add(&listener.socket, self.token(index, Which::First));
+            if added.is_err() {
+                self.free.push(index);
+            }
+            added?;
+        }
+        self.put(index, Entry::Listener(listener));
+        Ok(index)
     }
 
     /// Closes the listeners, connections and spare sockets of a publication.
@@ -196,25 +257,25 @@ impl Engine {
         self.insides.remove(&id);
     }
 
-    fn reserve_slot(&mut self) -> usize {
+    pub(super) fn reserve_slot(&mut self) -> usize {
         self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         })
     }
 
-    fn token(&self, index: usize, which: Which) -> u64 {
+    pub(super) fn token(&self, index: usize, which: Which) -> u64 {
         token(index, self.slots.get(index).map_or(0, |slot| slot.generation), which)
     }
 
-    fn put(&mut self, index: usize, entry: Entry) {
+    pub(super) fn put(&mut self, index: usize, entry: Entry) {
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
         }
     }
 
     /// Drops an entry, which closes its sockets; events of it that are still to come are void.
-    fn remove(&mut self, index: usize) {
+    pub(super) fn remove(&mut self, index: usize) {
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = None;
             slot.generation = slot.generation.wrapping_add(1);
@@ -241,6 +302,7 @@ impl Engine {
                     self.turn(index);
                 }
             }
+            Some(Entry::Binds(_)) => self.answer_binds(index),
             None => {}
         }
     }
@@ -257,7 +319,7 @@ impl Engine {
                 connection.queued = false;
                 self.turn(index);
             }
-            None => {}
+            Some(Entry::Binds(_)) | None => {}
         }
     }
 
@@ -279,7 +341,7 @@ impl Engine {
     }
 
     /// Takes connections from a listener.
-    fn accept(&mut self, index: usize) {
+    pub(super) fn accept(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let generation = slot.generation;
         let Some(Entry::Listener(mut listener)) = slot.entry.take() else { return };
@@ -293,7 +355,7 @@ impl Engine {
 
     /// `true` when there may be more to take at once.
     fn accept_from(&mut self, listener: &mut Listener) -> bool {
-        if listener.resting_until.is_some_and(|until| until > Instant::now()) {
+        if !listener.listens || listener.resting_until.is_some_and(|until| until > Instant::now()) {
             return false;
         }
         listener.resting_until = None;
@@ -301,7 +363,10 @@ impl Engine {
             // The partner first: without one the client is better off in the kernel's queue.
             let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
             let family = listener.family;
-            let partner = inside.socket(family);
+            let partner = match listener.on_host {
+                Some(address) => socket::open(address),
+                None => inside.socket(family),
+            };
             if let Err(error) = &partner {
                 if error.errno().is_some_and(is_shortage) {
                     self.rest(listener, error);
@@ -316,7 +381,7 @@ impl Engine {
                 Err(errno) => {
                     self.wake_at(Instant::now() + KEEP);
                     let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
-                    if let Ok(partner) = partner {
+                    if let (Ok(partner), None) = (partner, listener.on_host) {
                         inside.put_back(family, partner);
                     }
                     match errno {
@@ -339,7 +404,10 @@ impl Engine {
 
     /// Joins a client to a partner that is about to be connected.
     fn admit(&mut self, listener: &mut Listener, client: OwnedFd, partner: Result<OwnedFd>) {
-        let mut attempt = Attempt::new(listener.port, listener.family);
+        let mut attempt = match listener.on_host {
+            Some(address) => Attempt::on_host(listener.port, address),
+            None => Attempt::new(listener.port, listener.family),
+        };
         let connected = partner.and_then(|mut server| {
             let inside = self.insides.get_mut(&listener.publication).ok_or_else(ended)?;
             let done = inside.connect(&mut attempt, &mut server)?;
@@ -349,7 +417,7 @@ impl Engine {
             Ok(connected) => connected,
             Err(error) => return refuse(&client, &listener.counters, &error),
         };
-        if done {
+        if done && listener.on_host.is_none() {
             listener.family = attempt.family;
         }
         let index = self.reserve_slot();

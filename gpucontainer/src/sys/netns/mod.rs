@@ -16,7 +16,7 @@
 //! signal to it, and no wait for ordinary children sees one.
 
 mod far;
-mod near;
+pub(super) mod near;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -72,7 +72,7 @@ fn run_child(request: &mut Request) -> Result<()> {
 }
 
 /// Takes the exit status of a child that ends without a signal away, so that no zombie stays.
-pub(super) fn reap(pid: libc::pid_t) -> Result<()> {
+pub(in crate::sys) fn reap(pid: libc::pid_t) -> Result<()> {
     loop {
         let mut status = 0;
         // SAFETY: `status` outlives the call.
@@ -124,7 +124,7 @@ pub(super) fn errno(result: c_long) -> c_int {
 /// Always inlined: when the call is `clone` on the caller's own stack, the frame that it returns to must be one that
 /// neither of the two processes leaves.
 #[inline(always)]
-pub(super) fn system_call(number: c_long, arguments: [c_long; 5]) -> c_long {
+pub(in crate::sys) fn system_call(number: c_long, arguments: [c_long; 5]) -> c_long {
     let [first, second, third, fourth, fifth] = arguments;
     let result: c_long;
     #[cfg(target_arch = "x86_64")]
