@@ -1,11 +1,12 @@
 //! Ports of containers that can be reached now.
 
 use super::inject::Binds;
-use super::mapping::PublishedPort;
-use super::mode::PortMode;
+use super::mapping::Protocol;
+use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
-use super::relay::{Counters, Link, Offer, Relay};
-use super::reserve::Held;
+use super::port::PublishedPort;
+use super::relay::{Counters, Link, Offer, Partner, Relay};
+use super::reserve::{Held, HostSocket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::hostport::stop_listening;
 use crate::sys::netns::Family;
@@ -36,8 +37,11 @@ impl Published {
         let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
         drop(inside);
         let watch = binds.and_then(Result::ok);
-        let offers = sockets.into_iter().map(|held| offer(held, cookie, binds)).collect::<Result<Vec<_>>>()?;
-        let ports = offers.iter().map(|offer| (offer.port, Arc::clone(&offer.counters))).collect();
+        let (mut ports, mut offers) = (Vec::with_capacity(sockets.len()), Vec::new());
+        for held in sockets {
+            let port = held.port;
+            ports.push((port, offer(held, cookie, binds, &mut offers)?));
+        }
         let link = Some(Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id))?);
         Ok(Self { ports, link })
     }
@@ -66,12 +70,31 @@ impl Drop for Published {
     }
 }
 
-/// Settles how a port is to be reached.
-fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Result<Offer> {
-    let (port, socket) = (held.port, held.socket);
+/// Settles how a port is to be reached, and offers its sockets to the relay.
+fn offer(
+    held: Held,
+    namespace: u64,
+    binds: Option<Result<&Binds, &str>>,
+    offers: &mut Vec<Offer>,
+) -> Result<Arc<Counters>> {
     let bound_by_us = "the program has not bound it yet";
     let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
+        (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
+            let why = "a socket of UDP in the container's hands could send to whatever the host can";
+            (false, PortMode::Relay, why.to_owned())
+        }
+        (PortMode::Auto, Some(_)) if held.mapping.wanted_source() == SourceAddress::ProxyV2 => {
+            (false, PortMode::Relay, "the relay writes the header of the PROXY protocol".to_owned())
+        }
+        (PortMode::Inject, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
+            let message = format!("publish {}: inject: not built for UDP", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        (PortMode::Nat, Some(_)) => {
+            let message = format!("publish {}: address translation by nf_tables is not built in", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         (PortMode::Inject, Some(Err(why))) => {
             let message = format!("publish {}: inject: {why}", held.mapping);
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -84,7 +107,7 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
             (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
         }
         (PortMode::Inject, Some(Ok(_))) => {
-            stop_listening(&socket)?;
+            held.sockets.iter().try_for_each(|one| stop_listening(&one.socket))?;
             (true, PortMode::Inject, bound_by_us.to_owned())
         }
         (PortMode::Auto, Some(Ok(_))) => (true, PortMode::Relay, bound_by_us.to_owned()),
@@ -92,7 +115,12 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
     };
     let listens = mode == PortMode::Relay;
     let counters = Arc::new(Counters::new(mode, why));
-    Ok(Offer { port, socket, counters, listens, inject: inject.then_some(namespace) })
+    let (idle, proxy) = (held.mapping.idle(), held.mapping.wanted_source() == SourceAddress::ProxyV2);
+    offers.extend(held.sockets.into_iter().map(|HostSocket { port, socket }| {
+        let (counters, inject) = (Arc::clone(&counters), inject.then_some(namespace));
+        Offer { port, socket, counters, listens, inject, to: Partner::Inside, idle, proxy }
+    }));
+    Ok(counters)
 }
 
 /// What went through one published port, as far as this process sees it: clients of a socket that is the container's own
@@ -106,11 +134,11 @@ pub struct PortStatus {
     pub mode: PortMode,
     /// Why so.
     pub why: String,
-    /// Connections taken from clients since the port was published.
+    /// Connections taken from clients since the port was published; for UDP, clients that were not known or were forgotten.
     pub accepted: u64,
-    /// Connections that exist now.
+    /// Connections that exist now; for UDP, clients that are known.
     pub open: u64,
-    /// Connections reset because nothing in the container took them.
+    /// Connections reset because nothing in the container took them; for UDP, datagrams.
     pub refused: u64,
     /// Bytes that went into the container.
     pub bytes_in: u64,

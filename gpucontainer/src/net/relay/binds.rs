@@ -180,7 +180,8 @@ impl Engine {
         for &index in ports {
             let port = self.port(index).filter(|port| port.inject.is_some_and(|inject| inject.inside.is_some()));
             // Only beside none that listens another one can be made.
-            let probe = |port: &Listener| listen_beside(&port.socket, Kind { v6: port.port.host().is_ipv6(), shared: false });
+            let probe =
+                |port: &Listener| listen_beside(&port.socket, Kind { v6: port.port.host().is_ipv6(), shared: false });
             if port.is_some_and(|port| probe(port).is_ok()) {
                 self.close_inside(index);
             }
@@ -199,13 +200,9 @@ impl Engine {
                 return None;
             }
         };
-        let made = self
-            .epoll
-            .remove(&listener.socket)
-            .and_then(|()| stop_listening(&listener.socket))
-            .and_then(|()| {
-                listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
-            });
+        let made = self.epoll.remove(&listener.socket).and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
+            listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
+        });
         let listens = match &made {
             Ok(_) => false,
             Err(error) => {
@@ -256,6 +253,10 @@ impl Engine {
             let same = other.inject.is_some_and(|inject| inject.watch == watch);
             if same && other.listens && other.port.container_port() == published.container_port() {
                 other.on_host = Some(on_host);
+                if Arc::ptr_eq(&other.counters, &counters) {
+                    // Another address of the same port.
+                    continue;
+                }
                 other.counters.turn_to(PortMode::Relay, format!("the program has the socket of {}", published.host()));
             }
         }
@@ -266,9 +267,9 @@ impl Engine {
     fn bring_to_watchers(&self, bind: Bind, wanted: &Wanted, made: &OwnedFd, counters: &Counters) {
         for watched in wanted.peer.watched(bind.descriptor) {
             let instance = wanted.peer.descriptor(watched.instance);
-            let moved = instance.map_err(|errno| socket::error("pidfd_getfd(epoll)", errno)).and_then(|instance| {
-                rewatch(instance.as_fd(), watched, wanted.socket.as_fd(), made.as_fd())
-            });
+            let moved = instance
+                .map_err(|errno| socket::error("pidfd_getfd(epoll)", errno))
+                .and_then(|instance| rewatch(instance.as_fd(), watched, wanted.socket.as_fd(), made.as_fd()));
             if let Err(error) = moved {
                 counters.note(&error);
             }

@@ -2,8 +2,8 @@
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
-use crate::net::mapping::PublishedPort;
 use crate::net::namespace::{NetworkNamespace, is_not_there};
+use crate::net::port::PublishedPort;
 use crate::sys::netns::Family;
 use crate::sys::socket;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -1,13 +1,13 @@
 //! The loop of the relay's thread.
 
+use super::binds::Watch;
 use super::connection::{Connection, Next, Workbench};
 use super::dial::{Attempt, Inside};
 use super::pool::KEEP;
-use super::binds::Watch;
 use super::{Command, Counters, Offer, ended};
 use crate::error::{Error, Result};
-use crate::net::mapping::PublishedPort;
 use crate::net::namespace::NetworkNamespace;
+use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
@@ -207,13 +207,7 @@ impl Engine {
         }
     }
 
-    fn publish(
-        &mut self,
-        id: u64,
-        offers: Vec<Offer>,
-        namespace: NetworkNamespace,
-        watch: Option<u64>,
-    ) -> Result<()> {
+    fn publish(&mut self, id: u64, offers: Vec<Offer>, namespace: NetworkNamespace, watch: Option<u64>) -> Result<()> {
         self.insides.insert(id, Inside::new(namespace));
         for offer in offers {
             let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
