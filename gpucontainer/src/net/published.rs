@@ -9,7 +9,7 @@ use super::relay::{Counters, Link, Offer, Partner, Relay};
 use super::reserve::{Held, HostSocket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::hostport::stop_listening;
-use crate::sys::netns::Family;
+use crate::sys::netns::{Family, Transport};
 use crate::sys::peer::namespace_cookie;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ impl Published {
             return Ok(Self { ports: Vec::new(), link: None });
         }
         // Says now, not with the first client, that the namespace cannot be entered.
-        let inside = namespace.open_sockets(Family::V4, 1)?;
+        let inside = namespace.open_sockets(Family::V4, Transport::Stream, 1)?;
         let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
         drop(inside);
         let watch = binds.and_then(Result::ok);

@@ -129,6 +129,13 @@ pub(crate) fn local_address(socket: impl AsFd) -> Result<SocketAddr> {
     SocketAddr::try_from(address).map_err(|e| failed("getsockname()", e))
 }
 
+/// The address of the other side.
+pub(crate) fn peer_address(socket: impl AsFd) -> Result<SocketAddr> {
+    let address = rustix::net::getpeername(socket).map_err(|e| failed("getpeername()", e))?;
+    let address = address.ok_or_else(|| failed("getpeername()", Errno::NOTCONN))?;
+    SocketAddr::try_from(address).map_err(|e| failed("getpeername()", e))
+}
+
 /// Takes a connection that waits; the error is a number.
 pub(crate) fn accept(listener: impl AsFd) -> Result<OwnedFd, i32> {
     rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).map_err(Errno::raw_os_error)

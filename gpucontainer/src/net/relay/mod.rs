@@ -11,9 +11,12 @@
 
 mod binds;
 mod connection;
+mod datagrams;
 mod dial;
 mod engine;
+mod idle;
 mod pool;
+mod proxy;
 
 use super::mode::PortMode;
 use super::namespace::NetworkNamespace;
