@@ -18,13 +18,19 @@
 //! ```
 
 mod holder;
+mod inject;
 mod mapping;
+mod mode;
 mod namespace;
+mod port;
 mod published;
 mod relay;
 mod reserve;
 
-pub use mapping::{PortMapping, Protocol, PublishedPort};
+pub(crate) use inject::{Binds, bind_filter};
+pub use mapping::{PortMapping, Protocol};
+pub use mode::{PortMode, SourceAddress};
 pub use namespace::NetworkNamespace;
+pub use port::PublishedPort;
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};

@@ -1,11 +1,16 @@
 //! Ports of containers that can be reached now.
 
-use super::mapping::PublishedPort;
+use super::inject::Binds;
+use super::mapping::Protocol;
+use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
-use super::relay::{Counters, Link, Relay};
-use crate::error::Result;
-use crate::sys::netns::Family;
-use std::os::fd::OwnedFd;
+use super::port::PublishedPort;
+use super::relay::{Counters, Link, Offer, Partner, Relay};
+use super::reserve::{Held, HostSocket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::hostport::stop_listening;
+use crate::sys::netns::{Family, Transport};
+use crate::sys::peer::namespace_cookie;
 use std::sync::Arc;
 
 /// Published ports of one container. Dropping it closes them and every connection through them, before drop returns.
@@ -18,16 +23,26 @@ pub struct Published {
 }
 
 impl Published {
-    pub(super) fn start(sockets: Vec<(PublishedPort, OwnedFd)>, namespace: NetworkNamespace) -> Result<Self> {
+    /// `binds` is what hears of the container's binds, or why there is none; `None` relays whatever the mappings want.
+    pub(super) fn start(
+        sockets: Vec<Held>,
+        namespace: NetworkNamespace,
+        binds: Option<Result<&Binds, &str>>,
+    ) -> Result<Self> {
         if sockets.is_empty() {
             return Ok(Self { ports: Vec::new(), link: None });
         }
         // Says now, not with the first client, that the namespace cannot be entered.
-        drop(namespace.open_sockets(Family::V4, 1)?);
-        let sockets: Vec<_> =
-            sockets.into_iter().map(|(port, listener)| (port, listener, Arc::new(Counters::default()))).collect();
-        let ports = sockets.iter().map(|(port, _, counters)| (*port, Arc::clone(counters))).collect();
-        let link = Some(Relay::of_this_process()?.publish(sockets, namespace)?);
+        let inside = namespace.open_sockets(Family::V4, Transport::Stream, 1)?;
+        let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
+        drop(inside);
+        let watch = binds.and_then(Result::ok);
+        let (mut ports, mut offers) = (Vec::with_capacity(sockets.len()), Vec::new());
+        for held in sockets {
+            let port = held.port;
+            ports.push((port, offer(held, cookie, binds, &mut offers)?));
+        }
+        let link = Some(Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id))?);
         Ok(Self { ports, link })
     }
 
@@ -55,17 +70,75 @@ impl Drop for Published {
     }
 }
 
-/// What went through one published port.
+/// Settles how a port is to be reached, and offers its sockets to the relay.
+fn offer(
+    held: Held,
+    namespace: u64,
+    binds: Option<Result<&Binds, &str>>,
+    offers: &mut Vec<Offer>,
+) -> Result<Arc<Counters>> {
+    let bound_by_us = "the program has not bound it yet";
+    let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
+        (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
+        (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
+            let why = "a socket of UDP in the container's hands could send to whatever the host can";
+            (false, PortMode::Relay, why.to_owned())
+        }
+        (PortMode::Auto, Some(_)) if held.mapping.wanted_source() == SourceAddress::ProxyV2 => {
+            (false, PortMode::Relay, "the relay writes the header of the PROXY protocol".to_owned())
+        }
+        (PortMode::Inject, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
+            let message = format!("publish {}: inject: not built for UDP", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        (PortMode::Nat, Some(_)) => {
+            let message = format!("publish {}: address translation by nf_tables is not built in", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        (PortMode::Inject, Some(Err(why))) => {
+            let message = format!("publish {}: inject: {why}", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        (PortMode::HandOver, Some(_)) => {
+            let message = format!("publish {}: a socket can be handed over when a sandbox starts", held.mapping);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        (_, Some(_)) if namespace == 0 => {
+            (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
+        }
+        (PortMode::Inject, Some(Ok(_))) => {
+            held.sockets.iter().try_for_each(|one| stop_listening(&one.socket))?;
+            (true, PortMode::Inject, bound_by_us.to_owned())
+        }
+        (PortMode::Auto, Some(Ok(_))) => (true, PortMode::Relay, bound_by_us.to_owned()),
+        (PortMode::Auto, Some(Err(why))) => (false, PortMode::Relay, why.to_owned()),
+    };
+    let listens = mode == PortMode::Relay;
+    let counters = Arc::new(Counters::new(mode, why));
+    let (idle, proxy) = (held.mapping.idle(), held.mapping.wanted_source() == SourceAddress::ProxyV2);
+    offers.extend(held.sockets.into_iter().map(|HostSocket { port, socket }| {
+        let (counters, inject) = (Arc::clone(&counters), inject.then_some(namespace));
+        Offer { port, socket, counters, listens, inject, to: Partner::Inside, idle, proxy }
+    }));
+    Ok(counters)
+}
+
+/// What went through one published port, as far as this process sees it: clients of a socket that is the container's own
+/// are the kernel's and the container's alone, and are not counted.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PortStatus {
     /// The port.
     pub port: PublishedPort,
-    /// Connections taken from clients since the port was published.
+    /// How its clients are served now.
+    pub mode: PortMode,
+    /// Why so.
+    pub why: String,
+    /// Connections taken from clients since the port was published; for UDP, clients that were not known or were forgotten.
     pub accepted: u64,
-    /// Connections that exist now.
+    /// Connections that exist now; for UDP, clients that are known.
     pub open: u64,
-    /// Connections reset because nothing in the container took them.
+    /// Connections reset because nothing in the container took them; for UDP, datagrams.
     pub refused: u64,
     /// Bytes that went into the container.
     pub bytes_in: u64,

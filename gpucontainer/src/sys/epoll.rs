@@ -44,6 +44,11 @@ impl Epoll {
         self.register(source, token, EventFlags::IN)
     }
 
+    /// Reports nothing about `source` any more.
+    pub(crate) fn remove(&self, source: impl AsFd) -> Result<()> {
+        epoll::delete(&self.0, source).map_err(|e| failed("epoll_ctl(EPOLL_CTL_DEL)", e))
+    }
+
     fn register(&self, source: impl AsFd, token: u64, interest: EventFlags) -> Result<()> {
         epoll::add(&self.0, source, EventData::new_u64(token), interest)
             .map_err(|e| failed("epoll_ctl(EPOLL_CTL_ADD)", e))

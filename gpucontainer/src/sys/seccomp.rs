@@ -64,6 +64,14 @@ pub struct Instruction {
     pub k: u32,
 }
 
+impl Instruction {
+    /// Its 8 bytes as one number.
+    pub(crate) fn to_word(self) -> u64 {
+        let (code, k) = (self.code.to_ne_bytes(), self.k.to_ne_bytes());
+        u64::from_ne_bytes([code[0], code[1], self.jt, self.jf, k[0], k[1], k[2], k[3]])
+    }
+}
+
 const _: () = assert!(size_of::<Instruction>() == size_of::<libc::sock_filter>());
 const _: () = assert!(offset_of!(Instruction, k) == offset_of!(libc::sock_filter, k));
 

@@ -2,9 +2,9 @@
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
-use crate::net::mapping::PublishedPort;
 use crate::net::namespace::{NetworkNamespace, is_not_there};
-use crate::sys::netns::Family;
+use crate::net::port::PublishedPort;
+use crate::sys::netns::{Family, Transport};
 use crate::sys::socket;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -16,11 +16,27 @@ pub(super) struct Inside {
     namespace: NetworkNamespace,
     v4: Pool,
     v6: Pool,
+    datagrams_v4: Pool,
+    datagrams_v6: Pool,
 }
 
 impl Inside {
     pub(super) fn new(namespace: NetworkNamespace) -> Self {
-        Self { namespace, v4: Pool::new(Family::V4), v6: Pool::new(Family::V6) }
+        Self {
+            namespace,
+            v4: Pool::new(Family::V4, Transport::Stream),
+            v6: Pool::new(Family::V6, Transport::Stream),
+            datagrams_v4: Pool::new(Family::V4, Transport::Datagram),
+            datagrams_v6: Pool::new(Family::V6, Transport::Datagram),
+        }
+    }
+
+    /// A fresh socket inside, for datagrams.
+    pub(super) fn datagram_socket(&mut self, family: Family) -> Result<OwnedFd> {
+        match family {
+            Family::V4 => self.datagrams_v4.take(&self.namespace),
+            Family::V6 => self.datagrams_v6.take(&self.namespace),
+        }
     }
 
     /// A fresh socket inside.
@@ -41,14 +57,17 @@ impl Inside {
 
     /// Gives up spare sockets, because descriptors have run out; whether that freed any.
     pub(super) fn shrink(&mut self) -> bool {
-        let freed = [self.v4.shrink(), self.v6.shrink()];
+        let freed = self.pools().map(Pool::shrink);
         freed.contains(&true)
     }
 
     /// Closes the sockets that nobody needed for a while; says when to come again.
     pub(super) fn trim(&mut self, now: Instant) -> Option<Instant> {
-        let pools = [&mut self.v4, &mut self.v6];
-        pools.into_iter().filter_map(|pool| pool.trim(now)).min()
+        self.pools().into_iter().filter_map(|pool| pool.trim(now)).min()
+    }
+
+    fn pools(&mut self) -> [&mut Pool; 4] {
+        [&mut self.v4, &mut self.v6, &mut self.datagrams_v4, &mut self.datagrams_v6]
     }
 
     /// Begins or goes on to connect; `true` when that is done. When nobody is at the first address, `server` is
@@ -57,7 +76,7 @@ impl Inside {
         loop {
             match socket::connect(&*server, attempt.address()) {
                 Ok(done) => return Ok(done),
-                Err(errno) if attempt.before.is_none() && is_not_there(Some(errno)) => {
+                Err(errno) if attempt.has_other() && is_not_there(Some(errno)) => {
                     let Ok(another) = self.socket(other(attempt.family)) else { return Err(attempt.failed(errno)) };
                     *server = another;
                     attempt.family = other(attempt.family);
@@ -76,15 +95,25 @@ pub(super) struct Attempt {
     pub(super) family: Family,
     /// The error number of the other address, when it was tried before this one.
     before: Option<i32>,
+    /// The one address there is, on the host.
+    on_host: Option<SocketAddr>,
 }
 
 impl Attempt {
     /// Begins with the loopback address of `family`.
     pub(super) fn new(port: PublishedPort, family: Family) -> Self {
-        Self { port, family, before: None }
+        Self { port, family, before: None, on_host: None }
+    }
+
+    /// Leads to the host's side of the port.
+    pub(super) fn on_host(port: PublishedPort, address: SocketAddr) -> Self {
+        Self { on_host: Some(address), ..Self::new(port, family_of(address)) }
     }
 
     fn address(&self) -> SocketAddr {
+        if let Some(address) = self.on_host {
+            return address;
+        }
         let loopback = match self.family {
             Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -92,18 +121,30 @@ impl Attempt {
         SocketAddr::new(loopback, self.port.container_port())
     }
 
+    /// Whether another address is left to try.
+    fn has_other(&self) -> bool {
+        self.before.is_none() && self.on_host.is_none()
+    }
+
     /// When nobody is at either address, the first answer is the one to report.
     fn failed(mut self, mut errno: i32) -> Error {
         if let Some(before) = self.before.filter(|_| is_not_there(Some(errno))) {
             (self.family, errno) = (other(self.family), before);
         }
-        socket::error(format!("connect({}) in the container", self.address()), errno)
+        let place = if self.on_host.is_some() { "on the host" } else { "in the container" };
+        socket::error(format!("connect({}) {place}", self.address()), errno)
     }
 }
 
-fn other(family: Family) -> Family {
+/// The other family.
+pub(super) fn other(family: Family) -> Family {
     match family {
         Family::V4 => Family::V6,
         Family::V6 => Family::V4,
     }
+}
+
+/// Which kind of socket connects to an address.
+pub(super) fn family_of(address: SocketAddr) -> Family {
+    if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }

@@ -1,16 +1,22 @@
 //! The loop of the relay's thread.
 
+use super::binds::Watch;
 use super::connection::{Connection, Next, Workbench};
+use super::idle::Idle;
 use super::dial::{Attempt, Inside};
 use super::pool::KEEP;
-use super::{Command, Counters, ended};
+use super::proxy;
+use super::datagrams::{Datagrams, Flow};
+use super::{Command, Counters, Offer, Partner, ended};
 use crate::error::{Error, Result};
-use crate::net::mapping::PublishedPort;
+use crate::net::mapping::Protocol;
 use crate::net::namespace::NetworkNamespace;
+use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,33 +32,78 @@ const WAKE_TOKEN: u64 = u64::MAX;
 
 /// One published port.
 #[derive(Debug)]
-struct Listener {
-    socket: OwnedFd,
-    port: PublishedPort,
-    publication: u64,
-    counters: Arc<Counters>,
+pub(super) struct Listener {
+    pub(super) socket: OwnedFd,
+    pub(super) port: PublishedPort,
+    pub(super) publication: u64,
+    pub(super) counters: Arc<Counters>,
+    /// Its clients are led to this address of the host instead of into the container.
+    pub(super) on_host: Option<SocketAddr>,
+    /// Whether it takes clients; else it keeps the port for sockets that the container has.
+    pub(super) listens: bool,
+    pub(super) inject: Option<Inject>,
+    /// How long its connections may be idle.
+    pub(super) idle: Option<Duration>,
+    /// Whether its connections begin with a header of the PROXY protocol.
+    pub(super) proxy: bool,
     /// The loopback address that answered last, tried first.
-    family: Family,
-    resting_until: Option<Instant>,
-    queued: bool,
+    pub(super) family: Family,
+    pub(super) resting_until: Option<Instant>,
+    pub(super) queued: bool,
+}
+
+/// What is known of a port that is injected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inject {
+    /// Which watch hears of the container's binds.
+    pub(super) watch: u64,
+    /// The network namespace in which they count.
+    pub(super) namespace: u64,
+    /// The slot of the listener inside, by which the container reaches its own port.
+    pub(super) inside: Option<usize>,
+}
+
+impl Listener {
+    pub(super) fn new(socket: OwnedFd, port: PublishedPort, publication: u64, counters: Arc<Counters>) -> Self {
+        Self {
+            socket,
+            port,
+            publication,
+            counters,
+            on_host: None,
+            listens: true,
+            inject: None,
+            idle: None,
+            proxy: false,
+            family: Family::V4,
+            resting_until: None,
+            queued: false,
+        }
+    }
 }
 
 #[derive(Debug)]
-enum Entry {
+pub(super) enum Entry {
     Listener(Listener),
     Connection(Box<Connection>),
+    /// Hears of calls of `bind(2)`.
+    Binds(Watch),
+    /// A port of UDP.
+    Datagrams(Box<Datagrams>),
+    /// One client of such a port.
+    Flow(Box<Flow>),
 }
 
 /// A place for an entry. The generation tells events of the entry from late ones of its predecessor.
 #[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    entry: Option<Entry>,
+pub(super) struct Slot {
+    pub(super) generation: u32,
+    pub(super) entry: Option<Entry>,
 }
 
 /// Which of the two sockets of a connection an event is about; a listener has the first alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Which {
+pub(super) enum Which {
     First,
     Second,
 }
@@ -71,18 +122,22 @@ fn untoken(token: u64) -> (usize, u32, Which) {
 /// Everything that the thread owns.
 #[derive(Debug)]
 pub(super) struct Engine {
-    epoll: Epoll,
+    pub(super) epoll: Epoll,
     wake: Arc<Wake>,
     commands: Receiver<Command>,
     /// By publication.
-    insides: HashMap<u64, Inside>,
-    slots: Vec<Slot>,
+    pub(super) insides: HashMap<u64, Inside>,
+    pub(super) slots: Vec<Slot>,
     free: Vec<usize>,
     /// Entries that have more to do without an event.
     again: VecDeque<(usize, u32)>,
-    bench: Workbench,
+    pub(super) bench: Workbench,
     /// When something is to be looked after, at the earliest.
     timer: Option<Instant>,
+    /// What the time was when the loop last woke.
+    pub(super) now: Instant,
+    /// Names the host's network namespace, once it was asked for.
+    pub(super) host_namespace: Option<u64>,
 }
 
 impl Engine {
@@ -99,6 +154,8 @@ impl Engine {
             again: VecDeque::new(),
             bench: Workbench::new(),
             timer: None,
+            now: Instant::now(),
+            host_namespace: None,
         })
     }
 
@@ -116,6 +173,7 @@ impl Engine {
                 tracing::error!("gpuc-relay ends: {error}");
                 return;
             }
+            self.now = Instant::now();
             let mut woken = false;
             for event in ready.drain(..) {
                 if event.token == WAKE_TOKEN {
@@ -144,8 +202,14 @@ impl Engine {
         loop {
             // An answer that nobody waits for any more is no loss.
             match self.commands.try_recv() {
-                Ok(Command::Publish { id, sockets, namespace, done }) => {
-                    let result = self.publish(id, sockets, namespace);
+                Ok(Command::Watch { watch, listener, done }) => {
+                    let _ = done.send(self.watch(watch, listener));
+                }
+                Ok(Command::Unwatch { watch, done }) => {
+                    let _ = done.send(self.unwatch(watch));
+                }
+                Ok(Command::Publish { id, offers, namespace, watch, done }) => {
+                    let result = self.publish(id, offers, namespace, watch);
                     if result.is_err() {
                         self.close(id);
                     }
@@ -161,21 +225,37 @@ impl Engine {
         }
     }
 
-    fn publish(
-        &mut self,
-        id: u64,
-        sockets: Vec<(PublishedPort, OwnedFd, Arc<Counters>)>,
-        namespace: NetworkNamespace,
-    ) -> Result<()> {
+    fn publish(&mut self, id: u64, offers: Vec<Offer>, namespace: NetworkNamespace, watch: Option<u64>) -> Result<()> {
         self.insides.insert(id, Inside::new(namespace));
-        for (port, socket, counters) in sockets {
-            let index = self.reserve_slot();
-            self.epoll.add(&socket, self.token(index, Which::First))?;
-            let (family, publication) = (Family::V4, id);
-            let listener = Listener { socket, port, publication, counters, family, resting_until: None, queued: false };
-            self.put(index, Entry::Listener(listener));
+        for offer in offers {
+            if offer.port.protocol() == Protocol::Udp {
+                self.add_datagrams(id, offer)?;
+                continue;
+            }
+            let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
+            (listener.listens, listener.idle, listener.proxy) = (offer.listens, offer.idle, offer.proxy);
+            if let Partner::Host(address) = offer.to {
+                listener.on_host = Some(address);
+            }
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None };
+            listener.inject = watch.zip(offer.inject).map(inject);
+            self.add_listener(listener)?;
         }
         Ok(())
+    }
+
+    /// Serves the clients of a listener, if it listens; its slot.
+    pub(super) fn add_listener(&mut self, listener: Listener) -> Result<usize> {
+        let index = self.reserve_slot();
+        if listener.listens {
+            let added = self.epoll.add(&listener.socket, self.token(index, Which::First));
+            if added.is_err() {
+                self.release_slot(index);
+            }
+            added?;
+        }
+        self.put(index, Entry::Listener(listener));
+        Ok(index)
     }
 
     /// Closes the listeners, connections and spare sockets of a publication.
@@ -183,6 +263,8 @@ impl Engine {
         for index in 0..self.slots.len() {
             let of_it = match self.slots.get(index).and_then(|slot| slot.entry.as_ref()) {
                 Some(Entry::Listener(listener)) => listener.publication == id,
+                Some(Entry::Datagrams(port)) => port.publication == id,
+                Some(Entry::Flow(flow)) => flow.publication == id,
                 Some(Entry::Connection(connection)) if connection.publication == id => {
                     connection.abort();
                     true
@@ -196,25 +278,30 @@ impl Engine {
         self.insides.remove(&id);
     }
 
-    fn reserve_slot(&mut self) -> usize {
+    pub(super) fn reserve_slot(&mut self) -> usize {
         self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         })
     }
 
-    fn token(&self, index: usize, which: Which) -> u64 {
+    /// Gives a slot back that was never filled.
+    pub(super) fn release_slot(&mut self, index: usize) {
+        self.free.push(index);
+    }
+
+    pub(super) fn token(&self, index: usize, which: Which) -> u64 {
         token(index, self.slots.get(index).map_or(0, |slot| slot.generation), which)
     }
 
-    fn put(&mut self, index: usize, entry: Entry) {
+    pub(super) fn put(&mut self, index: usize, entry: Entry) {
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = Some(entry);
         }
     }
 
     /// Drops an entry, which closes its sockets; events of it that are still to come are void.
-    fn remove(&mut self, index: usize) {
+    pub(super) fn remove(&mut self, index: usize) {
         if let Some(slot) = self.slots.get_mut(index) {
             slot.entry = None;
             slot.generation = slot.generation.wrapping_add(1);
@@ -241,6 +328,9 @@ impl Engine {
                     self.turn(index);
                 }
             }
+            Some(Entry::Binds(_)) => self.answer_binds(index),
+            Some(Entry::Datagrams(_)) => self.take_datagrams(index),
+            Some(Entry::Flow(_)) => self.answer_client(index),
             None => {}
         }
     }
@@ -257,13 +347,16 @@ impl Engine {
                 connection.queued = false;
                 self.turn(index);
             }
-            None => {}
+            Some(Entry::Binds(_) | Entry::Datagrams(_) | Entry::Flow(_)) | None => {}
         }
     }
 
     fn turn(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
+        if let Some(idle) = &mut connection.idle {
+            idle.since = self.now;
+        }
         match connection.turn(&mut self.bench) {
             Next::Wait => {}
             Next::Again if connection.queued => {}
@@ -279,7 +372,7 @@ impl Engine {
     }
 
     /// Takes connections from a listener.
-    fn accept(&mut self, index: usize) {
+    pub(super) fn accept(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let generation = slot.generation;
         let Some(Entry::Listener(mut listener)) = slot.entry.take() else { return };
@@ -293,7 +386,7 @@ impl Engine {
 
     /// `true` when there may be more to take at once.
     fn accept_from(&mut self, listener: &mut Listener) -> bool {
-        if listener.resting_until.is_some_and(|until| until > Instant::now()) {
+        if !listener.listens || listener.resting_until.is_some_and(|until| until > Instant::now()) {
             return false;
         }
         listener.resting_until = None;
@@ -301,7 +394,10 @@ impl Engine {
             // The partner first: without one the client is better off in the kernel's queue.
             let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
             let family = listener.family;
-            let partner = inside.socket(family);
+            let partner = match listener.on_host {
+                Some(address) => socket::open(address),
+                None => inside.socket(family),
+            };
             if let Err(error) = &partner {
                 if error.errno().is_some_and(is_shortage) {
                     self.rest(listener, error);
@@ -316,7 +412,7 @@ impl Engine {
                 Err(errno) => {
                     self.wake_at(Instant::now() + KEEP);
                     let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
-                    if let Ok(partner) = partner {
+                    if let (Ok(partner), None) = (partner, listener.on_host) {
                         inside.put_back(family, partner);
                     }
                     match errno {
@@ -339,7 +435,10 @@ impl Engine {
 
     /// Joins a client to a partner that is about to be connected.
     fn admit(&mut self, listener: &mut Listener, client: OwnedFd, partner: Result<OwnedFd>) {
-        let mut attempt = Attempt::new(listener.port, listener.family);
+        let mut attempt = match listener.on_host {
+            Some(address) => Attempt::on_host(listener.port, address),
+            None => Attempt::new(listener.port, listener.family),
+        };
         let connected = partner.and_then(|mut server| {
             let inside = self.insides.get_mut(&listener.publication).ok_or_else(ended)?;
             let done = inside.connect(&mut attempt, &mut server)?;
@@ -349,7 +448,7 @@ impl Engine {
             Ok(connected) => connected,
             Err(error) => return refuse(&client, &listener.counters, &error),
         };
-        if done {
+        if done && listener.on_host.is_none() {
             listener.family = attempt.family;
         }
         let index = self.reserve_slot();
@@ -362,7 +461,13 @@ impl Engine {
         }
         let on_its_way = (!done).then_some(attempt);
         let counters = Arc::clone(&listener.counters);
-        let connection = Connection::new(client, server, on_its_way, listener.publication, counters);
+        let header = listener.proxy.then(|| proxy::header(&client)).unwrap_or_default();
+        let mut connection = Connection::new(client, server, on_its_way, listener.publication, counters);
+        connection.say_first(header);
+        connection.idle = listener.idle.map(|limit| Idle { limit, since: self.now });
+        if let Some(idle) = connection.idle {
+            self.wake_at(idle.end());
+        }
         self.put(index, Entry::Connection(Box::new(connection)));
     }
 
@@ -402,7 +507,7 @@ impl Engine {
         self.wake_at(until);
     }
 
-    fn wake_at(&mut self, at: Instant) {
+    pub(super) fn wake_at(&mut self, at: Instant) {
         self.timer = Some(self.timer.map_or(at, |timer| timer.min(at)));
     }
 
@@ -424,6 +529,7 @@ impl Engine {
                 _ => {}
             }
         }
+        next.extend(self.end_idle(now));
         self.timer = next.into_iter().min();
     }
 }
@@ -435,7 +541,7 @@ fn refuse(client: &OwnedFd, counters: &Counters, why: &Error) {
 }
 
 /// Errors that go away when others give something back.
-fn is_shortage(errno: i32) -> bool {
+pub(super) fn is_shortage(errno: i32) -> bool {
     use number::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
     matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM)
 }

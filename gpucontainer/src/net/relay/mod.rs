@@ -9,23 +9,30 @@
 //! partner and nobody else. The first 64 KiB of a direction are copied, which is quickest for the short exchanges that
 //! most connections are; what follows moves through a pipe in the kernel.
 
+mod binds;
 mod connection;
+mod datagrams;
 mod dial;
 mod engine;
+mod idle;
 mod pool;
+mod proxy;
 
-use super::mapping::PublishedPort;
+use super::mode::PortMode;
 use super::namespace::NetworkNamespace;
+use super::port::PublishedPort;
 use super::published::PortStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::epoll::Wake;
 use crate::sys::signals::AllBlocked;
 use engine::Engine;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The relay that runs, if one does. It is the process's, not a mapper's, because its one thread is: that is what
 /// keeps hundreds of published ports at the price of one thread.
@@ -45,13 +52,26 @@ pub(super) struct Counters {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     last_error: Mutex<Option<String>>,
+    /// How clients are served, and why so.
+    mode: Mutex<(PortMode, String)>,
 }
 
 impl Counters {
+    pub(super) fn new(mode: PortMode, why: String) -> Self {
+        Self { mode: Mutex::new((mode, why)), ..Self::default() }
+    }
+
+    fn turn_to(&self, mode: PortMode, why: impl Into<String>) {
+        *lock(&self.mode) = (mode, why.into());
+    }
+
     /// Reads them all, each for itself.
     pub(super) fn status(&self, port: PublishedPort) -> PortStatus {
+        let (mode, why) = lock(&self.mode).clone();
         PortStatus {
             port,
+            mode,
+            why,
             accepted: self.accepted.load(Ordering::Relaxed),
             open: self.open.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
@@ -71,13 +91,52 @@ impl Counters {
     }
 }
 
+/// A port of the host for the relay.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) port: PublishedPort,
+    /// Bound, and listening if so.
+    pub(super) socket: OwnedFd,
+    pub(super) counters: Arc<Counters>,
+    pub(super) listens: bool,
+    /// Whether binds of the container are to be answered with it, in the network namespace that is named so.
+    pub(super) inject: Option<u64>,
+    pub(super) to: Partner,
+    /// How long a connection, or a client of UDP, may be idle.
+    pub(super) idle: Option<Duration>,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub(super) proxy: bool,
+}
+
+/// Where clients are led to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Partner {
+    /// The container's port, on one of its loopback addresses.
+    Inside,
+    /// An address of the host.
+    Host(SocketAddr),
+}
+
 /// What the thread is asked to do.
 enum Command {
     Publish {
         id: u64,
-        sockets: Vec<(PublishedPort, OwnedFd, Arc<Counters>)>,
+        offers: Vec<Offer>,
         namespace: NetworkNamespace,
+        /// Which watch hears of the container's binds.
+        watch: Option<u64>,
         done: Sender<Result<()>>,
+    },
+    /// Answers calls of `bind(2)` from now on.
+    Watch {
+        watch: u64,
+        listener: OwnedFd,
+        done: Sender<Result<()>>,
+    },
+    /// Gives the listeners back.
+    Unwatch {
+        watch: u64,
+        done: Sender<Vec<OwnedFd>>,
     },
     Close {
         id: u64,
@@ -124,17 +183,40 @@ impl Relay {
         Ok(Self { process: std::process::id(), commands, wake, next_id: AtomicU64::new(0), thread: Some(thread) })
     }
 
-    /// Starts to pass on what comes to `sockets`.
+    /// A number that nothing else of this relay has.
+    pub(super) fn number(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts to serve `offers`.
     pub(super) fn publish(
         self: Arc<Self>,
-        sockets: Vec<(PublishedPort, OwnedFd, Arc<Counters>)>,
+        offers: Vec<Offer>,
         namespace: NetworkNamespace,
+        watch: Option<u64>,
     ) -> Result<Link> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.number();
         let (done, answer) = mpsc::channel();
-        self.ask(Command::Publish { id, sockets, namespace, done });
+        self.ask(Command::Publish { id, offers, namespace, watch, done });
         answer.recv().unwrap_or_else(|_| Err(ended()))?;
         Ok(Link { id, relay: self })
+    }
+
+    /// Answers the calls of `bind(2)` that `listener` hears of.
+    pub(super) fn watch(&self, watch: u64, listener: OwnedFd) -> Result<()> {
+        let (done, answer) = mpsc::channel();
+        self.ask(Command::Watch { watch, listener, done });
+        answer.recv().unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Answers no more; the listeners that were not at their end.
+    pub(super) fn unwatch(&self, watch: u64) -> Vec<OwnedFd> {
+        if self.process != std::process::id() {
+            return Vec::new();
+        }
+        let (done, answer) = mpsc::channel();
+        self.ask(Command::Unwatch { watch, done });
+        answer.recv().unwrap_or_default()
     }
 
     fn ask(&self, command: Command) {

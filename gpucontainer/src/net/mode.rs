@@ -1,0 +1,51 @@
+//! How a port of a container comes to be on the host.
+
+use std::fmt;
+
+/// How clients of a published port reach the program in the container.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum PortMode {
+    /// Whatever costs least: relayed until the program binds the port and [injected](Self::Inject) from then on, where
+    /// that is possible. [`PortStatus::why`](super::PortStatus::why) says what it came to. The default.
+    #[default]
+    Auto,
+    /// The program finds the host's listening socket among its descriptors, as `LISTEN_FDS` says, and takes clients
+    /// from it at the speed of the host. For programs that know socket activation.
+    HandOver,
+    /// The program's `bind(2)` is answered with a socket of the host, which then takes clients at the speed of the host.
+    /// The program need not know; one that asks its socket for its address is told the host's.
+    Inject,
+    /// One thread of this process passes everything on.
+    Relay,
+    /// The kernel rewrites addresses on their way, by nf_tables; for root. Not built yet:
+    /// [`Unsupported`](crate::ErrorKind::Unsupported).
+    Nat,
+}
+
+impl fmt::Display for PortMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::HandOver => "hand over",
+            Self::Inject => "inject",
+            Self::Relay => "relay",
+            Self::Nat => "nat",
+        })
+    }
+}
+
+/// How a program learns who its clients are, when they are relayed; to a program that has a socket of the host they are
+/// what they are.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum SourceAddress {
+    /// Not at all: all clients come from the container's own loopback address. The default, and works with every program.
+    #[default]
+    Loopback,
+    /// They come from their own addresses. Not built yet: [`Unsupported`](crate::ErrorKind::Unsupported).
+    Keep,
+    /// Each connection begins with a header of the PROXY protocol, version 2, which the program must expect (nginx:
+    /// `listen 80 proxy_protocol`). For TCP. Such a port is always relayed.
+    ProxyV2,
+}

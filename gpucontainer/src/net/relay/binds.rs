@@ -1,0 +1,289 @@
+//! The part of the loop that answers calls of `bind(2)`; see [`inject`](crate::net::inject).
+
+use super::Counters;
+use super::engine::{Engine, Entry, Listener, Which};
+use crate::error::Result;
+use crate::net::inject::{Wanted, Wish, examine};
+use crate::net::mode::PortMode;
+use crate::sys::hostport::{Kind, listen_beside, stop_listening};
+use crate::sys::notify::{self, Bind, Next};
+use crate::sys::peer::{self, copy_options, namespace_cookie};
+use crate::sys::rewatch::rewatch;
+use crate::sys::socket::{self, number};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// Calls answered before the others have their turn.
+const BIND_TURN: usize = 16;
+
+/// A listener of a filter.
+#[derive(Debug)]
+pub(super) struct Watch {
+    watch: u64,
+    listener: Arc<OwnedFd>,
+}
+
+/// What a bind is answered with.
+enum Choice {
+    /// The port of that slot, which is relayed so far.
+    Relayed(usize),
+    /// The port of that slot, and the socket made for it.
+    Made(usize, OwnedFd),
+    /// Nothing of the host's.
+    Nothing,
+}
+
+impl Engine {
+    pub(super) fn watch(&mut self, watch: u64, listener: OwnedFd) -> Result<()> {
+        let index = self.reserve_slot();
+        self.epoll.add_level(&listener, self.token(index, Which::First))?;
+        self.put(index, Entry::Binds(Watch { watch, listener: Arc::new(listener) }));
+        Ok(())
+    }
+
+    pub(super) fn unwatch(&mut self, watch: u64) -> Vec<OwnedFd> {
+        let mut given_back = Vec::new();
+        for index in 0..self.slots.len() {
+            let Some(Entry::Binds(watched)) = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) else {
+                continue;
+            };
+            if watched.watch == watch {
+                let listener = Arc::clone(&watched.listener);
+                // It may live on elsewhere, and be reported for ever.
+                let _ = self.epoll.remove(&*listener);
+                self.remove(index);
+                given_back.extend(Arc::into_inner(listener));
+            }
+        }
+        given_back
+    }
+
+    pub(super) fn answer_binds(&mut self, index: usize) {
+        let Some(Entry::Binds(watched)) = self.slots.get(index).and_then(|slot| slot.entry.as_ref()) else { return };
+        let (watch, listener) = (watched.watch, Arc::clone(&watched.listener));
+        for _ in 0..BIND_TURN {
+            match notify::next(&*listener) {
+                Ok(Next::Bind(bind)) => self.answer(watch, &listener, bind),
+                Ok(Next::Nothing) => return,
+                Ok(Next::Over) => return self.remove(index),
+                Err(error) => {
+                    tracing::error!("binds of a container are answered no more: {error}");
+                    return self.remove(index);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, watch: u64, listener: &OwnedFd, bind: Bind) {
+        match examine(&bind, listener, self.host_namespace()) {
+            Wish::GoOn => bind.go_on(listener),
+            Wish::Fail(errno) => bind.answer(listener, errno),
+            Wish::Bind(wanted) => {
+                let result = self.bind(watch, listener, bind, wanted);
+                bind.answer(listener, result.err().unwrap_or(0));
+            }
+        }
+    }
+
+    fn host_namespace(&mut self) -> u64 {
+        if let Some(known) = self.host_namespace {
+            return known;
+        }
+        let socket = socket::open(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        let name = socket.map(|socket| namespace_cookie(&socket)).unwrap_or_default();
+        if name != 0 {
+            self.host_namespace = Some(name);
+        }
+        name
+    }
+
+    /// Binds the container's socket where it wants, and puts one of the host's in its place if the port is published.
+    fn bind(&mut self, watch: u64, listener: &OwnedFd, bind: Bind, wanted: Wanted) -> Result<(), i32> {
+        let ports = if peer::is_bound(&wanted.socket) { Vec::new() } else { self.ports_for(watch, &wanted) };
+        let kind = Kind { v6: wanted.kind.v6, shared: wanted.shared };
+        self.close_stale(&ports);
+        let choice = self.choose(&ports, kind);
+        peer::bind(&wanted.socket, wanted.address)?;
+        let (index, made) = match choice {
+            Choice::Nothing => return Ok(()),
+            Choice::Made(index, made) => (index, made),
+            Choice::Relayed(index) => match self.take_over(index, kind) {
+                Some(made) => (index, made),
+                None => return Ok(()),
+            },
+        };
+        self.give(index, listener, bind, wanted, &made)
+    }
+
+    /// The slots of the ports that the socket could serve, the best first.
+    fn ports_for(&self, watch: u64, wanted: &Wanted) -> Vec<usize> {
+        let mapped = matches!(wanted.address.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+        let mut found = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Some(Entry::Listener(listener)) = &slot.entry else { continue };
+            let Some(inject) = listener.inject else { continue };
+            let same = inject.watch == watch && listener.port.container_port() == wanted.address.port();
+            let v6 = listener.port.host().is_ipv6();
+            // A program with a socket of IPv4 does not understand addresses of IPv6.
+            let fits = !v6 || (wanted.kind.v6 && !mapped);
+            if same && fits && wanted.kind.tcp && wanted.kind.namespace == inject.namespace {
+                found.push((v6 != wanted.only_v6, index));
+            }
+        }
+        found.sort_unstable();
+        found.into_iter().map(|(_, index)| index).collect()
+    }
+
+    fn port(&self, index: usize) -> Option<&Listener> {
+        match self.slots.get(index)?.entry.as_ref()? {
+            Entry::Listener(listener) => Some(listener),
+            _ => None,
+        }
+    }
+
+    fn port_mut(&mut self, index: usize) -> Option<&mut Listener> {
+        match self.slots.get_mut(index)?.entry.as_mut()? {
+            Entry::Listener(listener) => Some(listener),
+            _ => None,
+        }
+    }
+
+    fn choose(&self, ports: &[usize], kind: Kind) -> Choice {
+        for &index in ports {
+            match self.port(index) {
+                Some(port) if port.listens => return Choice::Relayed(index),
+                // That another one listens is not yet an error: inside it may be bound to another address.
+                Some(port) => match listen_beside(&port.socket, kind) {
+                    Ok(made) => return Choice::Made(index, made),
+                    Err(errno) if errno == number::EADDRINUSE => {}
+                    Err(errno) => port.counters.note(&socket::error("make a socket of the host", errno)),
+                },
+                None => {}
+            }
+        }
+        Choice::Nothing
+    }
+
+    /// Closes the listener inside of a port.
+    fn close_inside(&mut self, index: usize) {
+        let inside = self.port_mut(index).and_then(|port| port.inject.as_mut()?.inside.take());
+        if let Some(inside) = inside {
+            // Who has connected already is not to be lost with it.
+            self.accept(inside);
+            self.remove(inside);
+        }
+    }
+
+    /// Closes the listeners inside of ports whose servers are gone: they would keep the next ones from their address.
+    fn close_stale(&mut self, ports: &[usize]) {
+        for &index in ports {
+            let port = self.port(index).filter(|port| port.inject.is_some_and(|inject| inject.inside.is_some()));
+            // Only beside none that listens another one can be made.
+            let probe =
+                |port: &Listener| listen_beside(&port.socket, Kind { v6: port.port.host().is_ipv6(), shared: false });
+            if port.is_some_and(|port| probe(port).is_ok()) {
+                self.close_inside(index);
+            }
+        }
+    }
+
+    /// Relays a port no more, and makes the first socket that serves it. `None` goes on as before.
+    fn take_over(&mut self, index: usize, kind: Kind) -> Option<OwnedFd> {
+        // Those that have connected already are served as they would have been.
+        self.accept(index);
+        let token = self.token(index, Which::First);
+        let listener = match self.slots.get_mut(index)?.entry.take()? {
+            Entry::Listener(listener) => listener,
+            other => {
+                self.put(index, other);
+                return None;
+            }
+        };
+        let made = self.epoll.remove(&listener.socket).and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
+            listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
+        });
+        let listens = match &made {
+            Ok(_) => false,
+            Err(error) => {
+                listener.counters.turn_to(PortMode::Relay, error.to_string());
+                let again = socket::start_listening(&listener.socket);
+                again.is_ok() && self.epoll.add(&listener.socket, token).is_ok()
+            }
+        };
+        self.put(index, Entry::Listener(Listener { listens, ..listener }));
+        made.ok()
+    }
+
+    /// Puts the socket that was made in the place of the container's, which from now on listens for clients inside.
+    fn give(
+        &mut self,
+        index: usize,
+        listener: &OwnedFd,
+        bind: Bind,
+        wanted: Wanted,
+        made: &OwnedFd,
+    ) -> Result<(), i32> {
+        let Some(port) = self.port(index) else { return Ok(()) };
+        let (published, publication, counters) = (port.port, port.publication, Arc::clone(&port.counters));
+        let errno_of = |error: crate::error::Error| error.errno().unwrap_or(number::EINVAL);
+        copy_options(&wanted.socket, made).map_err(errno_of)?;
+        self.bring_to_watchers(bind, &wanted, made, &counters);
+        let close_on_exec = wanted.peer.closes_on_exec(bind.descriptor);
+        socket::set_nonblocking(&wanted.socket).map_err(errno_of)?;
+        socket::start_listening(&wanted.socket)?;
+        let on_host = reachable(published.host());
+        let inside = Listener {
+            on_host: Some(on_host),
+            ..Listener::new(wanted.socket, published, publication, Arc::clone(&counters))
+        };
+        let inside = self.add_listener(inside).map_err(errno_of)?;
+        if let Err(errno) = bind.replace(listener, made, close_on_exec) {
+            self.remove(inside);
+            return Err(errno);
+        }
+        self.close_inside(index);
+        let inject = self.port_mut(index).and_then(|port| port.inject.as_mut());
+        let Some(inject) = inject else { return Ok(()) };
+        inject.inside = Some(inside);
+        let watch = inject.watch;
+        counters.turn_to(PortMode::Inject, "the program bound it and has a socket of the host");
+        for slot in &mut self.slots {
+            let Some(Entry::Listener(other)) = &mut slot.entry else { continue };
+            let same = other.inject.is_some_and(|inject| inject.watch == watch);
+            if same && other.listens && other.port.container_port() == published.container_port() {
+                other.on_host = Some(on_host);
+                if Arc::ptr_eq(&other.counters, &counters) {
+                    // Another address of the same port.
+                    continue;
+                }
+                other.counters.turn_to(PortMode::Relay, format!("the program has the socket of {}", published.host()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes epoll instances that watch the container's socket already watch the host's.
+    fn bring_to_watchers(&self, bind: Bind, wanted: &Wanted, made: &OwnedFd, counters: &Counters) {
+        for watched in wanted.peer.watched(bind.descriptor) {
+            let instance = wanted.peer.descriptor(watched.instance);
+            let moved = instance
+                .map_err(|errno| socket::error("pidfd_getfd(epoll)", errno))
+                .and_then(|instance| rewatch(instance.as_fd(), watched, wanted.socket.as_fd(), made.as_fd()));
+            if let Err(error) = moved {
+                counters.note(&error);
+            }
+        }
+    }
+}
+
+/// An address by which a program of the host reaches what listens on `address`.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    address
+}

@@ -1,0 +1,128 @@
+//! Epoll instances of other processes that get another file to watch under the number of the first.
+//!
+//! An instance knows what it watches by file and number together, the number that the file had in the process that added
+//! it. So whoever adds a file for another process must have it at the same number. A child with a table of descriptors of
+//! its own puts it there; the caller's table stays as it is.
+
+#![allow(unsafe_code, reason = "clone, and the code of its child")]
+
+use super::netns::near::{reap, system_call};
+use super::peer::Watched;
+use super::signals::AllBlocked;
+use crate::error::{Error, Result};
+use std::ffi::{c_int, c_long, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What the child is told; it reads and writes nothing else.
+#[repr(C)]
+struct Request {
+    instance: c_int,
+    old: c_int,
+    new: c_int,
+    number: c_int,
+    /// `struct epoll_event`.
+    event: libc::epoll_event,
+    result: c_long,
+}
+
+/// The child needs well below 1 KiB, in a debug build too.
+const STACK_BYTES: usize = 16 << 10;
+
+/// Makes `instance`, a copy of the descriptor in `watched`, watch `new` instead of `old`. That it did not watch `old` any
+/// more is no error.
+pub(crate) fn rewatch(
+    instance: BorrowedFd<'_>,
+    watched: Watched,
+    old: BorrowedFd<'_>,
+    new: BorrowedFd<'_>,
+) -> Result<()> {
+    let mut request = Request {
+        instance: instance.as_raw_fd(),
+        old: old.as_raw_fd(),
+        new: new.as_raw_fd(),
+        number: watched.socket,
+        event: libc::epoll_event { events: watched.events, u64: watched.data },
+        result: 0,
+    };
+    let mut stack = vec![0_u128; STACK_BYTES / 16];
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    let blocked = AllBlocked::enter()?;
+    let argument = std::ptr::from_mut(&mut request).cast::<c_void>();
+    // SAFETY: `top` is the 16-byte aligned end of a stack that outlives the child, because CLONE_VFORK keeps this thread
+    // here until the child has ended; `request` likewise. `child` makes system calls only.
+    let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK, argument) };
+    if pid < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
+        return Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno));
+    }
+    let reaped = reap(pid);
+    drop(blocked);
+    reaped?;
+    match c_int::try_from(request.result) {
+        Ok(0) => Ok(()),
+        result => Err(Error::from_errno("epoll_ctl() of the container's", -result.unwrap_or(-libc::EIO))),
+    }
+}
+
+/// The child: from here to the end nothing but system calls and plain arithmetic.
+extern "C" fn child(argument: *mut c_void) -> c_int {
+    // SAFETY: the parent passes an exclusive reference to a `Request` and stands still until this function has ended.
+    let request = unsafe { &mut *argument.cast::<Request>() };
+    // The three may be at the number that is wanted: they move above all that may be.
+    let mut moved = [c_long::from(request.instance), request.old.into(), request.new.into()];
+    for fd in &mut moved {
+        let above = c_long::from(request.number) + 1;
+        *fd = system_call(libc::SYS_fcntl, [*fd, libc::F_DUPFD.into(), above, 0, 0]);
+        if *fd < 0 {
+            request.result = *fd;
+            return 0;
+        }
+    }
+    let [instance, old, new] = moved;
+    let number = c_long::from(request.number);
+    let event = (&raw const request.event) as c_long;
+    for (file, operation) in [(old, libc::EPOLL_CTL_DEL), (new, libc::EPOLL_CTL_ADD)] {
+        let mut result = system_call(libc::SYS_dup3, [file, number, 0, 0, 0]);
+        if result >= 0 {
+            result = system_call(libc::SYS_epoll_ctl, [instance, operation.into(), number, event, 0]);
+        }
+        if result < 0 {
+            // It watched another file of that number, or none any more: then there is nothing to add either.
+            let gone = operation == libc::EPOLL_CTL_DEL && result == -c_long::from(libc::ENOENT);
+            request.result = if gone { 0 } else { result };
+            return 0;
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn an_instance_watches_another_file_under_the_same_number() {
+        let instance = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+        let (old, _old_peer) = UnixStream::pair().unwrap();
+        let (new, mut new_peer) = UnixStream::pair().unwrap();
+        let data = rustix::event::epoll::EventData::new_u64(77);
+        let events = rustix::event::epoll::EventFlags::IN;
+        rustix::event::epoll::add(&instance, &old, data, events).unwrap();
+        let watched = Watched { instance: 0, socket: old.as_raw_fd(), events: events.bits(), data: 77 };
+        rewatch(instance.as_fd(), watched, old.as_fd(), new.as_fd()).unwrap();
+        // It does not watch the old one any more: asked again, nothing is to be done.
+        rewatch(instance.as_fd(), watched, old.as_fd(), new.as_fd()).unwrap();
+        new_peer.write_all(b"x").unwrap();
+        let mut ready = [const { std::mem::MaybeUninit::uninit() }; 4];
+        let (ready, _) = rustix::event::epoll::wait(&instance, &mut ready, None).unwrap();
+        assert_eq!(ready.iter().map(|event| { let data = event.data; data.u64() }).collect::<Vec<_>>(), [77]);
+        // With the new file at that number, its process can change and remove what is watched.
+        let number = old.as_raw_fd();
+        // SAFETY: the number is of `old`, which is open and stays so.
+        assert!(unsafe { libc::dup2(new.as_raw_fd(), number) } == number);
+        rustix::event::epoll::delete(&instance, &old).unwrap();
+    }
+}
