@@ -173,7 +173,8 @@ impl Sandbox {
             target: None,
             id_maps: prepared.id_maps.as_ref(),
         };
-        let running = launch(&prepared.plan, &inputs)?;
+        let mut running = launch(&prepared.plan, &inputs)?;
+        let binds = running.binds.take();
         drop(lease);
         moments.extend(running.moments.iter().copied());
         let host = streams.map_or([None, None, None], |streams| streams.host);
@@ -191,8 +192,13 @@ impl Sandbox {
             plan: prepared.plan,
             timeline: Vec::new(),
         };
+        match (sandbox.context.watch_binds, binds) {
+            (Ok(()), Some(listener)) => sandbox.ports.hear(listener).with_context(|| format!("publish ports of sandbox {}", sandbox.name))?,
+            (Ok(()), None) => sandbox.ports.deaf("the kernel gives no listener, as when another filter has one"),
+            (Err(why), _) => sandbox.ports.deaf(why),
+        }
         if !reserved.is_empty() {
-            let published = sandbox.network().and_then(|network| sandbox.ports.relay(reserved, network));
+            let published = sandbox.network().and_then(|network| sandbox.ports.publish(reserved, network));
             published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?;
             moments.push(("ports", now()));
         }
@@ -353,13 +359,14 @@ impl Sandbox {
 
     /// Lets the application live on when this handle and this process are gone.
     ///
-    /// Published ports close, since this process served them. What is left when the application ends is removed by
+    /// Published ports close, since this process served them; a program inside that has a socket of the host goes on to
+    /// take clients from it until it closes it. What is left when the application ends is removed by
     /// the next store that is opened, and by the next sandbox of the user.
     ///
     /// # Errors
     /// Those of telling the supervisor; then nothing has changed.
     pub fn detach(mut self) -> Result<()> {
-        self.handle.leave()?;
+        self.handle.leave(self.ports.take_listeners())?;
         if let Some(cgroup) = self.cgroup.take() {
             cgroup.leave();
         }

@@ -48,6 +48,9 @@ impl Peer {
 
     /// A copy of its descriptor `number`; the error is a number.
     pub(crate) fn descriptor(&self, number: i32) -> Result<OwnedFd, i32> {
+        if number < 0 {
+            return Err(libc::EBADF);
+        }
         pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).map_err(Errno::raw_os_error)
     }
 
