@@ -192,16 +192,18 @@ impl Sandbox {
             plan: prepared.plan,
             timeline: Vec::new(),
         };
-        match (sandbox.context.watch_binds, binds) {
-            (Ok(()), Some(listener)) => sandbox.ports.hear(listener).with_context(|| format!("publish ports of sandbox {}", sandbox.name))?,
+        match (sandbox.context.watch_binds, &binds) {
+            (Ok(()), Some(_)) => sandbox.ports.prepare_to_hear().with_context(publishing(&sandbox.name))?,
             (Ok(()), None) => sandbox.ports.deaf("the kernel gives no listener, as when another filter has one"),
             (Err(why), _) => sandbox.ports.deaf(why),
         }
         if !reserved.is_empty() {
             let published = sandbox.network().and_then(|network| sandbox.ports.publish(reserved, network));
-            published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?;
+            published.with_context(publishing(&sandbox.name))?;
             moments.push(("ports", now()));
         }
+        // Binds wait until the ports that they may be for are known.
+        binds.map_or(Ok(()), |listener| sandbox.ports.hear(listener)).with_context(publishing(&sandbox.name))?;
         let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
         for hook in prepared.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
             // As the OCI runtime specification has it: the application runs, whatever such a program says.
@@ -248,7 +250,7 @@ impl Sandbox {
     /// application.
     pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
         let published = self.network().and_then(|network| self.ports.add(mappings, network));
-        published.with_context(|| format!("publish ports of sandbox {}", self.name))
+        published.with_context(publishing(&self.name))
     }
 
     /// Closes a published port and its connections: `host` is what [`PublishedPort::host`] says. When this returns, the
@@ -459,6 +461,10 @@ fn collect_once(root: &Root, builder: &SandboxBuilder) -> Result<()> {
     }
     let scratch = root.scratch(builder)?;
     if first(scratch.clone()) { collect(&scratch) } else { Ok(()) }
+}
+
+fn publishing(name: &str) -> impl Fn() -> String + use<'_> {
+    move || format!("publish ports of sandbox {name}")
 }
 
 /// Whether `name` can be that of a sandbox or a volume.

@@ -31,16 +31,18 @@ impl Ports {
         }
     }
 
+    /// Ports that are published from now on can be injected.
+    pub(crate) fn prepare_to_hear(&self) -> Result<()> {
+        *self.binds() = Ok(Binds::new()?);
+        Ok(())
+    }
+
     /// Answers the binds of some of its processes.
     pub(crate) fn hear(&self, listener: OwnedFd) -> Result<()> {
-        let mut binds = self.binds();
-        if let Ok(binds) = &*binds {
-            return binds.add(listener);
+        match &*self.binds() {
+            Ok(binds) => binds.add(listener),
+            Err(why) => Err(Error::new(ErrorKind::Closed, format!("binds of a process cannot be answered: {why}"))),
         }
-        let made = Binds::new()?;
-        made.add(listener)?;
-        *binds = Ok(made);
-        Ok(())
     }
 
     /// Says why no binds are answered.
