@@ -333,6 +333,55 @@ fn what_is_executed_later_is_heard_too() {
 }
 
 #[test]
+fn a_port_can_be_taken_away_from_a_server() {
+    let leaks = Leaks::watch();
+    if !has_python() {
+        return;
+    }
+    let script = format!("{SERVE}\nserve(bound('0.0.0.0', 80))");
+    let mut scene = Scene::python(&script, |b| b.publish(80, 0));
+    assert_eq!(scene.line(), "bound");
+    let address = scene.address(0);
+    assert_eq!(scene.ask(address, "x"), "X");
+    scene.sandbox.unpublish(address).unwrap();
+    assert!(scene.is_refused(address));
+    let other = TcpListener::bind(address).unwrap();
+    assert_eq!(scene.sandbox.ports(), []);
+    drop(other);
+    scene.close();
+    leaks.check();
+}
+
+#[test]
+fn a_detached_server_keeps_its_socket_and_binds_like_any_other() {
+    let leaks = Leaks::watch();
+    if !has_python() {
+        return;
+    }
+    let script = format!(
+        "{SERVE}
+first = bound('0.0.0.0', 80)
+while True:
+    serve_one(first)
+    s = fresh(); s.bind(('127.0.0.1', 0)); n = socket.socket(socket.AF_UNIX); n.bind('\\0some-abstract-name'); n.close()
+    try: fresh().bind(('0.0.0.0', 80))
+    except OSError as e: assert e.errno == errno.EADDRINUSE, e
+"
+    );
+    let mut scene = Scene::python(&script, |b| b.publish(80, 0).cgroup(false));
+    assert_eq!(scene.line(), "bound");
+    let address = scene.address(0);
+    assert_eq!(scene.ask(address, "x"), "X");
+    let left = scene.detach();
+    for _ in 0..5 {
+        assert_eq!(scene::ask(address, "left"), "LEFT");
+    }
+    left.end();
+    assert!(scene::is_refused(address));
+    leaks.check();
+}
+
+#[test]
 fn power_over_networks_and_sockets_of_the_host_do_not_go_together() {
     let leaks = Leaks::watch();
     if !common::tier("root") {

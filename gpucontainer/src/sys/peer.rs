@@ -254,6 +254,17 @@ pub(crate) fn sharing(socket: &OwnedFd) -> (bool, bool) {
     (is_set(libc::SOL_SOCKET, libc::SO_REUSEPORT), is_set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY))
 }
 
+/// Names a socket among those that exist.
+pub(crate) fn inode(socket: &OwnedFd) -> Option<u64> {
+    rustix::fs::fstat(socket).ok().map(|facts| facts.st_ino)
+}
+
+/// Makes a listening socket listen no more.
+pub(crate) fn stop_taking(socket: &OwnedFd) {
+    // One that does not listen is what is wanted.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
+}
+
 /// Binds a socket; the error is a number.
 pub(crate) fn bind(socket: &OwnedFd, address: SocketAddr) -> Result<(), i32> {
     rustix::net::bind(socket, &address).map_err(Errno::raw_os_error)

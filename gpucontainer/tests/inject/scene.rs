@@ -1,11 +1,14 @@
 //! A sandbox with a server, and clients outside.
 
+#![allow(unsafe_code, reason = "kills what was left to itself")]
+
 use crate::common;
 use crate::fixture::Fixture;
 use gpucontainer::Sandbox;
 use gpucontainer::sandbox::{Mount, SandboxBuilder, Stdio};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -78,7 +81,7 @@ impl Scene {
     }
 
     pub(crate) fn is_refused(&self, address: SocketAddr) -> bool {
-        TcpStream::connect(address).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        is_refused(address)
     }
 
     /// Waits until the port is the program's own.
@@ -93,13 +96,17 @@ impl Scene {
 
     /// Says a word, ends, and returns the answer.
     pub(crate) fn ask(&self, address: SocketAddr, word: &str) -> String {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream.write_all(word.as_bytes()).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        ask(address, word)
+    }
+
+    /// Leaves the program to itself.
+    pub(crate) fn detach(self) -> Left {
+        let Self { fixture, sandbox, stdout, stdin } = self;
+        let pidfd = sandbox.as_fd().try_clone_to_owned().unwrap();
+        let pid = sandbox.pid();
+        sandbox.detach().unwrap();
+        drop((stdout, stdin));
+        Left { fixture, pid, pidfd }
     }
 
     pub(crate) fn http(&self, address: SocketAddr, path: &str) -> String {
@@ -111,4 +118,37 @@ impl Scene {
         sandbox.close().unwrap();
         drop((stdout, stdin, fixture));
     }
+}
+
+/// A program that was left to itself.
+pub(crate) struct Left {
+    fixture: Fixture,
+    pid: i32,
+    /// Of its supervisor.
+    pidfd: OwnedFd,
+}
+
+impl Left {
+    /// Kills it, and waits until nothing of it is left.
+    pub(crate) fn end(self) {
+        // SAFETY: the supervisor collects the process only when it has ended, and then ends itself.
+        assert_eq!(unsafe { libc::kill(self.pid, libc::SIGKILL) }, 0);
+        let all = rustix::process::WaitIdOptions::EXITED;
+        rustix::process::waitid(rustix::process::WaitId::PidFd(self.pidfd.as_fd()), all).unwrap();
+        gpucontainer::sandbox::collect_abandoned(&self.fixture.store).unwrap();
+    }
+}
+
+pub(crate) fn is_refused(address: SocketAddr) -> bool {
+    TcpStream::connect(address).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+pub(crate) fn ask(address: SocketAddr, word: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(word.as_bytes()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }

@@ -45,7 +45,7 @@ pub(super) struct Listener {
 }
 
 /// What is known of a port that is injected.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Inject {
     /// Which watch hears of the container's binds.
     pub(super) watch: u64,
@@ -53,6 +53,8 @@ pub(super) struct Inject {
     pub(super) namespace: u64,
     /// The slot of the listener inside, by which the container reaches its own port.
     pub(super) inside: Option<usize>,
+    /// The inodes of sockets that the container was given. Those that it has closed are not told from the others.
+    pub(super) given: Vec<u64>,
 }
 
 impl Listener {
@@ -198,8 +200,7 @@ impl Engine {
                     let _ = done.send(result);
                 }
                 Ok(Command::Close { id, done }) => {
-                    self.close(id);
-                    let _ = done.send(());
+                    let _ = done.send(self.close(id));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
@@ -218,7 +219,7 @@ impl Engine {
         for offer in offers {
             let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
             listener.listens = offer.listens;
-            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None };
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new() };
             listener.inject = watch.zip(offer.inject).map(inject);
             self.add_listener(listener)?;
         }
@@ -239,11 +240,16 @@ impl Engine {
         Ok(index)
     }
 
-    /// Closes the listeners, connections and spare sockets of a publication.
-    fn close(&mut self, id: u64) {
+    /// Closes the listeners, connections and spare sockets of a publication; the inodes of the sockets that the container
+    /// was given.
+    fn close(&mut self, id: u64) -> Vec<u64> {
+        let mut given = Vec::new();
         for index in 0..self.slots.len() {
-            let of_it = match self.slots.get(index).and_then(|slot| slot.entry.as_ref()) {
-                Some(Entry::Listener(listener)) => listener.publication == id,
+            let of_it = match self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) {
+                Some(Entry::Listener(listener)) if listener.publication == id => {
+                    given.extend(listener.inject.take().into_iter().flat_map(|inject| inject.given));
+                    true
+                }
                 Some(Entry::Connection(connection)) if connection.publication == id => {
                     connection.abort();
                     true
@@ -255,6 +261,7 @@ impl Engine {
             }
         }
         self.insides.remove(&id);
+        given
     }
 
     pub(super) fn reserve_slot(&mut self) -> usize {
