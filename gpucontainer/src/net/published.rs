@@ -1,6 +1,6 @@
 //! Ports of containers that can be reached now.
 
-use super::inject::Binds;
+use super::inject::{Binds, revoke};
 use super::mapping::Protocol;
 use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
@@ -56,16 +56,20 @@ impl Published {
         self.ports.iter().map(|(port, counters)| counters.status(*port)).collect()
     }
 
-    /// Closes the ports and every connection through them, like dropping.
-    pub fn close(self) {
-        drop(self);
+    /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container
+    /// has for them. Connections that these have taken are the container's, and stay.
+    pub fn close(mut self) {
+        if let Some(link) = self.link.take() {
+            revoke(&link.close());
+        }
     }
 }
 
 impl Drop for Published {
     fn drop(&mut self) {
         if let Some(link) = self.link.take() {
-            link.close();
+            // Whoever has sockets for them is at its end, or was left to itself.
+            drop(link.close());
         }
     }
 }

@@ -13,8 +13,10 @@
 //! bound, and those that it can get unbound, connections that it disconnects, are refused when they are bound anew.
 
 mod examine;
+mod revoke;
 
 pub(super) use examine::{Wanted, Wish, examine};
+pub(super) use revoke::revoke;
 
 use super::relay::Relay;
 use crate::error::Result;

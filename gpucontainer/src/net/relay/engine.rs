@@ -53,7 +53,7 @@ pub(super) struct Listener {
 }
 
 /// What is known of a port that is injected.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Inject {
     /// Which watch hears of the container's binds.
     pub(super) watch: u64,
@@ -61,6 +61,8 @@ pub(super) struct Inject {
     pub(super) namespace: u64,
     /// The slot of the listener inside, by which the container reaches its own port.
     pub(super) inside: Option<usize>,
+    /// The inodes of sockets that the container was given. Those that it has closed are not told from the others.
+    pub(super) given: Vec<u64>,
 }
 
 impl Listener {
@@ -216,8 +218,7 @@ impl Engine {
                     let _ = done.send(result);
                 }
                 Ok(Command::Close { id, done }) => {
-                    self.close(id);
-                    let _ = done.send(());
+                    let _ = done.send(self.close(id));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
@@ -237,7 +238,7 @@ impl Engine {
             if let Partner::Host(address) = offer.to {
                 listener.on_host = Some(address);
             }
-            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None };
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new() };
             listener.inject = watch.zip(offer.inject).map(inject);
             self.add_listener(listener)?;
         }
@@ -258,11 +259,16 @@ impl Engine {
         Ok(index)
     }
 
-    /// Closes the listeners, connections and spare sockets of a publication.
-    fn close(&mut self, id: u64) {
+    /// Closes the listeners, connections and spare sockets of a publication; the inodes of the sockets that the container
+    /// was given.
+    fn close(&mut self, id: u64) -> Vec<u64> {
+        let mut given = Vec::new();
         for index in 0..self.slots.len() {
-            let of_it = match self.slots.get(index).and_then(|slot| slot.entry.as_ref()) {
-                Some(Entry::Listener(listener)) => listener.publication == id,
+            let of_it = match self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) {
+                Some(Entry::Listener(listener)) if listener.publication == id => {
+                    given.extend(listener.inject.take().into_iter().flat_map(|inject| inject.given));
+                    true
+                }
                 Some(Entry::Datagrams(port)) => port.publication == id,
                 Some(Entry::Flow(flow)) => flow.publication == id,
                 Some(Entry::Connection(connection)) if connection.publication == id => {
@@ -276,6 +282,7 @@ impl Engine {
             }
         }
         self.insides.remove(&id);
+        given
     }
 
     pub(super) fn reserve_slot(&mut self) -> usize {

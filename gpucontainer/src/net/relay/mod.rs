@@ -138,9 +138,10 @@ enum Command {
         watch: u64,
         done: Sender<Vec<OwnedFd>>,
     },
+    /// Closes the ports, and says which sockets the container was given for them.
     Close {
         id: u64,
-        done: Sender<()>,
+        done: Sender<Vec<u64>>,
     },
     Stop,
 }
@@ -254,14 +255,15 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Closes the ports and their connections and waits until that is done.
-    pub(super) fn close(self) {
+    /// Closes the ports and their connections and waits until that is done; the inodes of the sockets that the container
+    /// was given for them, and may still have.
+    pub(super) fn close(self) -> Vec<u64> {
         if self.relay.process != std::process::id() {
-            return;
+            return Vec::new();
         }
-        let (done, answer): (_, Receiver<()>) = mpsc::channel();
+        let (done, answer): (_, Receiver<Vec<u64>>) = mpsc::channel();
         self.relay.ask(Command::Close { id: self.id, done });
         // An error means that the thread is gone and everything closed with it.
-        let _ = answer.recv();
+        answer.recv().unwrap_or_default()
     }
 }
