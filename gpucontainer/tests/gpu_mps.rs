@@ -16,6 +16,7 @@ use gpucontainer::{ErrorKind, GpuRequest};
 use mps::{Host, SOON, alive, half, image, one, own_user, possible, possible_in_containers, shared_memory};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,30 @@ fn a_lease_has_a_daemon_of_its_own_that_ends_with_it() {
     let start = Instant::now();
     lease.release().unwrap();
     eprintln!("released with its daemon: {:?}", start.elapsed());
+    host.check_clean("after the release");
+}
+
+/// Whatever its clients make among the pipes, and whenever.
+#[test]
+fn a_daemon_writes_nothing_to_the_host() {
+    if !possible() {
+        return;
+    }
+    let _leaks = common::Leaks::watch();
+    let (host, outside) = (Host::new("t4"), tempfile::tempdir().unwrap());
+    let lease = host.acquire(&one().mps(half())).unwrap();
+    let group = lease.mps().unwrap().unwrap();
+    let make = |path: &Path| host.ask(&group, &format!("make {}\n", path.display()));
+    let victim = outside.path().join("victim");
+    assert_eq!(make(&victim), "Read-only file system");
+    std::os::unix::fs::symlink(&victim, group.pipe_directory.join("planted")).unwrap();
+    let planted = make(Path::new("/proc/fs/pipe/planted"));
+    // Where the kernel protects links in directories of all users, it is the first to refuse.
+    assert!(["Read-only file system", "Permission denied"].contains(&planted.as_str()), "{planted}");
+    assert!(!victim.exists());
+    assert_eq!(make(Path::new("/proc/fs/pipe/own")), "made");
+    assert!(group.pipe_directory.join("own").exists());
+    lease.release().unwrap();
     host.check_clean("after the release");
 }
 

@@ -11,7 +11,7 @@ use common::Leaks;
 use gpucontainer::ErrorKind;
 use gpucontainer::net::{PortMapping, PortMode};
 use gpucontainer::sandbox::{Capability, Stdio};
-use scene::{Scene, SERVE, has_python};
+use scene::{SERVE, Scene, has_python};
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -200,7 +200,9 @@ while True:
         assert_eq!(seen, expected, "{binds}: {:?}", scene.sandbox.port_status());
         // Inside, by both addresses.
         for address in ["127.0.0.1", "::1"].iter().take(if binds == four { 1 } else { 2 }) {
-            let client = format!("import socket\ns = socket.create_connection(('{address}', 80)); s.sendall(b'x'); print(s.recv(99))");
+            let client = format!(
+                "import socket\ns = socket.create_connection(('{address}', 80)); s.sendall(b'x'); print(s.recv(99))"
+            );
             let client = scene.sandbox.exec(["/usr/bin/python3", "-c", &client]);
             let client = client.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Inherit).spawn().unwrap();
             let output = client.communicate(b"", Some(Duration::from_secs(20))).unwrap();

@@ -8,6 +8,8 @@
  *   nvidia-cuda-mps-control      sends commands, a line each, prints the answers; 1 if there is no daemon
  *   nvidia-cuda-mps-server       worse than the real one: stays when its daemon dies, and whatever signal it gets
  *
+ * Its daemon also knows the command "make PATH", and says why the file cannot be made.
+ *
  * With -c, which the real one does not have, it is a client: asks for a server as a program of CUDA does, prints its user,
  * and waits for the end of its standard input. The file mps-mode beside the program makes it fail: die, hang, old, deaf.
  */
@@ -118,6 +120,10 @@ static void command(char *text, char *answer) {
         if (device < 16 && limits[device][0]) sprintf(answer, "%s\n", limits[device]);
     } else if (sscanf(text, "start_server -uid %u", &user) == 1) {
         start_server(user);
+    } else if (strncmp(text, "make ", 5) == 0) {
+        int fd = open(text + 5, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        sprintf(answer, "%s\n", fd < 0 ? strerror(errno) : "made");
+        if (fd >= 0) close(fd);
     } else if (strcmp(text, "get_server_list") == 0) {
         if (server) sprintf(answer, "%d\n", server);
     } else {

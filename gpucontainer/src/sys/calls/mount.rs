@@ -210,6 +210,13 @@ impl Program<'_> {
         Ok(())
     }
 
+    /// `mount_setattr(2)`, of the mount at `path` and of all below it.
+    pub(crate) fn set_attributes_below(&mut self, path: &str, attributes: Attributes) -> Result<()> {
+        let path = self.text(path)?;
+        self.set_attributes_at(At::Cwd, path, RECURSIVE, attributes, None);
+        Ok(())
+    }
+
     fn set_attributes_at(&mut self, at: At, path: u64, bits: u32, attributes: Attributes, travel: Option<Travel>) {
         // struct mount_attr: attr_set, attr_clr, propagation, userns_fd
         let structure = self.words(&[attributes.bits(), 0, travel.map_or(0, travel_bits), 0]);

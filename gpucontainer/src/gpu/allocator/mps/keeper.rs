@@ -218,6 +218,8 @@ fn compile(
     let (shared, directory) = (belongings.shared_memory, belongings.group.1);
     let shared = program.clone_tree(At::Cwd, shared.as_os_str().as_bytes(), false)?;
     let directory = program.clone_tree(At::Cwd, directory.as_os_str().as_bytes(), false)?;
+    // A client that makes a link among the pipes cannot have the daemon, which is root's, write where the link leads.
+    program.set_attributes_below("/", Attributes { read_only: true, ..Attributes::default() })?;
     for (tree, target) in [(shared, SHARED_MEMORY), (directory, GROUP)] {
         program.set_attributes(tree, PLAIN, Some(Travel::Private), false)?;
         program.move_mount(tree, At::Cwd, target)?;
