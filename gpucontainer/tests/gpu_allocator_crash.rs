@@ -2,30 +2,24 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
+mod account;
 mod common;
 mod driver;
 mod fixture;
 
-use common::Ordinary;
-use common::until;
-use driver::FakeDriver;
+use account::{DRIVER, Host, Other, SOON, TABLE, allocator_of_parent};
+use common::{Ordinary, ended, until};
 use fixture::{Fixture, role, say};
-use gpucontainer::gpu::{DriverRoot, GpuAllocator, GpuStatus, Inventory, Wait};
+use gpucontainer::gpu::{DriverRoot, GpuAllocator, Inventory, Wait};
 use gpucontainer::sandbox::{SandboxBuilder, Stdio};
 use gpucontainer::{ErrorKind, GpuRequest};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// Where the other process finds its allocator's directory, and the host's driver.
-const TABLE: &str = "GPUC_TEST_TABLE";
-const DRIVER: &str = "GPUC_TEST_DRIVER";
-
-const SOON: Duration = Duration::from_secs(30);
 
 /// The storm: so many processes want these GPUs, one that holds some is killed so often, and so many in all. A slow
 /// machine takes longer for that, and gives up only where nothing moves.
@@ -36,82 +30,6 @@ const STORM: Duration = Duration::from_secs(180);
 
 fn one() -> GpuRequest {
     GpuRequest::count(1)
-}
-
-/// A machine, and an account that every user may use.
-struct Host {
-    driver: FakeDriver,
-    table: tempfile::TempDir,
-    allocator: GpuAllocator,
-}
-
-impl Host {
-    fn new(name: &str) -> Self {
-        let driver = FakeDriver::new(name);
-        let table = tempfile::Builder::new().prefix("gpuc-table.").tempdir_in("/dev/shm").unwrap();
-        std::fs::set_permissions(table.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let allocator = allocator(&table.path().join("gpu"), driver.path());
-        Self { driver, table, allocator }
-    }
-
-    fn status(&self) -> GpuStatus {
-        self.allocator.status().unwrap()
-    }
-
-    /// This test program again, which will do as `role` says, below another program if one is given.
-    fn start(&self, role: &str, below: &[&str]) -> Other {
-        let fixture = std::env::current_exe().unwrap();
-        let mut words = below.iter().map(|word| std::ffi::OsString::from(*word)).chain([fixture.into_os_string()]);
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).args(["--exact", "other_process", "--ignored", "--nocapture"]);
-        command.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", role);
-        self.spawn(command)
-    }
-
-    fn spawn(&self, mut command: Command) -> Other {
-        command.env(TABLE, self.allocator.path()).env(DRIVER, self.driver.path());
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Other { child, lines }
-    }
-}
-
-fn allocator(table: &Path, driver: &Path) -> GpuAllocator {
-    GpuAllocator::at(table).unwrap().driver_root(DriverRoot::new(driver)).respect_outer(false)
-}
-
-/// In the other process: the allocator of the test that started it.
-fn allocator_of_parent() -> GpuAllocator {
-    let path = |name| PathBuf::from(std::env::var_os(name).unwrap());
-    allocator(&path(TABLE), &path(DRIVER))
-}
-
-/// Another process, killed when dropped.
-struct Other {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Other {
-    /// The rest of the line that begins with the word.
-    fn said(&mut self, word: &str) -> String {
-        let mut lines = self.lines.by_ref().map(Result::unwrap);
-        let found = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().to_owned()));
-        found.unwrap_or_else(|| panic!("the other process ended before it said {word:?}"))
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]
@@ -191,15 +109,15 @@ fn a_killed_holder_s_gpu_goes_to_the_next_who_waits_and_a_killed_waiter_is_passe
     }
     let leaks = common::Leaks::watch();
     let host = Host::new("t4");
-    let mut holder = host.start("hold", &[]);
+    let mut holder = host.start("hold", &[], &[]);
     holder.said("holds");
-    let mut waiter = host.start("hold", &[]);
-    until("the first waits", SOON, || host.status().waiting.len() == 1);
+    let mut waiter = host.start("hold", &[], &[]);
+    until("the first waits", SOON, || host.allocator.status().unwrap().waiting.len() == 1);
     std::thread::scope(|scope| {
         let next = scope.spawn(|| host.allocator.acquire(&one(), Wait::at_most(SOON)).unwrap());
-        until("the second waits", SOON, || host.status().waiting.len() == 2);
+        until("the second waits", SOON, || host.allocator.status().unwrap().waiting.len() == 2);
         waiter.kill();
-        until("the killed one waits no more", SOON, || host.status().waiting.len() == 1);
+        until("the killed one waits no more", SOON, || host.allocator.status().unwrap().waiting.len() == 1);
         holder.kill();
         drop(next.join().unwrap());
     });
@@ -214,11 +132,11 @@ fn leases_hold_across_pid_namespaces() {
         return;
     }
     let host = Host::new("t4");
-    let mut inside = host.start("hold", &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let mut inside = host.start("hold", &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"], &[]);
     inside.said("holds");
     let error = host.allocator.acquire(&one(), Wait::none()).unwrap_err();
     assert!(error.to_string().contains("0 of 1 free: 1 leased by process 1 ("), "{error}");
-    let [lease] = &host.status().leases[..] else { panic!("one lease") };
+    let [lease] = &host.allocator.status().unwrap().leases[..] else { panic!("one lease") };
     let own = std::fs::read_link("/proc/self/ns/pid").unwrap();
     assert_ne!(Path::new(&lease.pid_namespace), own);
     inside.kill();
@@ -244,7 +162,7 @@ fn users_share_one_account_and_cannot_touch_each_other_s_leases() {
     let environment = [(INVENTORY, inventory.as_os_str()), (TABLE, host.allocator.path().as_os_str())];
     let test = "users_share_one_account_and_cannot_touch_each_other_s_leases";
     Ordinary::nobody().run(test, &environment);
-    assert_eq!(host.status().leases.len(), 1, "the dead leases of the other user count no more");
+    assert_eq!(host.allocator.status().unwrap().leases.len(), 1, "the dead leases of the other user count no more");
     drop(host.allocator.acquire(&GpuRequest::count(2), Wait::none()).unwrap());
     drop(lease);
 }
@@ -353,15 +271,6 @@ fn whoever_is_killed_while_it_attaches_leaves_nothing() {
     leaks.check();
 }
 
-/// Whether a process has ended, or does nothing but end: then its files are being closed.
-fn ended(pid: u32) -> bool {
-    const EXITING: u64 = 4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    matches!(fields[0], "Z" | "X") || fields[6].parse::<u64>().unwrap() & EXITING != 0
-}
-
 fn clock() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
 }
@@ -414,7 +323,7 @@ fn no_gpu_is_given_twice_in_a_storm_of_processes_that_are_killed() {
     std::fs::write(host.table.path().join("holders"), [0; 32]).unwrap();
     let log = host.table.path().join("log");
     std::fs::write(&log, "").unwrap();
-    let mut others: Vec<Other> = (0..PROCESSES).map(|_| host.start("storm", &[])).collect();
+    let mut others: Vec<Other> = (0..PROCESSES).map(|_| host.start("storm", &[], &[])).collect();
     let grants =
         |log: &Path| std::fs::read_to_string(log).unwrap().lines().filter(|line| line.starts_with('G')).count();
     until("all take part", STORM, || grants(&log) > PROCESSES);
@@ -432,7 +341,7 @@ fn no_gpu_is_given_twice_in_a_storm_of_processes_that_are_killed() {
             let other = &mut others[other];
             kills.push((clock(), other.child.id()));
             other.kill();
-            *other = host.start("storm", &[]);
+            *other = host.start("storm", &[], &[]);
         }
         std::thread::sleep(PERIOD);
     }

@@ -154,7 +154,7 @@ fn each_grant_brings_its_own_parts_of_the_driver() {
     // With a loader that has a cache, which is the container's own then.
     let fixture = gpu_machine::Fixture::new("l40s-pair");
     let image = fixture.commit(fixture.debian().symlink("busybox", "/bin/find").symlink("busybox", "/bin/grep"));
-    let sandbox = fixture.sandbox(&image, "void", "while read -r line; do :; done").stdin(Stdio::Piped);
+    let sandbox = fixture.waiting(&image, "void");
     let sandbox = sandbox.spawn().unwrap();
     let empty = inside(&sandbox);
     let with = |index: u32, part: DriverCapability| {

@@ -9,18 +9,11 @@ mod gpu_machine;
 
 use gpu_machine::{Fixture, possible};
 use gpucontainer::gpu::{GpuAllocator, GpuLease, Wait};
-use gpucontainer::image::Image;
-use gpucontainer::sandbox::{SandboxBuilder, Stdio};
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Sandbox};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// A sandbox that waits for its standard input to end.
-fn waiting(fixture: &Fixture, image: &Image, gpus: &str) -> SandboxBuilder {
-    fixture.sandbox(image, gpus, "while read -r line; do :; done").stdin(Stdio::Piped)
-}
 
 /// A name that no other run of the tests uses meanwhile.
 fn name(word: &str) -> String {
@@ -68,8 +61,8 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("dgx-a100");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
-    let own = waiting(&fixture, &image, "7").name(name("own")).spawn().unwrap();
-    let other = waiting(&fixture, &image, "void").name(name("other")).spawn().unwrap();
+    let own = fixture.waiting(&image, "7").name(name("own")).spawn().unwrap();
+    let other = fixture.waiting(&image, "void").name(name("other")).spawn().unwrap();
     let few = descriptors(&own);
     let before = SystemTime::now();
     let first = own.attach_gpus(&one(0), Wait::none()).unwrap();
@@ -87,7 +80,7 @@ fn what_is_attached_is_nobody_else_s_until_it_is_detached() {
     // Others are told who has it: those who start, those who attach, and those who lease.
     let request = GpuRequest::uuids(&first.gpus).unwrap();
     let refused = [
-        waiting(&fixture, &image, "0").spawn().map(drop),
+        fixture.waiting(&image, "0").spawn().map(drop),
         other.attach_gpus(&one(0), Wait::none()).map(drop),
         allocator.acquire(&request, Wait::none()).map(drop),
         other.attach_gpus(&GpuRequest::count(5), Wait::none()).map(drop),
@@ -134,7 +127,7 @@ fn an_attachment_that_fails_leaves_no_lease() {
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("t4");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
-    let sandbox = waiting(&fixture, &image, "void").spawn().unwrap();
+    let sandbox = fixture.waiting(&image, "void").spawn().unwrap();
     let first_name = sandbox.name().to_owned();
     let few = descriptors(&sandbox);
     // Found after the lease was handed on: the container has something of its own in the place of a node.
@@ -159,7 +152,7 @@ fn an_attachment_that_fails_leaves_no_lease() {
     if let (Some(own), true) = (own, devices.is_dir()) {
         let other = devices.join(own);
         // It was made for the attachments before, and is the sandbox's.
-        let sandbox = waiting(&fixture, &image, "void").spawn().unwrap();
+        let sandbox = fixture.waiting(&image, "void").spawn().unwrap();
         let group = other.file_name().unwrap().to_str().unwrap();
         let place = other.with_file_name(group.replace(&first_name, sandbox.name()));
         std::fs::create_dir_all(place.join("inner")).unwrap();
@@ -185,13 +178,11 @@ fn an_attachment_waits_for_its_turn_if_it_may() {
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("t4");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
-    let first = waiting(&fixture, &image, "0").spawn().unwrap();
-    let second = waiting(&fixture, &image, "void").name(name("second")).spawn().unwrap();
+    let first = fixture.waiting(&image, "0").spawn().unwrap();
+    let second = fixture.waiting(&image, "void").name(name("second")).spawn().unwrap();
     let late = second.attach_gpus(&one(0), Wait::at_most(Duration::from_millis(50))).unwrap_err();
     assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
-    let in_line = |number: usize| {
-        common::until("requests in line", SOON, || allocator.status().unwrap().waiting.len() == number);
-    };
+    let in_line = |number: usize| driver::until_waiting(&allocator, number);
     let cancel = Cancel::new();
     std::thread::scope(|scope| {
         let given_up = scope.spawn(|| second.attach_gpus(&one(0), Wait::forever().cancel(&cancel)));
@@ -232,7 +223,7 @@ fn a_lease_of_the_caller_s_is_the_sandbox_s_as_long_as_it_is_attached() {
             .unwrap()
     };
     let (at_start, later) = (own(0), own(1));
-    let sandbox = waiting(&fixture, &image, "void").gpu_lease(&at_start).spawn().unwrap();
+    let sandbox = fixture.waiting(&image, "void").gpu_lease(&at_start).spawn().unwrap();
     let grant = sandbox.attach_lease(&later).unwrap();
     assert_eq!(grant.gpus, later.gpus());
     assert_eq!(sandbox.gpus(), [at_start.gpus(), later.gpus()].concat());

@@ -83,8 +83,7 @@ fn waiting(fixture: &Fixture) -> Sandbox {
         builder = builder.directory(directory, 0o755);
     }
     let image = fixture.commit(builder.directory(format!("/{}", library_directory()), 0o755));
-    let sandbox = fixture.sandbox(&image, "void", "while read -r line; do :; done");
-    sandbox.stdin(Stdio::Piped).stdout(Stdio::Null).stderr(Stdio::Null).spawn().unwrap()
+    fixture.waiting(&image, "void").stdout(Stdio::Null).stderr(Stdio::Null).spawn().unwrap()
 }
 
 fn ask(sandbox: &Sandbox, script: &str) -> String {

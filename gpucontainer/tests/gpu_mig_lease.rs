@@ -341,7 +341,7 @@ fn a_device_in_use_stays_is_offered_to_nobody_and_tried_again() {
     let whole = GpuRequest::count(1).mig_profile("7g.40gb");
     std::thread::scope(|scope| {
         let next = scope.spawn(|| machine.allocator.acquire(&whole, Wait::at_most(SOON)).unwrap());
-        until("it waits", SOON, || machine.allocator.status().unwrap().waiting.len() == 1);
+        driver::until_waiting(&machine.allocator, 1);
         processes(json!([]));
         next.join().unwrap().release().unwrap();
     });

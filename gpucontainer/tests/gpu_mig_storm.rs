@@ -6,7 +6,7 @@ mod common;
 mod driver;
 mod mig;
 
-use common::{Leaks, until};
+use common::{Leaks, ended, until};
 use driver::split_a100;
 use gpucontainer::GpuRequest;
 use gpucontainer::gpu::{GpuAllocator, Wait};
@@ -59,15 +59,6 @@ fn storm_of_one(allocator: &GpuAllocator) {
         }
         drop(lease);
     }
-}
-
-/// Whether a process has ended, or does nothing but end: then its files are being closed.
-fn ended(pid: u32) -> bool {
-    const EXITING: u64 = 4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    matches!(fields[0], "Z" | "X") || fields[6].parse::<u64>().unwrap() & EXITING != 0
 }
 
 #[test]

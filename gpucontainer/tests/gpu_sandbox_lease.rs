@@ -9,18 +9,12 @@ mod gpu_machine;
 
 use gpu_machine::{Fixture, possible, run};
 use gpucontainer::gpu::{ForeignProcesses, Wait};
-use gpucontainer::image::Image;
-use gpucontainer::sandbox::{Mount, SandboxBuilder, Stdio};
+use gpucontainer::sandbox::Mount;
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result, Sandbox};
 use std::net::TcpListener;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// A sandbox that waits for its standard input to end.
-fn waiting(fixture: &Fixture, image: &Image, gpus: &str) -> SandboxBuilder {
-    fixture.sandbox(image, gpus, "while read -r line; do :; done").stdin(Stdio::Piped)
-}
 
 fn refusal(start: Result<Sandbox>) -> String {
     let error = start.unwrap_err();
@@ -36,7 +30,7 @@ fn a_gpu_of_a_sandbox_is_nobody_else_s_until_it_ends() {
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("l40s-pair");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
-    let first = waiting(&fixture, &image, "1").spawn().unwrap();
+    let first = fixture.waiting(&image, "1").spawn().unwrap();
     let lease = first.gpu_lease().unwrap();
     assert_eq!((lease.gpus(), 1), (&first.gpus()[..], first.gpus().len()));
     let [held] = &allocator.status().unwrap().leases[..] else { panic!("one lease") };
@@ -44,16 +38,16 @@ fn a_gpu_of_a_sandbox_is_nobody_else_s_until_it_ends() {
     drop(lease);
     // Who counts gets the other, who names it or wants all is told who has it.
     let one = GpuRequest::count(1).foreign_processes(ForeignProcesses::Ignore);
-    let second = waiting(&fixture, &image, "0").gpus(one.clone()).spawn().unwrap();
+    let second = fixture.waiting(&image, "0").gpus(one.clone()).spawn().unwrap();
     assert_ne!(first.gpus(), second.gpus());
     let holder = format!("leased by process {}", std::process::id());
     for gpus in ["1", "all", "0,1"] {
-        let why = refusal(waiting(&fixture, &image, gpus).spawn());
+        let why = refusal(fixture.waiting(&image, gpus).spawn());
         assert!(why.contains(&holder), "{gpus}: {why}");
     }
-    assert!(refusal(waiting(&fixture, &image, "0").gpus(one).spawn()).contains("0 of 2 free"));
+    assert!(refusal(fixture.waiting(&image, "0").gpus(one).spawn()).contains("0 of 2 free"));
     // Without a lease nothing is looked at, and nothing taken.
-    let beside = waiting(&fixture, &image, "none").gpus_unleased("1".parse().unwrap()).spawn().unwrap();
+    let beside = fixture.waiting(&image, "none").gpus_unleased("1".parse().unwrap()).spawn().unwrap();
     assert!(beside.gpus() == first.gpus() && beside.gpu_lease().is_none());
     beside.close().unwrap();
     assert_eq!(allocator.status().unwrap().leases.len(), 2);
@@ -90,16 +84,16 @@ fn the_next_waits_until_the_memory_of_a_sandbox_is_back() {
     ];
     for (way, end) in ends {
         use_memory(0);
-        let sandbox = waiting(&fixture, &image, "0").spawn().unwrap();
+        let sandbox = fixture.waiting(&image, "0").spawn().unwrap();
         use_memory(8 << 30);
         end(sandbox);
         common::until("the lease ends", SOON, || allocator.status().unwrap().leases.is_empty());
         assert_eq!(allocator.status().unwrap().returning.len(), 1, "{way}");
-        let why = refusal(waiting(&fixture, &image, "0").spawn());
+        let why = refusal(fixture.waiting(&image, "0").spawn());
         assert!(why.contains("1 whose memory is not back from the last lease"), "{way}: {why}");
         let next = std::thread::scope(|scope| {
-            let next = scope.spawn(|| waiting(&fixture, &image, "0").gpu_wait(Wait::at_most(SOON)).spawn().unwrap());
-            common::until("it waits", SOON, || allocator.status().unwrap().waiting.len() == 1);
+            let next = scope.spawn(|| fixture.waiting(&image, "0").gpu_wait(Wait::at_most(SOON)).spawn().unwrap());
+            driver::until_waiting(&allocator, 1);
             use_memory(0);
             next.join().unwrap()
         });
@@ -119,7 +113,7 @@ fn the_last_variable_of_a_name_says_which_gpus_are_leased() {
     let machine = fixture.driver.gpus();
     let uuid = |index: usize| machine[index]["uuid"].as_str().unwrap().to_owned();
     let asked = |value: Option<&str>| {
-        let builder = waiting(&fixture, &image, "none").gpus(GpuRequest::as_image_says());
+        let builder = fixture.waiting(&image, "none").gpus(GpuRequest::as_image_says());
         value.map_or(builder.clone(), |value| builder.env("NVIDIA_VISIBLE_DEVICES", value)).spawn()
     };
     let of_image = asked(None).unwrap();
@@ -176,17 +170,15 @@ fn a_start_waits_for_its_turn_if_it_may() {
     let _leaks = common::Leaks::watch();
     let fixture = Fixture::new("t4");
     let (image, allocator) = (fixture.commit(fixture.debian()), fixture.allocator());
-    let first = waiting(&fixture, &image, "0").spawn().unwrap();
-    let late = waiting(&fixture, &image, "0").gpu_wait(Wait::at_most(Duration::from_millis(50))).spawn().unwrap_err();
+    let first = fixture.waiting(&image, "0").spawn().unwrap();
+    let late = fixture.waiting(&image, "0").gpu_wait(Wait::at_most(Duration::from_millis(50))).spawn().unwrap_err();
     assert_eq!(late.kind(), ErrorKind::TimedOut, "{late}");
     let cancel = Cancel::new();
     let queued = |wait: Wait| {
-        let builder = waiting(&fixture, &image, "0").gpu_wait(wait);
+        let builder = fixture.waiting(&image, "0").gpu_wait(wait);
         std::thread::spawn(move || builder.spawn())
     };
-    let in_line = |number: usize| {
-        common::until("requests in line", SOON, || allocator.status().unwrap().waiting.len() == number);
-    };
+    let in_line = |number: usize| driver::until_waiting(&allocator, number);
     let given_up = queued(Wait::at_most(SOON).cancel(&cancel));
     in_line(1);
     cancel.cancel();
@@ -224,12 +216,12 @@ fn another_name_for_a_gpu_is_no_way_round_its_lease() {
     std::fs::write(directory.join("example.yaml"), spec).unwrap();
     let device = |name: &str| {
         let request = GpuRequest::named([format!("example.com/accelerator={name}")]).unwrap();
-        waiting(&fixture, &image, "none").gpus(request.cdi_directories([&directory]))
+        fixture.waiting(&image, "none").gpus(request.cdi_directories([&directory]))
     };
     let uuid = machine[1]["uuid"].as_str().unwrap();
     let named = device("fast").spawn().unwrap();
     assert_eq!(named.gpu_lease().unwrap().gpus(), [uuid]);
-    let why = refusal(waiting(&fixture, &image, "1").spawn());
+    let why = refusal(fixture.waiting(&image, "1").spawn());
     assert!(why.contains("leased by process"), "{why}");
     refusal(device("fast").spawn());
     // What is no GPU of the host is not the allocator's to lease.
@@ -239,7 +231,7 @@ fn another_name_for_a_gpu_is_no_way_round_its_lease() {
         sandbox.close().unwrap();
     }
     named.close().unwrap();
-    let plain = waiting(&fixture, &image, "1").spawn().unwrap();
+    let plain = fixture.waiting(&image, "1").spawn().unwrap();
     refusal(device("fast").spawn());
     plain.close().unwrap();
     assert_eq!(driver::slots(&allocator), [""; 0]);

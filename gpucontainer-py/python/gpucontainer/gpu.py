@@ -9,11 +9,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from . import _native
 from ._native import Cancel
+from .closing import Closing
 from .host import Gpu, _gpu
 from .xid import XidEvent
 
@@ -267,7 +267,7 @@ def _time(age: float | None) -> str:
     return "?" if age is None else str(datetime.timedelta(seconds=int(age)))
 
 
-class GpuLease:
+class GpuLease(Closing):
     """GPUs that are the holder's; made by :meth:`GpuAllocator.acquire`.
 
     Leaving a ``with`` block gives them up. Dropping the last reference does so too, unless a sandbox that was started
@@ -325,19 +325,11 @@ class GpuLease:
         """Turns the lease into a descriptor that holds it, in whatever process, until its last copy is closed."""
         return self._handle.descriptor()
 
-    def __enter__(self) -> GpuLease:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<gpucontainer.GpuLease {self._id} {self._description}>"
 
 
-class GpuTicket:
+class GpuTicket(Closing):
     """A place in the queue for GPUs; made by :meth:`GpuAllocator.enqueue`.
 
     Leaving a ``with`` block, or dropping it, gives the place up. A lease that it gave lives on.
@@ -362,14 +354,6 @@ class GpuTicket:
     def close(self) -> None:
         """Gives the place up. A second time does nothing."""
         self._handle.close()
-
-    def __enter__(self) -> GpuTicket:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class GpuGrant:

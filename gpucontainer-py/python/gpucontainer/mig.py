@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from . import _native
+from .closing import Closing
 from .host import MigDevice, _mig_device
 
 
-class MigLease:
+class MigLease(Closing):
     """A MIG device that is the holder's; made by :meth:`MigDevices.acquire`.
 
     Leaving a ``with`` block gives it back, and so does dropping the last reference. If the holder dies, the device stays
@@ -60,14 +60,6 @@ class MigLease:
     def close(self) -> None:
         """Gives the device back without a word about errors."""
         self._handle.close()
-
-    def __enter__(self) -> MigLease:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<gpucontainer.MigLease {self.uuid} ({self._device.profile}) of {self._gpu}>"

@@ -2,159 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import io
 import ipaddress
 import json
 import os
-import selectors
-import signal as signals
 import socket
-import subprocess
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import IO, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal
 
 from . import _native
 from ._native import Cancel, Image, ImageStore
-from .errors import TimedOutError
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
+from .limits import UNLIMITED, IoLimit, Limits, Mount, _Path
+from .options import _gpus, _options, _port, _words
+from .process import DEVNULL, PIPE, ExitStatus, Output, Process, _Running, _Stream
 
-#: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
-PIPE = subprocess.PIPE
-DEVNULL = subprocess.DEVNULL
-
-_Stream: TypeAlias = int | IO[Any] | None
-_Path: TypeAlias = str | os.PathLike[str]
-
-#: No limit, where a limit is a number.
-UNLIMITED = 2**64 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ExitStatus:
-    """How a process ended."""
-
-    #: The exit code, if it ended by itself.
-    code: int | None
-    #: The signal that killed it, if one did.
-    signal: int | None
-    #: Whether something in the sandbox was killed because it was at its memory limit.
-    oom_killed: bool
-
-    @property
-    def success(self) -> bool:
-        """Whether it ended by itself with exit code 0."""
-        return self.code == 0
-
-    @property
-    def returncode(self) -> int:
-        """The exit code, or the signal's number below zero, as ``subprocess`` has it."""
-        return self.code if self.code is not None else -(self.signal or 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """What a process wrote, and how it ended."""
-
-    stdout: bytes
-    stderr: bytes
-    status: ExitStatus
-
-
-@dataclasses.dataclass(frozen=True)
-class IoLimit:
-    """What processes may do with one block device, a whole disk, at most; what is None has no limit."""
-
-    major: int
-    minor: int
-    #: Bytes a second.
-    read_bytes: int | None = None
-    write_bytes: int | None = None
-    #: Operations a second.
-    read_operations: int | None = None
-    write_operations: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What processes in a sandbox may use at most; what is None has no limit."""
-
-    #: Bytes of memory, page cache included.
-    memory: int | None = None
-    #: Bytes of swap.
-    swap: int | None = None
-    #: Bytes of memory above which processes are slowed down.
-    memory_high: int | None = None
-    #: Bytes of memory that are protected from being reclaimed.
-    memory_low: int | None = None
-    #: Processor time, in cores, for example 1.5.
-    cpus: float | None = None
-    #: The share of processor time when it is short, 1 to 10,000; 100 is normal.
-    cpu_weight: int | None = None
-    #: The processors that may be used, as in ``0-3,8``.
-    cpuset_cpus: str | None = None
-    #: The memory nodes that may be used, as in ``0-1``.
-    cpuset_mems: str | None = None
-    #: Processes and threads.
-    pids: int | None = None
-    #: The share of block devices when they are busy, 1 to 10,000; 100 is normal.
-    io_weight: int | None = None
-    #: Bytes of huge pages, by page size in bytes.
-    hugetlb: Mapping[int, int] | None = None
-    #: Rates of block devices.
-    io: Sequence[IoLimit] | None = None
-    #: Control files of this host's version of control groups, and what is written into them as it stands.
-    raw: Mapping[str, str] | None = None
-
-    def _fields(self) -> dict[str, object]:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.hugetlb is not None:
-            fields["hugetlb"] = list(self.hugetlb.items())
-        if self.io is not None:
-            fields["io"] = [dataclasses.astuple(device) for device in self.io]
-        if self.raw is not None:
-            fields["raw"] = list(self.raw.items())
-        return {name: value for name, value in fields.items() if value is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Mount:
-    """A mount; made by :meth:`bind`, :meth:`volume` or :meth:`tmpfs`."""
-
-    kind: Literal["bind", "volume", "tmpfs"]
-    source: str
-    target: str
-    size: int | None = None
-    read_only: bool = False
-    recursive: bool = True
-    executable: bool = True
-    propagation: Literal["private", "slave", "shared"] = "private"
-
-    @staticmethod
-    def bind(
-        source: _Path,
-        target: str,
-        *,
-        read_only: bool = False,
-        recursive: bool = True,
-        executable: bool = True,
-        propagation: Literal["private", "slave", "shared"] = "private",
-    ) -> Mount:
-        """Shows a file or directory of the host, with what is mounted below it."""
-        return Mount("bind", os.fspath(source), target, None, read_only, recursive, executable, propagation)
-
-    @staticmethod
-    def volume(name: str, target: str, *, read_only: bool = False, executable: bool = True) -> Mount:
-        """Shows a directory of the image store that outlives sandboxes, made when first named."""
-        return Mount("volume", name, target, read_only=read_only, executable=executable)
-
-    @staticmethod
-    def tmpfs(target: str, *, size: int | None = None, executable: bool = True) -> Mount:
-        """Makes an empty file system in memory, which counts as the sandbox's memory."""
-        return Mount("tmpfs", "", target, size, executable=executable)
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "UNLIMITED",
+    "ExitStatus",
+    "IoLimit",
+    "Limits",
+    "Mount",
+    "Output",
+    "Port",
+    "Process",
+    "Sandbox",
+    "collect_abandoned",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,189 +50,6 @@ class Port:
     bytes_out: int
     #: Why the last connection that was reset was.
     last_error: str | None
-
-
-class _Handle(Protocol):
-    def fileno(self) -> int: ...
-    def pid(self) -> int: ...
-    def wait(self, timeout: float | None) -> tuple[int | None, int | None, bool] | None: ...
-    def kill(self, signal: int) -> None: ...
-    def take_stream(self, stream: int) -> int | None: ...
-    def take_terminal(self) -> int | None: ...
-
-
-class _Running:
-    """What a sandbox and a further process in it have in common."""
-
-    #: The writing end of standard input, if that is piped.
-    stdin: io.BufferedWriter | None
-    #: The reading end of standard output, if that is piped.
-    stdout: io.BufferedReader | None
-    #: The reading end of standard error, if that is piped.
-    stderr: io.BufferedReader | None
-    #: The master of the terminal, if one was asked for.
-    terminal: io.FileIO | None
-    #: How it ended, once that was seen.
-    status: ExitStatus | None
-
-    def __init__(self, handle: _Handle) -> None:
-        self._running = handle
-        self._pid = handle.pid()
-        self.status = None
-        numbers = [handle.take_stream(stream) for stream in range(3)]
-        terminal = handle.take_terminal()
-        self.stdin = None if numbers[0] is None else open(numbers[0], "wb")
-        self.stdout = None if numbers[1] is None else open(numbers[1], "rb")
-        self.stderr = None if numbers[2] is None else open(numbers[2], "rb")
-        self.terminal = None if terminal is None else open(terminal, "r+b", buffering=0)
-
-    @property
-    def pid(self) -> int:
-        """The process id, as the host sees it; 0 if the process had ended before it could be asked."""
-        return self._pid
-
-    @property
-    def returncode(self) -> int | None:
-        """As ``subprocess`` has it: None until :meth:`wait` or :meth:`poll` has seen the end."""
-        return None if self.status is None else self.status.returncode
-
-    def fileno(self) -> int:
-        """A descriptor that becomes readable when the process has ended, for ``select`` and event loops."""
-        return self._running.fileno()
-
-    def _look(self, timeout: float | None) -> ExitStatus | None:
-        if self.status is None:
-            ended = self._running.wait(timeout)
-            if ended is not None:
-                self.status = ExitStatus(*ended)
-        return self.status
-
-    def poll(self) -> ExitStatus | None:
-        """How it ended, or None if it still runs."""
-        return self._look(0)
-
-    def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Waits until it has ended, at most ``timeout`` seconds; :class:`TimedOutError` after that."""
-        status = self._look(timeout)
-        if status is None:
-            raise TimedOutError(f"process {self.pid} did not end in {timeout} seconds")
-        return status
-
-    async def wait_async(self) -> ExitStatus:
-        """Waits until it has ended, while the event loop goes on. No thread is used."""
-        status = self.poll()
-        if status is not None:
-            return status
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        # A descriptor of its own: others may wait for the same process.
-        descriptor = os.dup(self.fileno())
-
-        def ended() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        loop.add_reader(descriptor, ended)
-        try:
-            await future
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-        return self.wait()
-
-    def kill(self, signal: int = signals.SIGKILL) -> None:
-        """Sends a signal. A process that has ended already is no error."""
-        self._running.kill(int(signal))
-
-    def terminate(self) -> None:
-        """Sends SIGTERM."""
-        self.kill(signals.SIGTERM)
-
-    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> Output:
-        """Writes ``input`` to standard input and closes it, collects what is piped, and waits.
-
-        After ``timeout`` seconds :class:`TimedOutError` is raised, and the process still runs.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        parts: dict[IO[bytes], list[bytes]] = {}
-        left = memoryview(input or b"")
-        with selectors.DefaultSelector() as selector:
-            if self.stdin is not None and not self.stdin.closed:
-                self.stdin.flush()
-                os.set_blocking(self.stdin.fileno(), False)
-                selector.register(self.stdin, selectors.EVENT_WRITE)
-            elif left:
-                raise ValueError("input was given, but standard input is not piped")
-            for stream in (self.stdout, self.stderr):
-                if stream is not None and not stream.closed:
-                    parts[stream] = []
-                    selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                ready = selector.select(None if end is None else max(0.0, end - time.monotonic()))
-                if not ready and end is not None and time.monotonic() >= end:
-                    raise TimedOutError(f"process {self.pid} did not end in {timeout} seconds")
-                for key, _ in ready:
-                    if key.fileobj is self.stdin:
-                        try:
-                            left = left[os.write(key.fd, left[:_CHUNK]) if left else 0 :]
-                        except BlockingIOError:
-                            continue
-                        except BrokenPipeError:
-                            left = left[:0]
-                        if not left:
-                            selector.unregister(key.fileobj)
-                            self._close_stdin()
-                    else:
-                        data = os.read(key.fd, _CHUNK)
-                        assert isinstance(key.fileobj, io.BufferedReader)
-                        if data:
-                            parts[key.fileobj].append(data)
-                        else:
-                            selector.unregister(key.fileobj)
-                            key.fileobj.close()
-        status = self.wait(None if end is None else max(0.0, end - time.monotonic()))
-        out = b"".join(parts.get(self.stdout, [])) if self.stdout is not None else b""
-        err = b"".join(parts.get(self.stderr, [])) if self.stderr is not None else b""
-        return Output(out, err, status)
-
-    def _close_stdin(self) -> None:
-        if self.stdin is not None:
-            try:
-                self.stdin.close()
-            except BrokenPipeError:
-                # The process ended without reading what was buffered.
-                pass
-
-    def _close_streams(self) -> None:
-        self._close_stdin()
-        for stream in (self.stdout, self.stderr, self.terminal):
-            if stream is not None:
-                stream.close()
-
-
-#: What a pipe holds.
-_CHUNK = 65536
-
-
-class Process(_Running):
-    """A further process in a sandbox, started by :meth:`Sandbox.exec`. Leaving a ``with`` block kills it."""
-
-    def __init__(self, handle: _native._Process) -> None:
-        self._handle = handle
-        super().__init__(handle)
-
-    def close(self) -> None:
-        """Kills the process, if it still runs, and closes its streams."""
-        self._close_streams()
-        self._handle.close()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def collect_abandoned(store: ImageStore) -> None:
@@ -596,97 +289,5 @@ class Sandbox(_Running):
         self._close_streams()
         self._handle.close()
 
-    def __enter__(self) -> Sandbox:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<gpucontainer.Sandbox {self.name} {self.status or 'running'}>"
-
-
-def _words(name: str, value: Sequence[str]) -> list[str]:
-    if isinstance(value, str):
-        raise TypeError(f"{name} is a list of words, not one string")
-    return list(value)
-
-
-def _stream(value: _Stream) -> str | int:
-    if value == PIPE:
-        return "pipe"
-    if value == DEVNULL:
-        return "null"
-    if isinstance(value, int):
-        return value
-    assert value is not None
-    return value.fileno()
-
-
-def _options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the native half wants of the arguments; those that are None are left out."""
-    given = {name: value for name, value in arguments.items() if value is not None}
-    for name in ("self", "image", "__class__", "min_gpu_memory", "lease_gpus"):
-        given.pop(name, None)
-    limits = given.pop("limits", None) or Limits()
-    own = {name: given.pop(name) for name in ("memory", "cpus", "pids") if name in given}
-    limits = dataclasses.replace(limits, **own)
-    if limits != Limits():
-        given["limits"] = limits._fields()
-    for name in ("command", "entrypoint", "add_capabilities", "drop_capabilities"):
-        if name in given:
-            given[name] = _words(name, given[name])
-    if "ALL" in (name.upper() for name in given.get("drop_capabilities", [])):
-        # First everything goes, then what is added comes back.
-        del given["drop_capabilities"]
-        given = {"drop_all_capabilities": True, **given}
-    for name in ("env", "sysctls"):
-        if name in given:
-            given[name] = list(given[name].items())
-    if "user" in given:
-        given["user"] = str(given["user"])
-    for name in ("stdin", "stdout", "stderr"):
-        if name in given:
-            given[name] = _stream(given[name])
-    if "mounts" in given:
-        given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
-    if "ports" in given:
-        given["ports"] = [_port(*port) for port in given["ports"].items()]
-    if isinstance(given.get("gpus"), GpuLease):
-        given["gpu_lease"] = given.pop("gpus")._handle
-    if "gpus" in given:
-        wanted = _gpus(given.pop("gpus"), arguments.get("min_gpu_memory", 0))
-        given["gpus" if arguments.get("lease_gpus", True) else "gpus_unleased"] = wanted
-    if "gpu_allocator" in given:
-        given["gpu_allocator"] = given["gpu_allocator"]._handle
-    if "seccomp" in given:
-        profile = given.pop("seccomp")
-        if isinstance(profile, Mapping):
-            given["seccomp_json"] = json.dumps(profile)
-        else:
-            given["seccomp_file"] = profile
-    if "resource_limits" in given:
-        pairs = (
-            (name, value if isinstance(value, tuple) else (value, value))
-            for name, value in given["resource_limits"].items()
-        )
-        given["resource_limits"] = [(name, soft, hard) for name, (soft, hard) in pairs]
-    return given
-
-
-def _gpus(wanted: int | str | Sequence[str] | GpuRequest, free: int) -> dict[str, Any]:
-    if not isinstance(wanted, GpuRequest):
-        wanted = GpuRequest(wanted, min_free_memory=free)
-    elif free:
-        raise TypeError("min_gpu_memory is said by the request for GPUs itself, as min_free_memory")
-    return wanted._fields()
-
-
-def _port(
-    container_port: int, host: int | tuple[str, int]
-) -> tuple[int, ipaddress.IPv4Address | ipaddress.IPv6Address | None, int]:
-    if isinstance(host, int):
-        return container_port, None, host
-    return container_port, ipaddress.ip_address(host[0]), host[1]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Literal
 
 from . import _native
+from .closing import Closing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class XidEvent:
     slice: tuple[int, int] | None
 
 
-class XidWatch:
+class XidWatch(Closing):
     """Watches GPUs for XIDs from the moment on when it is opened; iterating waits for each, without end.
 
     It has no thread: nothing is seen but in :meth:`next`. The driver's management library stays loaded until
@@ -60,11 +60,3 @@ class XidWatch:
     def close(self) -> None:
         """Ends the watch. A second time does nothing."""
         self._handle.close()
-
-    def __enter__(self) -> XidWatch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -18,7 +18,7 @@ use std::time::Duration;
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// Where the other process finds its allocator's directory, and the host's driver.
 pub(crate) const TABLE: &str = "GPUC_TEST_TABLE";
-const DRIVER: &str = "GPUC_TEST_DRIVER";
+pub(crate) const DRIVER: &str = "GPUC_TEST_DRIVER";
 
 /// A machine, and an account that every user may use.
 pub(crate) struct Host {
@@ -83,6 +83,11 @@ impl Host {
         let mut command = Command::new(words.next().unwrap());
         command.args(words).args(["--exact", "other_process", "--ignored", "--nocapture"]);
         command.env("RUST_TEST_THREADS", "2").env("GPUC_TEST_ROLE", role).envs(environment.iter().copied());
+        self.spawn(command)
+    }
+
+    /// Another program, told of the machine and the account.
+    pub(crate) fn spawn(&self, mut command: Command) -> Other {
         command.env(TABLE, self.allocator.path()).env(DRIVER, self.driver.path());
         Other::start(command)
     }
@@ -122,6 +127,11 @@ impl Other {
         let mut lines = self.lines.by_ref().map(Result::unwrap);
         let found = lines.find_map(|line| line.strip_prefix(word).map(|rest| rest.trim().to_owned()));
         found.unwrap_or_else(|| panic!("the other process ended before it said {word:?}"))
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 

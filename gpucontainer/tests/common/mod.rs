@@ -146,6 +146,15 @@ fn no_subordinate_ids() -> Option<String> {
     (!has("/etc/subuid") || !has("/etc/subgid")).then(|| format!("{name} has no subordinate ids"))
 }
 
+/// Whether a process has ended, or does nothing but end: then its files are being closed.
+pub(crate) fn ended(pid: u32) -> bool {
+    const EXITING: u64 = 4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let Some((_, rest)) = stat.rsplit_once(')') else { return true };
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    matches!(fields[0], "Z" | "X") || fields[6].parse::<u64>().unwrap() & EXITING != 0
+}
+
 /// Asks again and again until `done` says yes; panics with `what` after `limit`.
 pub(crate) fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -15,6 +15,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// The version of the driver that [`FakeDriver`] builds.
 pub(crate) const VERSION: &str = "550.163.01";
@@ -49,6 +50,13 @@ pub(crate) fn slots(allocator: &GpuAllocator) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// Waits until so many wait for GPUs of the allocator.
+#[track_caller]
+pub(crate) fn until_waiting(allocator: &GpuAllocator, number: usize) {
+    let what = format!("{number} wait");
+    common::until(&what, Duration::from_secs(60), || allocator.status().unwrap().waiting.len() == number);
 }
 
 /// A driver root in a temporary directory, removed when dropped.

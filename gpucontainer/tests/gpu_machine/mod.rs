@@ -96,6 +96,11 @@ impl Fixture {
             .stderr(Stdio::Piped)
     }
 
+    /// A sandbox that waits for its standard input to end.
+    pub(crate) fn waiting(&self, image: &Image, gpus: &str) -> SandboxBuilder {
+        self.sandbox(image, gpus, "while read -r line; do :; done").stdin(Stdio::Piped)
+    }
+
     /// The allocator of this machine, whose leases are nobody else's.
     pub(crate) fn allocator(&self) -> GpuAllocator {
         let allocator = GpuAllocator::at(self.directory.path().join("leases")).unwrap();
