@@ -4,7 +4,7 @@ use crate::cgroup::Limits;
 use crate::error::Result;
 use crate::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuRequest, Wait};
 use crate::image::{Image, ImageStore};
-use crate::net::PortMapping;
+use crate::net::{HostService, PortMapping};
 use crate::rootfs::Writable;
 use crate::sandbox::Sandbox;
 use crate::sandbox::mount::Mount;
@@ -83,6 +83,7 @@ pub struct SandboxBuilder {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) shm_bytes: u64,
     pub(crate) ports: Vec<PortMapping>,
+    pub(crate) services: Vec<HostService>,
     pub(crate) gpus: Option<GpuRequest>,
     pub(crate) gpu_lease: Option<GpuLease>,
     pub(crate) gpus_unleased: bool,
@@ -253,6 +254,7 @@ impl SandboxBuilder {
             mounts: Vec::new(),
             shm_bytes: 64 << 20,
             ports: Vec::new(),
+            services: Vec::new(),
             gpus: None,
             gpu_lease: None,
             gpus_unleased: false,
@@ -400,7 +402,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Publishes a TCP port: connections to `host_port` of 127.0.0.1 reach `container_port` inside.
+    /// Publishes a TCP port: connections to `host_port` of the host's loopback addresses reach `container_port` inside.
     ///
     /// With 0 the kernel chooses a free host port, known from [`Sandbox::ports`].
     pub fn publish(self, container_port: u16, host_port: u16) -> Self {
@@ -410,6 +412,16 @@ impl SandboxBuilder {
     /// Publishes a port in all detail.
     pub fn publish_port(mut self, mapping: PortMapping) -> Self {
         self.ports.push(mapping);
+        self
+    }
+
+    /// Makes a service of the host reachable inside, on a port of the loopback addresses there; it needs no network for
+    /// that. None by default.
+    ///
+    /// It is there some 100 microseconds after the program was executed: one that connects with its first breath tries
+    /// again.
+    pub fn host_service(mut self, service: HostService) -> Self {
+        self.services.push(service);
         self
     }
 

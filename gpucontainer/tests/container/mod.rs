@@ -1,9 +1,11 @@
 //! The containers of the port tests: a network namespace, and servers in it.
 
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+
 use gpucontainer::net::NetworkNamespace;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
@@ -144,8 +146,12 @@ pub(crate) fn hash(bytes: &[u8]) -> Vec<u8> {
     format!("{:016x}", hasher.finish()).into_bytes()
 }
 
-/// Serves every connection in a thread of its own. The first byte of a connection says what is wanted.
+/// Serves every connection in a thread of its own. The first byte of a connection says what is wanted. `udp ADDRESS` sends
+/// every datagram back, with the number of the client's port as the server sees it in front.
 pub(crate) fn serve_forever(address: &str) {
+    if let Some(address) = address.strip_prefix("udp ") {
+        return send_back(&UdpSocket::bind(address).unwrap());
+    }
     let listener = TcpListener::bind(address).unwrap();
     // The standard library asks for a queue of 128. Beyond that the kernel drops handshakes, and when a loaded machine
     // lets them wait it resets connections, which no relay can mend.
@@ -155,6 +161,19 @@ pub(crate) fn serve_forever(address: &str) {
         let stream = stream.unwrap();
         // A client that is gone is no concern of the server.
         std::thread::spawn(move || drop(serve_one(stream)));
+    }
+}
+
+fn send_back(socket: &UdpSocket) {
+    say("listening");
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (bytes, client) = socket.recv_from(&mut buffer).unwrap();
+        let mut answer = client.port().to_be_bytes().to_vec();
+        answer.extend_from_slice(&buffer[..bytes]);
+        // The largest datagram has no room for the two bytes more.
+        answer.truncate(65507);
+        socket.send_to(&answer, client).unwrap();
     }
 }
 
