@@ -26,6 +26,7 @@ mod port;
 mod published;
 mod relay;
 mod reserve;
+mod service;
 
 pub(crate) use inject::{Binds, bind_filter};
 pub use mapping::{PortMapping, Protocol};
@@ -34,3 +35,4 @@ pub use namespace::NetworkNamespace;
 pub use port::PublishedPort;
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};
+pub use service::{ExposedServices, HostService, ServiceStatus};

@@ -119,6 +119,9 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
                 .to_owned(),
         );
     }
+    if builder.network == Network::Host && !builder.services.is_empty() {
+        return bad("every service of the host is there with the host's network; there is nothing to expose".to_owned());
+    }
     for (limit, soft, hard) in &builder.resource_limits {
         if soft > hard {
             return bad(format!("the soft limit {soft} of {} is above the hard limit {hard}", limit.kernel().0));
