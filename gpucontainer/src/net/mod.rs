@@ -20,6 +20,7 @@
 mod holder;
 mod mapping;
 mod namespace;
+mod netlink;
 mod published;
 mod relay;
 mod reserve;

@@ -13,6 +13,7 @@ pub(crate) mod launch;
 pub(crate) mod lock;
 #[cfg(feature = "nvml")]
 pub(crate) mod mig;
+pub(crate) mod netlink;
 pub(crate) mod netns;
 #[cfg(feature = "nvml")]
 pub(crate) mod nvml;
