@@ -21,11 +21,13 @@ mod holder;
 mod mapping;
 mod namespace;
 mod netlink;
+mod private;
 mod published;
 mod relay;
 mod reserve;
 
 pub use mapping::{PortMapping, Protocol, PublishedPort};
 pub use namespace::NetworkNamespace;
+pub use private::{NetworkMember, PrivateNetwork};
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};

@@ -200,6 +200,11 @@ impl Refusal {
     }
 }
 
+/// What an interface of the caller's network namespace is called; `None` if there is none with that index.
+pub(crate) fn interface_name(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+}
+
 /// `_IO(SIOC…)`: a descriptor of a socket's network namespace.
 const SIOCGSKNS: libc::Ioctl = 0x894C;
 const SO_NETNS_COOKIE: libc::c_int = 71;
