@@ -28,6 +28,7 @@ mod reserve;
 
 pub use mapping::{PortMapping, Protocol, PublishedPort};
 pub use namespace::NetworkNamespace;
+pub(crate) use private::resolver;
 pub use private::{NetworkMember, PrivateNetwork};
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};

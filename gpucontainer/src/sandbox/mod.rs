@@ -18,6 +18,7 @@ mod identity;
 mod launch;
 mod leased;
 mod mount;
+mod network;
 mod options;
 mod places;
 mod plan;
@@ -45,6 +46,7 @@ use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
 use crate::sandbox::gpus::{GpuSource, Gpus};
 use crate::sandbox::launch::{Inputs, launch};
+use crate::sandbox::network::Joined;
 use crate::sandbox::ports::Ports;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
 use crate::sandbox::process::{Handle, process_methods};
@@ -54,7 +56,7 @@ use crate::store::LayerHandle;
 use crate::sys::program::now;
 use crate::sys::{fs, process as processes};
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -86,6 +88,7 @@ pub struct Sandbox {
     ports: Ports,
     cgroup: Option<Cgroup>,
     scratch: Option<Scratch>,
+    joined: Joined,
     /// Keeps the layers from being collected.
     _layers: Vec<LayerHandle>,
     attachments: Mutex<Attachments>,
@@ -144,6 +147,8 @@ impl Sandbox {
         let facts = cgroup_facts(cgroup.as_ref());
         moments.push(("cgroup", now()));
 
+        let joined = Joined::join(builder, &name).with_context(wanted)?;
+        moments.push(("network", now()));
         let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
@@ -157,12 +162,14 @@ impl Sandbox {
         let mut claims = Vec::new();
         claims.extend(scratch.as_ref().map(AsFd::as_fd));
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
+        claims.extend(joined.holders());
         // The layers of an image share one lock.
         claims.extend(prepared.layers.first().map(LayerHandle::lock));
         let shifted = match &prepared.id_maps {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
         };
+        let sys = joined.sys(&prepared.plan).with_context(wanted)?;
         let inputs = Inputs {
             shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
@@ -171,10 +178,14 @@ impl Sandbox {
             claims,
             lease: lease.as_ref().map(AsFd::as_fd),
             target: None,
+            network: joined.entrance(),
+            sources: sys.iter().map(|(source, mount)| (*source, mount.as_fd())).collect(),
             id_maps: prepared.id_maps.as_ref(),
         };
         let running = launch(&prepared.plan, &inputs)?;
         drop(lease);
+        drop(sys);
+        let told = joined.held_by(&running.supervisor);
         moments.extend(running.moments.iter().copied());
         let host = streams.map_or([None, None, None], |streams| streams.host);
         let handle = Handle::new(running, host)?;
@@ -184,6 +195,7 @@ impl Sandbox {
             ports: Ports::of(builder),
             cgroup,
             scratch,
+            joined,
             _layers: prepared.layers,
             attachments: Mutex::new(attachments),
             gpu_source: GpuSource::of(builder),
@@ -191,6 +203,7 @@ impl Sandbox {
             plan: prepared.plan,
             timeline: Vec::new(),
         };
+        told.with_context(|| format!("start sandbox {}", sandbox.name))?;
         if !reserved.is_empty() {
             let published = sandbox.network().and_then(|network| sandbox.ports.relay(reserved, network));
             published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?;
@@ -252,6 +265,22 @@ impl Sandbox {
     /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there.
     pub fn unpublish(&self, host: SocketAddr) -> Result<()> {
         self.ports.remove(host).with_context(|| format!("close a port of sandbox {}", self.name))
+    }
+
+    /// Its network namespace, for another sandbox to join ([`Network::Join`]) or to dial into.
+    ///
+    /// # Errors
+    /// No descriptor is left (`EMFILE`).
+    pub fn network_namespace(&self) -> Result<NetworkNamespace> {
+        self.network()
+    }
+
+    /// Its addresses in its private network: IPv4 first, then IPv6 if it has one. None in any other network.
+    pub fn addresses(&self) -> &[IpAddr] {
+        match &self.joined {
+            Joined::Member(member) => member.addresses(),
+            Joined::Nothing | Joined::Namespace(_) => &[],
+        }
     }
 
     fn network(&self) -> Result<NetworkNamespace> {
@@ -366,6 +395,7 @@ impl Sandbox {
         if let Some(scratch) = self.scratch.take() {
             scratch.leave();
         }
+        self.joined.forget();
         self.attachments().keep_leases();
         Ok(())
     }
@@ -397,6 +427,7 @@ impl Sandbox {
         if let Some(scratch) = self.scratch.take() {
             failures.extend(scratch.remove().err());
         }
+        failures.extend(std::mem::replace(&mut self.joined, Joined::Nothing).leave().err());
         failures.extend(self.attachments().release_leases());
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };

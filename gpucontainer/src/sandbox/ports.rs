@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::{NetworkNamespace, PortMapper, PortMapping, PortStatus, Published, PublishedPort, Reservation};
-use crate::sandbox::config::{Network, SandboxBuilder};
+use crate::sandbox::config::SandboxBuilder;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,7 +21,7 @@ impl Ports {
 
     /// None yet.
     pub(crate) fn of(builder: &SandboxBuilder) -> Self {
-        Self { own_network: builder.network != Network::Host, published: Mutex::default() }
+        Self { own_network: !builder.network.is_host(), published: Mutex::default() }
     }
 
     /// Publishes more; all or none.

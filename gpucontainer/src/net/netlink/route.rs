@@ -9,7 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(crate) const LOOPBACK: u32 = 1;
 
 const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -160,24 +159,11 @@ impl Batch {
         });
     }
 
-    /// Asks for the interface of that name.
-    pub(crate) fn get_link(&mut self, name: &str) {
-        self.message(format!("RTM_GETLINK({name})"), (RTM_GETLINK, 0), &link(0, 0), |batch| {
-            batch.text(IFLA_IFNAME, name);
-        });
-    }
-
     /// Asks for all routes of a family.
     pub(crate) fn get_routes(&mut self, ipv6: bool) {
         let family = if ipv6 { AF_INET6 } else { AF_INET };
         self.silent("RTM_GETROUTE", (RTM_GETROUTE, NLM_F_DUMP), &routes(family, 0, 0));
     }
-}
-
-/// The index in an answer to [`Batch::get_link`].
-pub(crate) fn link_index(kind: u16, body: &[u8]) -> Option<u32> {
-    (kind == RTM_NEWLINK).then_some(())?;
-    body.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// The route in one message of the answer to [`Batch::get_routes`]: an ordinary one of the main table with an interface.

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 const FIRST_NAMESPACE: u64 = 1;
 const CLAIM: &str = ".claim";
 const NETWORK: &str = "network";
-const HOSTS: &str = "hosts";
+pub(super) const HOSTS: &str = "hosts";
 
 /// The directory of one network, locked.
 #[derive(Debug)]
@@ -56,7 +56,16 @@ pub(super) struct Holder {
 impl Directory {
     /// Locks the directory of the network called `name` of the host that the caller is on; makes it if it is not there.
     pub(super) fn enter(name: &str) -> Result<Self> {
-        let path = base()?.join(file_name(name)?);
+        Self::at(Self::path_of(name)?)
+    }
+
+    /// Where that is.
+    pub(super) fn path_of(name: &str) -> Result<PathBuf> {
+        Ok(base()?.join(file_name(name)?))
+    }
+
+    /// Locks the directory of a network; makes it if it is not there.
+    pub(super) fn at(path: PathBuf) -> Result<Self> {
         loop {
             fs::create_dir_all(&path)?;
             match Lock::wait(&path.join("lock"), Mode::Exclusive) {

@@ -107,6 +107,16 @@ impl PrivateNetwork {
         &self.name
     }
 
+    /// Where the hosts file of the network is as long as it lives.
+    pub(crate) fn hosts_file(&self) -> Result<PathBuf> {
+        Ok(Directory::path_of(&self.name)?.join(directory::HOSTS))
+    }
+
+    /// Whether members reach what the host reaches.
+    pub(crate) fn leads_out(&self) -> bool {
+        self.outbound
+    }
+
     /// Comes into the network with a new network namespace, as `name`: 1 to 63 letters, digits, '.', '_' and '-'.
     ///
     /// # Errors
@@ -400,12 +410,7 @@ impl NetworkMember {
         if self.process != process::own_pid() {
             return Ok(());
         }
-        let directory = Directory::enter(&self.network.name).context("leave a private network")?;
-        if directory.path() != self.directory {
-            // From another network namespace than the one in which it joined, of which the claim alone is reached.
-            directory.leave()?;
-            return claim.release();
-        }
+        let directory = Directory::at(self.directory.clone()).context("leave a private network")?;
         claim.release()?;
         let living = directory.living()?;
         if living.is_empty() {

@@ -71,14 +71,6 @@ pub(crate) fn new_network(settings: &[(String, String)]) -> Result<NewNetwork> {
     Ok(NewNetwork { route, namespace })
 }
 
-/// Makes a netlink socket in a network namespace.
-pub(crate) fn netlink_in(network: BorrowedFd<'_>, protocol: Protocol) -> Result<Netlink> {
-    let mut errand = Errand::entering(network);
-    let socket = errand.netlink(protocol);
-    errand.run().context("make a netlink socket in a network namespace")?;
-    Netlink::adopt(errand.take(socket))
-}
-
 /// Writes settings (as `net.ipv4.…`) of a network namespace.
 ///
 /// # Errors

@@ -21,7 +21,9 @@ mod errand;
 mod far;
 mod near;
 
-pub(crate) use errand::{NewNetwork, configure, netlink_in, new_network, sysfs};
+pub(super) use near::run as run_near;
+
+pub(crate) use errand::{NewNetwork, configure, new_network, sysfs};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -54,7 +54,7 @@ pub(super) fn open_sockets(
 
 /// Runs a child that shares memory and descriptors to its end. `entry` makes system calls only, and touches nothing but
 /// what `argument` points to.
-pub(super) fn run(entry: extern "C" fn(*mut c_void) -> c_int, argument: *mut c_void) -> Result<()> {
+pub(in crate::sys) fn run(entry: extern "C" fn(*mut c_void) -> c_int, argument: *mut c_void) -> Result<()> {
     let mut stack = vec![0_u128; STACK_BYTES / 16];
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
