@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::netns::{self, Family, Memory, Target, Transport};
 use crate::sys::socket::{self, number};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +84,13 @@ impl NetworkNamespace {
         }
         socket::set_blocking(&fd)?;
         Ok(TcpStream::from(fd))
+    }
+
+    /// A descriptor that `setns(2)` takes for it: of the namespace, or of a process in it.
+    pub(crate) fn entrance(&self) -> BorrowedFd<'_> {
+        match &self.0.handle {
+            Handle::Process(fd) | Handle::Namespaces { network: fd, .. } => fd.as_fd(),
+        }
     }
 
     /// Makes sockets inside: non-blocking, at least one.

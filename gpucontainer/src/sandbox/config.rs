@@ -4,7 +4,7 @@ use crate::cgroup::Limits;
 use crate::error::Result;
 use crate::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuRequest, Wait};
 use crate::image::{Image, ImageStore};
-use crate::net::{HostService, PortMapping};
+use crate::net::{HostService, NetworkNamespace, PortMapping, PrivateNetwork};
 use crate::rootfs::Writable;
 use crate::sandbox::Sandbox;
 use crate::sandbox::mount::Mount;
@@ -23,7 +23,7 @@ pub(crate) enum Source {
 }
 
 /// The network of a sandbox.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Network {
     /// A namespace of its own with nothing but the loopback interface. Ports can be published.
@@ -31,6 +31,28 @@ pub enum Network {
     None,
     /// The host's network. Nothing is isolated, and no port needs publishing.
     Host,
+    /// A private network, in which the sandbox is known by its name, and by its host name if one is chosen; without one
+    /// the host name is the name. Needs privileges.
+    ///
+    /// The network's interfaces and addresses belong to the host's user namespace: in a user namespace of its own the
+    /// sandbox cannot change them, whatever capabilities it has. Without one, `CAP_NET_ADMIN` and `CAP_NET_RAW` let it
+    /// take the addresses of other members.
+    Private(PrivateNetwork),
+    /// The network of another sandbox ([`Sandbox::network_namespace`](crate::Sandbox::network_namespace)), or any other
+    /// network namespace. Needs privileges over it. What is there is left as it is, and it lives at least as long as the
+    /// sandbox.
+    Join(NetworkNamespace),
+}
+
+impl Network {
+    pub(crate) fn is_host(&self) -> bool {
+        matches!(self, Self::Host)
+    }
+
+    /// Whether it is there before the sandbox, which starts in it.
+    pub(crate) fn is_entered(&self) -> bool {
+        matches!(self, Self::Private(_) | Self::Join(_))
+    }
 }
 
 /// The user namespace of a sandbox.

@@ -29,6 +29,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) shifted: Option<&'a Shifted>,
     /// The process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'a>>,
+    /// The network namespace to start in, or a pidfd of a process in it.
+    pub(crate) network: Option<BorrowedFd<'a>>,
+    /// Sources that were taken already, by their numbers.
+    pub(crate) sources: Vec<(usize, BorrowedFd<'a>)>,
     /// The maps of a new user namespace.
     pub(crate) id_maps: Option<&'a IdMaps>,
 }
@@ -71,6 +75,8 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let waits = plan.steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. }));
     let (gate, stub_gate) =
         if waits { process::socket_pair().map(|(gate, stub)| (Some(gate), Some(stub)))? } else { (None, None) };
+    let shifted = inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd()));
+    let sources = inputs.sources.iter().copied().chain(shifted);
     let descriptors = Descriptors {
         cgroup_tasks: inputs.cgroup_tasks.clone(),
         stdio: inputs.stdio,
@@ -81,7 +87,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         lease: inputs.lease,
         layers: inputs.shifted.map(|taken| taken.layers.iter().map(AsFd::as_fd).collect()).unwrap_or_default(),
         writes: inputs.shifted.and_then(|taken| taken.writes.as_ref()).map(AsFd::as_fd),
-        sources: inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd())).collect(),
+        sources: sources.collect(),
         gate: stub_gate.as_ref().map(AsFd::as_fd),
         target: inputs.target,
     };
@@ -89,7 +95,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     tracing::debug!(sandbox = plan.name, operations = program.len(), "program compiled");
     let program = program.finish()?;
     moments.push(("compiled", now()));
-    let options = CloneOptions { namespaces: clone_flags(plan), cgroup: inputs.cgroup };
+    let options = CloneOptions { namespaces: clone_flags(plan), cgroup: inputs.cgroup, network: inputs.network };
     let child = start(&program, &options)?;
     let report = program.into_report();
     drop((stub_control, stub_started, stub_gate));

@@ -18,14 +18,15 @@ mod identity;
 mod launch;
 mod leased;
 mod mount;
+mod network;
 mod options;
 mod places;
 mod plan;
 mod ports;
-mod services;
 mod prepare;
 mod process;
 mod root;
+mod services;
 mod shift;
 mod stdio;
 
@@ -46,17 +47,18 @@ use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
 use crate::sandbox::gpus::{GpuSource, Gpus};
 use crate::sandbox::launch::{Inputs, launch};
+use crate::sandbox::network::Joined;
 use crate::sandbox::ports::Ports;
-use crate::sandbox::services::Services;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
 use crate::sandbox::process::{Handle, process_methods};
 use crate::sandbox::root::Root;
+use crate::sandbox::services::Services;
 use crate::sandbox::shift::Shifted;
 use crate::store::LayerHandle;
 use crate::sys::program::now;
 use crate::sys::{fs, process as processes};
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -89,6 +91,7 @@ pub struct Sandbox {
     services: Services,
     cgroup: Option<Cgroup>,
     scratch: Option<Scratch>,
+    joined: Joined,
     /// Keeps the layers from being collected.
     _layers: Vec<LayerHandle>,
     attachments: Mutex<Attachments>,
@@ -147,6 +150,8 @@ impl Sandbox {
         let facts = cgroup_facts(cgroup.as_ref());
         moments.push(("cgroup", now()));
 
+        let joined = Joined::join(builder, &name).with_context(wanted)?;
+        moments.push(("network", now()));
         let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
@@ -160,12 +165,14 @@ impl Sandbox {
         let mut claims = Vec::new();
         claims.extend(scratch.as_ref().map(AsFd::as_fd));
         claims.extend(cgroup.as_ref().and_then(Cgroup::claim_fd));
+        claims.extend(joined.holders());
         // The layers of an image share one lock.
         claims.extend(prepared.layers.first().map(LayerHandle::lock));
         let shifted = match &prepared.id_maps {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
         };
+        let sys = joined.sys(&prepared.plan).with_context(wanted)?;
         let inputs = Inputs {
             shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
@@ -174,11 +181,15 @@ impl Sandbox {
             claims,
             lease: lease.as_ref().map(AsFd::as_fd),
             target: None,
+            network: joined.entrance(),
+            sources: sys.iter().map(|(source, mount)| (*source, mount.as_fd())).collect(),
             id_maps: prepared.id_maps.as_ref(),
         };
         let mut running = launch(&prepared.plan, &inputs)?;
         let binds = running.binds.take();
         drop(lease);
+        drop(sys);
+        let told = joined.held_by(&running.supervisor);
         moments.extend(running.moments.iter().copied());
         let host = streams.map_or([None, None, None], |streams| streams.host);
         let handle = Handle::new(running, host)?;
@@ -189,6 +200,7 @@ impl Sandbox {
             services: Services::of(builder),
             cgroup,
             scratch,
+            joined,
             _layers: prepared.layers,
             attachments: Mutex::new(attachments),
             gpu_source: GpuSource::of(builder),
@@ -196,6 +208,7 @@ impl Sandbox {
             plan: prepared.plan,
             timeline: Vec::new(),
         };
+        told.with_context(|| format!("start sandbox {}", sandbox.name))?;
         match (sandbox.context.watch_binds, &binds) {
             (Ok(()), Some(_)) => sandbox.ports.prepare_to_hear().with_context(publishing(&sandbox.name))?,
             (Ok(()), None) => sandbox.ports.deaf("the kernel gives no listener, as when another filter has one"),
@@ -294,6 +307,22 @@ impl Sandbox {
     /// [`NotFound`](ErrorKind::NotFound) if no service of the host is there.
     pub fn withdraw_host(&self, port: u16, protocol: Protocol) -> Result<()> {
         self.services.remove(port, protocol).with_context(|| format!("close a service of sandbox {}", self.name))
+    }
+
+    /// Its network namespace, for another sandbox to join ([`Network::Join`]) or to dial into.
+    ///
+    /// # Errors
+    /// No descriptor is left (`EMFILE`).
+    pub fn network_namespace(&self) -> Result<NetworkNamespace> {
+        self.network()
+    }
+
+    /// Its addresses in its private network: IPv4 first, then IPv6 if it has one. None in any other network.
+    pub fn addresses(&self) -> &[IpAddr] {
+        match &self.joined {
+            Joined::Member(member) => member.addresses(),
+            Joined::Nothing | Joined::Namespace(_) => &[],
+        }
     }
 
     fn network(&self) -> Result<NetworkNamespace> {
@@ -409,6 +438,7 @@ impl Sandbox {
         if let Some(scratch) = self.scratch.take() {
             scratch.leave();
         }
+        self.joined.forget();
         self.attachments().keep_leases();
         Ok(())
     }
@@ -441,6 +471,7 @@ impl Sandbox {
         if let Some(scratch) = self.scratch.take() {
             failures.extend(scratch.remove().err());
         }
+        failures.extend(std::mem::replace(&mut self.joined, Joined::Nothing).leave().err());
         failures.extend(self.attachments().release_leases());
         let mut failures = failures.into_iter();
         let Some(first) = failures.next() else { return Ok(()) };

@@ -66,6 +66,8 @@ pub(crate) enum Step {
     NewCgroupNamespace,
     /// Makes a time namespace, with offsets in nanoseconds.
     NewTimeNamespace { monotonic: i64, boottime: i64 },
+    /// Says that the start happens in a network that is there already; nothing is to be done for it.
+    InNetwork { network: String },
     /// Makes the application's process; the other one supervises.
     Fork,
     /// Starts a session of its own.
@@ -114,6 +116,8 @@ pub(crate) enum Step {
         contents: Vec<u8>,
         mode: u32,
     },
+    /// Mounts a file of the host, read-only, as one of the sandbox's own.
+    OwnMount { source: usize, path: String },
     /// Waits while programs of vendors prepare the container from outside.
     AwaitHooks { hooks: Vec<VendorHook> },
     /// Sets the host name.
@@ -247,6 +251,7 @@ impl fmt::Display for Step {
             Self::NewTimeNamespace { monotonic, boottime } => {
                 write!(f, "make a time namespace, monotonic {monotonic:+} ns, boot {boottime:+} ns")
             }
+            Self::InNetwork { network } => write!(f, "start in {network}"),
             Self::Fork => write!(f, "make the application's process"),
             Self::NewSession => write!(f, "start a session"),
             Self::Travel { travel } => write!(f, "make the host's mounts {travel:?}"),
@@ -284,7 +289,9 @@ impl fmt::Display for Step {
             Self::Tmpfs { target, options, .. } => write!(f, "mount {target:?} in memory, {options}"),
             Self::Link { target, path } => write!(f, "link {path:?} to {target:?}"),
             Self::File { path, .. } => write!(f, "write {path:?}"),
-            Self::OwnFile { path, .. } => write!(f, "mount the sandbox's own {path:?}"),
+            Self::OwnFile { path, .. } | Self::OwnMount { path, .. } => {
+                write!(f, "mount the sandbox's own {path:?}")
+            }
             Self::AwaitHooks { hooks } => {
                 write!(f, "wait for")?;
                 hooks.iter().try_for_each(|hook| write!(f, " {:?}", hook.path))

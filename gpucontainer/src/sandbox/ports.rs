@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::{Binds, NetworkNamespace, PortMapper, PortMapping, PortStatus, Published, PublishedPort, Reservation};
-use crate::sandbox::config::{Network, SandboxBuilder};
+use crate::sandbox::config::SandboxBuilder;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ impl Ports {
     /// None yet.
     pub(crate) fn of(builder: &SandboxBuilder) -> Self {
         Self {
-            own_network: builder.network != Network::Host,
+            own_network: !builder.network.is_host(),
             published: Mutex::default(),
             binds: Mutex::new(Err("binds of the sandbox are not answered".to_owned())),
         }

@@ -106,20 +106,23 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
         return bad("the out-of-memory score adjustment is not within -1000 to 1000".to_owned());
     }
     for (name, _) in &builder.sysctls {
-        defaults::check_sysctl(name, builder.network == Network::Host)?;
+        defaults::check_sysctl(name, matches!(builder.network, Network::Host | Network::Join(_)))?;
+    }
+    if let Network::Private(network) = &builder.network {
+        network.check(&crate::sandbox::network::names(builder, builder.name.as_deref()))?;
     }
     if builder.user_namespace == UserNamespace::Subordinate && builder.writable == Some(Writable::Disk) {
         return bad(
             "writes of subordinate ids to disk could not be removed afterwards; let them go to memory".to_owned()
         );
     }
-    if builder.network == Network::Host && !builder.ports.is_empty() {
+    if builder.network.is_host() && !builder.ports.is_empty() {
         return bad(
             "ports are published from a network of the sandbox's own; with the host's there is nothing to publish"
                 .to_owned(),
         );
     }
-    if builder.network == Network::Host && !builder.services.is_empty() {
+    if builder.network.is_host() && !builder.services.is_empty() {
         return bad("every service of the host is there with the host's network; there is nothing to expose".to_owned());
     }
     for (limit, soft, hard) in &builder.resource_limits {
@@ -206,6 +209,7 @@ pub(crate) fn prepare(
     }
     let mut planner = Planner {
         builder,
+        name,
         steps: Vec::new(),
         sources: 0,
         in_user_namespace: maps.is_some(),
@@ -220,17 +224,21 @@ pub(crate) fn prepare(
     });
     let places = places.transpose()?.unwrap_or_default();
     let places = planner.root(&root, scratch, places)?;
+    let hosts = match (&builder.network, &root) {
+        (Network::Private(network), Root::Image { .. }) => Some(planner.take(&network.hosts_file()?, false)),
+        _ => None,
+    };
     planner.file_systems(cgroup, grant.as_ref(), &places)?;
     let hooks = grant.iter().flat_map(|grant| &grant.hooks).filter(|hook| hook.moment == HookMoment::CreateRuntime);
     let hooks: Vec<_> = hooks.cloned().collect();
     if !hooks.is_empty() {
         planner.add(Step::AwaitHooks { hooks });
     }
-    planner.own_files(&root)?;
+    planner.own_files(&root, hosts)?;
     planner.process(&context, argv)?;
     let plan = Plan {
         name: name.to_owned(),
-        namespaces: context.namespaces.clone(),
+        namespaces: made(builder, &context.namespaces),
         init: builder.init,
         steps: planner.steps,
     };
@@ -244,7 +252,7 @@ pub(crate) fn prepare(
 /// Whether binds of the sandbox's processes are to wait for an answer, or why not.
 fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
     let may_inject = |port: &PortMapping| matches!(port.wanted_mode(), PortMode::Auto | PortMode::Inject);
-    if builder.network == Network::Host {
+    if builder.network.is_host() {
         return Err("its network is the host's");
     }
     if !builder.injectable_ports && !builder.ports.iter().any(may_inject) {
@@ -258,7 +266,7 @@ fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str>
 
 fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {
     let mut list = vec![Namespace::Mount, Namespace::Pid, Namespace::Ipc, Namespace::Uts, Namespace::Cgroup];
-    if builder.network != Network::Host {
+    if !builder.network.is_host() {
         list.push(Namespace::Network);
     }
     if builder.time_offsets.is_some() {
@@ -268,6 +276,12 @@ fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {
         list.insert(0, Namespace::User);
     }
     list
+}
+
+/// Those that the start makes.
+fn made(builder: &SandboxBuilder, all: &[Namespace]) -> Vec<Namespace> {
+    let there = |kind: &Namespace| *kind == Namespace::Network && builder.network.is_entered();
+    all.iter().filter(|kind| !there(kind)).copied().collect()
 }
 
 /// The image's environment, then what every container has, then the grant's, then the caller's.
@@ -352,6 +366,7 @@ fn filter(builder: &SandboxBuilder) -> Result<Vec<u64>> {
 
 struct Planner<'a> {
     builder: &'a SandboxBuilder,
+    name: &'a str,
     steps: Vec<Step>,
     sources: usize,
     in_user_namespace: bool,
@@ -381,6 +396,14 @@ impl Planner<'_> {
         if self.in_user_namespace {
             self.add(Step::AwaitIdMaps);
             self.add(Step::BecomeNamespaceRoot);
+        }
+        match &self.builder.network {
+            Network::Private(network) => {
+                let network = format!("private network {}", network.name());
+                self.add(Step::InNetwork { network });
+            }
+            Network::Join(_) => self.add(Step::InNetwork { network: "a network that was given".to_owned() }),
+            _ => {}
         }
         self.add(Step::NewCgroupNamespace);
         if let Some((monotonic, boottime)) = self.builder.time_offsets {
@@ -429,8 +452,9 @@ impl Planner<'_> {
                 device.bound = Some(self.take(&host, false));
             }
         }
-        let sys_bound =
-            (self.in_user_namespace && builder.network == Network::Host).then(|| self.take(Path::new("/sys"), true));
+        // The network's owner alone may mount its /sys.
+        let foreign = builder.network.is_host() || builder.network.is_entered();
+        let sys_bound = (self.in_user_namespace && foreign).then(|| self.take(Path::new("/sys"), true));
         let mounts = self.mounts()?;
         let granted = grant.map(|grant| self.granted(grant, places)).transpose()?.unwrap_or_default();
         debug_assert!(self.steps.len() >= at);
@@ -439,7 +463,10 @@ impl Planner<'_> {
         let terminal_group = (!self.in_user_namespace).then_some(5);
         self.add(Step::Dev { devices, shm_bytes: builder.shm_bytes, terminal_group });
         let mut sysctls = builder.sysctls.clone();
-        if builder.network != Network::Host {
+        if builder.network.is_entered() {
+            // Those of the network were set where it was made.
+            sysctls.retain(|(name, _)| !name.starts_with("net."));
+        } else if !builder.network.is_host() {
             let name = "net.ipv4.ip_unprivileged_port_start";
             if !sysctls.iter().any(|(known, _)| known == name) {
                 // The ports are the sandbox's own, so low ones need no privilege.
@@ -534,24 +561,39 @@ impl Planner<'_> {
     }
 
     /// The files that say who and where the container is. A plain directory is left as it is.
-    fn own_files(&mut self, root: &Root) -> Result<()> {
+    fn own_files(&mut self, root: &Root, shared: Option<usize>) -> Result<()> {
         let builder = self.builder;
-        let hostname = builder.hostname.clone().unwrap_or_else(|| defaults::HOSTNAME.to_owned());
+        let hostname = match (&builder.hostname, &builder.network) {
+            (Some(hostname), _) => hostname.clone(),
+            (None, Network::Private(_)) => self.name.to_owned(),
+            (None, _) => defaults::HOSTNAME.to_owned(),
+        };
         if matches!(root, Root::Image { .. }) {
             let hosts =
                 format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n");
             let resolver = match builder.network {
                 Network::Host => fs::read_to_string(Path::new("/etc/resolv.conf")).unwrap_or_default(),
                 Network::None => "# This sandbox has no network.\n".to_owned(),
+                Network::Private(ref network) if !network.leads_out() => {
+                    "# This sandbox's network leads nowhere.\n".to_owned()
+                }
+                Network::Private(_) | Network::Join(_) => crate::net::resolver()?,
             };
-            for (path, text) in
-                [("/etc/hosts", hosts), ("/etc/hostname", format!("{hostname}\n")), ("/etc/resolv.conf", resolver)]
-            {
-                self.add(Step::OwnFile { path: path.to_owned(), contents: text.into_bytes(), mode: 0o644 });
+            let own = |path: &str, text: String| Step::OwnFile {
+                path: path.to_owned(),
+                contents: text.into_bytes(),
+                mode: 0o644,
+            };
+            match shared {
+                // All members have the same one, which changes as they come and go.
+                Some(source) => self.add(Step::OwnMount { source, path: "/etc/hosts".to_owned() }),
+                None => self.add(own("/etc/hosts", hosts)),
             }
+            self.add(own("/etc/hostname", format!("{hostname}\n")));
+            self.add(own("/etc/resolv.conf", resolver));
         }
         self.add(Step::Hostname { name: hostname });
-        if builder.network != Network::Host {
+        if !(builder.network.is_host() || builder.network.is_entered()) {
             self.add(Step::LoopbackUp);
         }
         if builder.read_only || root.writable(builder) == Writable::ReadOnly {

@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::{ExposedServices, HostService, NetworkNamespace, Protocol, ServiceStatus};
-use crate::sandbox::config::{Network, SandboxBuilder};
+use crate::sandbox::config::SandboxBuilder;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Each service is exposed for itself, so that each can be closed for itself.
@@ -15,7 +15,7 @@ pub(crate) struct Services {
 impl Services {
     /// None yet.
     pub(crate) fn of(builder: &SandboxBuilder) -> Self {
-        Self { own_network: builder.network != Network::Host, exposed: Mutex::default() }
+        Self { own_network: !builder.network.is_host(), exposed: Mutex::default() }
     }
 
     /// Exposes more, all or none; the services with their real ports.

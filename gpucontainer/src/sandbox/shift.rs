@@ -61,7 +61,7 @@ fn shifted(layers: &[PathBuf], maps: &IdMaps) -> Result<Vec<OwnedFd>> {
     let end = program.descriptor(stub_control.as_fd())?;
     program.await_byte(end);
     let program = program.finish()?;
-    let child = start(&program, &CloneOptions { namespaces: namespace::USER, cgroup: None })?;
+    let child = start(&program, &CloneOptions { namespaces: namespace::USER, ..CloneOptions::default() })?;
     drop(stub_control);
     let mounts: Result<Vec<OwnedFd>> = (|| {
         maps.write(child.pid)?;

@@ -39,6 +39,8 @@ pub(crate) struct CloneOptions<'fd> {
     pub(crate) namespaces: u64,
     /// A cgroup v2 directory to start in.
     pub(crate) cgroup: Option<BorrowedFd<'fd>>,
+    /// A network namespace to start in, or a pidfd of a process in it. The caller must be privileged over it.
+    pub(crate) network: Option<BorrowedFd<'fd>>,
 }
 
 /// A started stub.
@@ -94,11 +96,15 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         cgroup: options.cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
     };
     let before = block_all_signals();
-    // SAFETY: the child runs `run_child` alone, on a stack of its own, with memory that lives until this call
-    // returns, which `CLONE_VFORK` delays until the child has executed or exited.
-    let pid = unsafe { clone3(&arguments, run_child, &raw mut child) };
+    let pid = match options.network {
+        // SAFETY: the child runs `run_child` alone, on a stack of its own, with memory that lives until this call
+        // returns, which `CLONE_VFORK` delays until the child has executed or exited.
+        None => Ok(unsafe { clone3(&arguments, run_child, &raw mut child) }),
+        Some(network) => clone_within(network, arguments, &mut child),
+    };
     restore_signals(before);
     drop(stack);
+    let pid = pid?;
 
     if pid < 0 {
         let errno = i32::try_from(-pid).unwrap_or(libc::EIO);
@@ -113,6 +119,46 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         return Err(Error::from_errno("execveat(stub)", errno));
     }
     Ok(Started { pid: i32::try_from(pid).unwrap_or_default(), pidfd })
+}
+
+/// What the child between is told, and what it tells.
+#[repr(C)]
+struct Between<'a> {
+    network: i32,
+    entered: i64,
+    arguments: CloneArguments,
+    child: &'a mut Child,
+    pid: i64,
+}
+
+/// The same in another network namespace, which must be entered before a new user namespace takes the right to do so
+/// away. A child that shares memory and descriptors with the caller enters it, makes the stub's process as a child of
+/// the caller, and ends.
+fn clone_within(network: BorrowedFd<'_>, mut arguments: CloneArguments, child: &mut Child) -> Result<i64> {
+    arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+    let mut between = Between { network: network.as_raw_fd(), entered: 0, arguments, child, pid: 0 };
+    super::netns::run_near(run_between, (&raw mut between).cast())?;
+    if between.entered < 0 {
+        let errno = i32::try_from(-between.entered).unwrap_or(libc::EIO);
+        return Err(Error::from_errno("setns(network namespace)", errno));
+    }
+    match between.pid {
+        0 => Err(Error::from_errno("clone3(): the process that makes it was killed", libc::ESRCH)),
+        pid => Ok(pid),
+    }
+}
+
+/// The child between: system calls and nothing else.
+extern "C" fn run_between(argument: *mut libc::c_void) -> i32 {
+    // SAFETY: the parent passes an exclusive reference and stands still until this process has ended.
+    let between = unsafe { &mut *argument.cast::<Between<'_>>() };
+    let new_network = u64::from(libc::CLONE_NEWNET.cast_unsigned());
+    between.entered = raw(libc::SYS_setns, [between.network.unsigned_abs().into(), new_network, 0, 0, 0]);
+    if between.entered >= 0 {
+        // SAFETY: as where the caller makes the child itself; this process stands still as long as the child needs it.
+        between.pid = unsafe { clone3(&between.arguments, run_child, &raw mut *between.child) };
+    }
+    0
 }
 
 const STACK: usize = 16 * 1024;

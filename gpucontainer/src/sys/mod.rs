@@ -15,6 +15,7 @@ pub(crate) mod launch;
 pub(crate) mod lock;
 #[cfg(feature = "nvml")]
 pub(crate) mod mig;
+pub(crate) mod netlink;
 pub(crate) mod netns;
 pub(crate) mod notify;
 #[cfg(feature = "nvml")]

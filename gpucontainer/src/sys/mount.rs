@@ -34,6 +34,11 @@ impl Context {
         }
     }
 
+    /// Goes on with one that was begun elsewhere.
+    pub(crate) fn adopt(fd: OwnedFd, kind: &'static str) -> Self {
+        Self { fd, kind }
+    }
+
     /// Switches a setting on.
     pub(crate) fn set_flag(&self, key: &str) -> Result<()> {
         self.check(rustix::mount::fsconfig_set_flag(&self.fd, key), || format!("fsconfig({:?}, {key})", self.kind))
@@ -53,6 +58,14 @@ impl Context {
     /// A mount of the file system that is attached to nothing yet, and gone when its last descriptor is closed.
     pub(crate) fn mount(&self, read_only: bool) -> Result<OwnedFd> {
         let attributes = if read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+        let result = rustix::mount::fsmount(&self.fd, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
+        result.map_err(|e| self.failed(&format!("fsmount({:?})", self.kind), e))
+    }
+
+    /// The same, read-only and with nothing in it that can be executed or is a device.
+    pub(crate) fn mount_bare(&self) -> Result<OwnedFd> {
+        let nothing = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let attributes = nothing | MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let result = rustix::mount::fsmount(&self.fd, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
         result.map_err(|e| self.failed(&format!("fsmount({:?})", self.kind), e))
     }

@@ -93,6 +93,17 @@ pub(crate) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|e| failed(format!("fcntl({}, F_DUPFD_CLOEXEC)", fd.as_raw_fd()), e))
 }
 
+/// A copy of what another process has open under a number. Needs the right to trace that process.
+pub(crate) fn take_descriptor(pid: u32, number: i32) -> Result<OwnedFd> {
+    use rustix::process::{ForeignRawFd, Pid, PidfdGetfdFlags, pidfd_getfd};
+    let named = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let named = named.ok_or_else(|| Error::from_errno(format!("pidfd_open({pid})"), libc::ESRCH))?;
+    let pidfd = pidfd_open(named, PidfdFlags::empty()).map_err(|e| failed(format!("pidfd_open({pid})"), e))?;
+    let number: ForeignRawFd = number;
+    pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty())
+        .map_err(|e| failed(format!("pidfd_getfd({pid}, {number})"), e))
+}
+
 /// Writes one message to a socket. A peer that is gone is no error: it needs no word any more.
 pub(crate) fn tell(socket: impl AsFd, message: &[u8]) -> Result<()> {
     loop {

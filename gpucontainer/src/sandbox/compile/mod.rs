@@ -159,6 +159,7 @@ impl Compiler<'_, '_> {
                 let offsets = line("monotonic", *monotonic) + &line("boottime", *boottime);
                 program.write_file(At::Cwd, "/proc/self/timens_offsets", offsets.as_bytes())
             }
+            Step::InNetwork { .. } => Ok(()),
             Step::Fork => self.fork(),
             Step::NewSession => {
                 program.setsid();
@@ -246,6 +247,12 @@ impl Compiler<'_, '_> {
                 Ok(())
             }
             Step::OwnFile { path, contents, mode } => self.own_file(path, contents, *mode),
+            Step::OwnMount { source, path } => {
+                let tree = self.source(*source)?;
+                let attributes = Attributes { read_only: true, ..EVERYTHING_NO };
+                self.program.set_attributes(tree, attributes, Some(Travel::Private), false)?;
+                self.cover_file(tree, path)
+            }
             Step::AwaitHooks { .. } => {
                 let Some(gate) = self.descriptors.gate else {
                     return Err(Error::new(ErrorKind::InvalidArgument, "nobody is there to run programs of vendors"));
@@ -540,6 +547,12 @@ impl Compiler<'_, '_> {
         program.close(file);
         program.release(file);
         let tree = program.clone_tree(At::Cwd, name, false)?;
+        self.cover_file(tree.into(), path)?;
+        self.program.unlink(At::Cwd, name)
+    }
+
+    /// Mounts a file over `path`, which is made if it is not there.
+    fn cover_file(&mut self, tree: Argument, path: &str) -> Result<()> {
         self.parents(path)?;
         let program = &mut self.program;
         // A link there is covered itself, wherever it leads.
@@ -550,7 +563,7 @@ impl Compiler<'_, '_> {
         program.touch(At::Cwd, path, 0o644)?;
         program.move_mount(tree, At::Cwd, path)?;
         program.land(done);
-        program.unlink(At::Cwd, name)
+        Ok(())
     }
 
     /// Makes the directories above `path`.

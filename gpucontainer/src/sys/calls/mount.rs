@@ -124,7 +124,7 @@ impl Program<'_> {
     }
 
     /// The same, with the result in a register.
-    pub(crate) fn try_move_mount(&mut self, mount: Register, at: At, path: &str) -> Result<Register> {
+    pub(crate) fn try_move_mount(&mut self, mount: impl Into<Argument>, at: At, path: &str) -> Result<Register> {
         let (result, empty, path) = (self.register()?, self.text("")?, self.text(path)?);
         let arguments = [mount.into(), empty.into(), at.into(), path.into(), 0x4_u64.into()];
         self.call_into(result, libc::SYS_move_mount, GoOn, &arguments);

@@ -12,11 +12,18 @@
 //!   trace it, and with it whatever memory it has. So the child executes the stub, which has no memory of the
 //!   caller's and makes itself untraceable before it enters; the sockets come back in a message.
 //!
+//! [`errand`] has a near child do other things, such as make a namespace.
+//!
 //! The host process notices neither: all signals are blocked while the child runs on its memory, no child ends with a
 //! signal to it, and no wait for ordinary children sees one.
 
+mod errand;
 mod far;
 pub(super) mod near;
+
+pub(super) use near::run as run_near;
+
+pub(crate) use errand::{NewNetwork, configure, new_network, sysfs};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};

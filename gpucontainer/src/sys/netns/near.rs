@@ -43,7 +43,7 @@ pub(super) fn open_sockets(
         errno: 0,
         sockets: [-1; SOCKETS_MAX],
     };
-    run_child(&mut request)?;
+    run(child, std::ptr::from_mut(&mut request).cast())?;
     let mut sockets = Vec::with_capacity(request.made);
     for &socket in request.sockets.iter().take(request.made) {
         // SAFETY: the child opened this descriptor in the table that it shares with us and nobody else was told of it.
@@ -55,16 +55,17 @@ pub(super) fn open_sockets(
     Ok(Ok(sockets))
 }
 
-/// Runs the child to its end.
-fn run_child(request: &mut Request) -> Result<()> {
+/// Runs a child that shares memory and descriptors to its end. `entry` makes system calls only, and touches nothing but
+/// what `argument` points to.
+pub(in crate::sys) fn run(entry: extern "C" fn(*mut c_void) -> c_int, argument: *mut c_void) -> Result<()> {
     let mut stack = vec![0_u128; STACK_BYTES / 16];
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
     let blocked = AllBlocked::enter()?;
     // SAFETY: `top` is the 16-byte aligned end of a stack that outlives the child, because CLONE_VFORK keeps this
-    // thread here until the child has ended; `request` likewise. `child` makes system calls only, so it takes no lock
-    // and changes no thread-local of the thread whose registers it starts with.
-    let pid = unsafe { libc::clone(child, top, flags, std::ptr::from_mut(request).cast::<c_void>()) };
+    // thread here until the child has ended; what `argument` points to likewise. `entry` makes system calls only, so it
+    // takes no lock and changes no thread-local of the thread whose registers it starts with.
+    let pid = unsafe { libc::clone(entry, top, flags, argument) };
     if pid < 0 {
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
         return Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK | CLONE_FILES)", errno));

@@ -109,7 +109,7 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>, deadline: 
     };
     compile(&mut program, &descriptors, daemon, belongings, alone)?;
     let program = program.finish()?;
-    let options = CloneOptions { namespaces: if alone { namespace::USER } else { 0 }, cgroup: None };
+    let options = CloneOptions { namespaces: if alone { namespace::USER } else { 0 }, ..CloneOptions::default() };
     let forerunner = clone(&program, &options)?;
     let report = program.into_report();
     drop(far_control);

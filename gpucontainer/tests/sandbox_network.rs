@@ -1,0 +1,281 @@
+//! Sandboxes in private networks and in networks of others, with and without user namespaces.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod fixture;
+#[allow(dead_code, reason = "the tests of networks alone use the rest")]
+#[path = "private_network/world.rs"]
+mod world;
+
+use common::{Leaks, Ordinary, until};
+use fixture::{Fixture, role, say};
+use gpucontainer::net::{NetworkNamespace, PrivateNetwork};
+use gpucontainer::sandbox::{Capability, Network, SandboxBuilder, UserNamespace};
+use gpucontainer::{ErrorKind, Sandbox};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use world::{HOST, LONG, OUTSIDE, ask, on_a_host, run, serve, within};
+
+const SERVER: &str = "cd /etc && exec busybox httpd -f -p 80";
+
+fn private() -> Network {
+    Network::Private(PrivateNetwork::named("sandboxes"))
+}
+
+/// All that a privileged host process can choose.
+fn user_namespaces() -> [UserNamespace; 3] {
+    [UserNamespace::Host, UserNamespace::Oneself, UserNamespace::Shifted { first: 100_000, count: 65_536 }]
+}
+
+/// What a script prints, and that it succeeds.
+#[track_caller]
+fn output(builder: SandboxBuilder) -> String {
+    let sandbox = builder.spawn().unwrap();
+    let output = sandbox.communicate(b"", Some(Duration::from_secs(30))).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+fn serves(sandbox: &Sandbox) {
+    until("the server listens", LONG, || sandbox.dial(80, Some(LONG)).is_ok());
+}
+
+#[test]
+fn sandboxes_of_a_network_find_each_other_by_name() {
+    let leaks = Leaks::watch();
+    on_a_host(|world| {
+        let fixture = Fixture::new();
+        for user_namespace in user_namespaces() {
+            let web = fixture.shell(SERVER).name("web").hostname("shop.example").network(private());
+            let web = web.user_namespace(user_namespace).publish(80, 0).spawn().unwrap();
+            serves(&web);
+            let client = |script: &str| {
+                let builder = fixture.shell(script).name("client").network(private());
+                output(builder.user_namespace(user_namespace))
+            };
+            for name in ["web", "shop.example"] {
+                assert_eq!(
+                    client(&format!("busybox wget -qO- http://{name}/inside")),
+                    "inside\n",
+                    "{user_namespace:?}"
+                );
+            }
+            assert_eq!(
+                client("hostname; cat /etc/hostname; busybox nslookup client >/dev/null 2>&1; true"),
+                "client\nclient\n"
+            );
+            let hosts = client("cat /etc/hosts");
+            let own: Vec<&str> = hosts.lines().filter(|line| line.ends_with("\tclient")).collect();
+            assert_eq!(own.len(), 2, "{hosts}");
+            assert!(hosts.contains("\tweb shop.example\n"), "{hosts}");
+            assert!(client("echo more >> /etc/hosts; echo $?").ends_with("1\n"));
+            // What is published, and what another process executes inside, work as in any other network.
+            let mut published = std::net::TcpStream::connect(web.ports()[0].host()).unwrap();
+            std::io::Write::write_all(&mut published, b"GET /inside HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            published.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with("inside\n"), "{answer}");
+            let inside = web.exec([
+                "sh",
+                "-c",
+                "busybox wget -qO- http://127.0.0.1/inside; cat /sys/class/net/eth0/address; ls /sys/class/net",
+            ]);
+            let inside = inside
+                .stdout(gpucontainer::sandbox::Stdio::Piped)
+                .spawn()
+                .unwrap()
+                .communicate(b"", Some(LONG))
+                .unwrap();
+            let inside = String::from_utf8(inside.stdout).unwrap();
+            let IpAddr::V4(address) = web.addresses()[0] else { panic!("{web:?}") };
+            let hardware = address.octets().map(|octet| format!("{octet:02x}")).join(":");
+            assert_eq!(inside, format!("inside\n02:67:{hardware}\neth0\nlo\n"), "{user_namespace:?}");
+            let outside = world.outside(|| serve(OUTSIDE.parse::<Ipv4Addr>().unwrap()));
+            let reached = client(&format!("busybox nc {} {} </dev/null", outside.ip(), outside.port()));
+            assert_eq!(reached, HOST, "{user_namespace:?}");
+        }
+    });
+    leaks.check();
+}
+
+#[test]
+fn names_come_and_go_in_running_sandboxes() {
+    on_a_host(|_world| {
+        let fixture = Fixture::new();
+        let watcher = fixture.shell("sleep 1000").name("watcher").network(private()).spawn().unwrap();
+        let hosts = || {
+            let process =
+                watcher.exec(["cat", "/etc/hosts"]).stdout(gpucontainer::sandbox::Stdio::Piped).spawn().unwrap();
+            String::from_utf8(process.communicate(b"", Some(LONG)).unwrap().stdout).unwrap()
+        };
+        assert!(!hosts().contains("late"));
+        let late = fixture.shell("sleep 1000").name("late").network(private()).spawn().unwrap();
+        assert!(hosts().contains(&format!("{}\tlate\n", late.addresses()[0])));
+        late.close().unwrap();
+        assert!(!hosts().contains("late"));
+    });
+}
+
+#[test]
+fn nobody_in_a_user_namespace_changes_the_network() {
+    on_a_host(|_world| {
+        let fixture = Fixture::new();
+        let attempts = "busybox ip addr add 10.88.99.99/32 dev eth0 && exit 1; busybox ip link set eth0 down && exit 2; \
+                        busybox ip link set eth0 address 02:00:00:00:00:01 && exit 3; \
+                        busybox ip route add 1.2.3.4/32 dev eth0 && exit 4; \
+                        echo 1 > /proc/sys/net/ipv4/ip_forward && exit 5; echo done";
+        for user_namespace in [UserNamespace::Oneself, UserNamespace::Shifted { first: 100_000, count: 65_536 }] {
+            let builder = fixture.shell(attempts).network(private()).user_namespace(user_namespace);
+            assert_eq!(output(builder.add_capability(Capability::NetAdmin)), "done\n");
+        }
+    });
+}
+
+#[test]
+fn a_sandbox_joins_the_network_of_another() {
+    let leaks = Leaks::watch();
+    on_a_host(|_world| {
+        let fixture = Fixture::new();
+        for first in user_namespaces() {
+            for network in [Network::None, private()] {
+                let server =
+                    fixture.shell(SERVER).name("first").network(network).user_namespace(first).spawn().unwrap();
+                serves(&server);
+                for second in user_namespaces() {
+                    let joined = Network::Join(server.network_namespace().unwrap());
+                    let script = "busybox wget -qO- http://127.0.0.1/inside; ls /sys/class/net | grep -c .";
+                    let builder = fixture.shell(script).network(joined).user_namespace(second);
+                    let devices = 1 + server.addresses().len() / 2;
+                    assert_eq!(output(builder), format!("inside\n{devices}\n"), "{first:?} {second:?}");
+                }
+            }
+        }
+        // A namespace that no sandbox made, and that lives longer than whoever made it.
+        let other = within(&std::fs::File::open("/proc/thread-self/ns/net").unwrap(), || {
+            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+            run("ip link set lo up");
+            OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
+        });
+        let server = within(&other, || serve([127, 0, 0, 1]));
+        let namespace = NetworkNamespace::from_fds(other, None);
+        let script = format!("busybox nc 127.0.0.1 {} </dev/null", server.port());
+        assert_eq!(output(fixture.shell(&script).network(Network::Join(namespace))), "127.0.0.1");
+    });
+    leaks.check();
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_starts() {
+    let leaks = Leaks::watch();
+    let fixture = Fixture::new();
+    let refused = |builder: SandboxBuilder| {
+        let error = builder.spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    };
+    refused(fixture.shell("true").network(Network::Private(PrivateNetwork::named("a/b"))));
+    refused(fixture.shell("true").hostname("under_score!").network(private()));
+    let own = OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap());
+    let joined = Network::Join(NetworkNamespace::from_fds(own, None));
+    refused(fixture.shell("true").sysctl("net.ipv4.tcp_syncookies", "0").network(joined));
+    drop(fixture);
+    leaks.check();
+}
+
+#[test]
+fn parameters_of_the_network_are_set() {
+    on_a_host(|_world| {
+        let fixture = Fixture::new();
+        let script = "cat /proc/sys/net/ipv4/tcp_syncookies /proc/sys/kernel/shmmni";
+        for user_namespace in [UserNamespace::Host, UserNamespace::Shifted { first: 100_000, count: 65_536 }] {
+            let builder = fixture.shell(script).network(private()).user_namespace(user_namespace);
+            let builder = builder.sysctl("net.ipv4.tcp_syncookies", "0").sysctl("kernel.shmmni", "77");
+            assert_eq!(output(builder), "0\n77\n");
+        }
+        let error = fixture.shell(script).network(private()).sysctl("net.ipv4.no_such", "1").spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        let plan = fixture.shell(script).network(private()).plan().unwrap().explain();
+        assert!(plan.contains("start in private network sandboxes") && !plan.contains("loopback"), "{plan}");
+    });
+}
+
+#[test]
+#[ignore = "the other process of a test"]
+fn other_process() {
+    let fixture = Fixture::of_parent();
+    let sandbox = fixture.shell("sleep 1000").name("other").network(private()).spawn().unwrap();
+    say(&format!("address {}", sandbox.addresses()[0]));
+    if role().as_deref() == Some("detached") {
+        sandbox.detach().unwrap();
+        say("detached");
+        return;
+    }
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_network_lives_as_long_as_its_sandboxes() {
+    let leaks = Leaks::watch();
+    on_a_host(|_world| {
+        let fixture = Fixture::new();
+        for kind in ["killed", "detached"] {
+            let mut command = fixture.apart(kind);
+            let command = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+            let mut other = command.spawn().unwrap();
+            let mut lines = BufReader::new(other.stdout.take().unwrap()).lines().map(Result::unwrap);
+            let address = lines.find_map(|line| line.strip_prefix("address ").map(str::to_owned)).unwrap();
+            if kind == "killed" {
+                other.kill().unwrap();
+                other.wait().unwrap();
+                until("its address is free", LONG, || {
+                    let member = PrivateNetwork::named("sandboxes").join("probe").unwrap();
+                    member.addresses()[0].to_string() == address
+                });
+                continue;
+            }
+            assert!(lines.any(|line| line == "detached"));
+            other.wait().unwrap();
+            // The supervisor has the network, and whoever comes finds it there.
+            let member = PrivateNetwork::named("sandboxes").join("probe").unwrap();
+            assert_ne!(member.addresses()[0].to_string(), address);
+            let names = std::fs::read_to_string(member.hosts_file()).unwrap();
+            assert!(names.contains(&format!("{address}\tother")), "{names}");
+            let at: IpAddr = address.parse().unwrap();
+            let refused = within(&member, move || ask(SocketAddr::new(at, 80), LONG)).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "the other one answers");
+            let claim = member.hosts_file().with_file_name(format!("{address}.claim"));
+            let note = std::fs::read_to_string(claim).unwrap();
+            let supervisor = note.lines().rfind(|line| line.starts_with("holder")).unwrap().split(' ').nth(1).unwrap();
+            run(&format!("kill -9 {supervisor}"));
+            until("its address is free", LONG, || {
+                let late = PrivateNetwork::named("sandboxes").join("late").unwrap();
+                late.addresses()[0].to_string() == address
+            });
+        }
+        let clean = || !run("ip -o link").contains("gpuc") && run("nft list ruleset").is_empty();
+        until("the kernel has taken everything away", LONG, clean);
+        gpucontainer::sandbox::collect_abandoned(&fixture.store).unwrap();
+    });
+    leaks.check();
+}
+
+/// The other test runs this one as another user.
+#[test]
+fn refused_without_privilege() {
+    if !common::tier("rootless") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let error = fixture.shell("true").network(private()).spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+}
+
+#[test]
+fn without_privilege_it_is_refused() {
+    if common::tier("root") {
+        Ordinary::nobody().run("refused_without_privilege", &[]);
+    }
+}
