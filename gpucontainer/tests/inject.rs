@@ -176,6 +176,7 @@ fn sockets_of_both_families_serve_both() {
     if !has_python() || TcpListener::bind("[::1]:0").is_err() {
         return;
     }
+    let four_alone = || PortMapping::tcp(80, 0).address(std::net::Ipv4Addr::LOCALHOST.into());
     let six = || PortMapping::tcp(80, 0).address(std::net::Ipv6Addr::LOCALHOST.into());
     // What is bound; for both host addresses, how the client looks to the server.
     let both = "s = fresh(6, 0); s.bind(('::', 80)); s.listen(); ss = [s]";
@@ -194,7 +195,7 @@ while True:
         c, a = s.accept(); c.recv(9); c.sendall(a[0].encode()); c.close()
 "
         );
-        let mut scene = Scene::python(&script, |b| b.publish(80, 0).publish_port(six()));
+        let mut scene = Scene::python(&script, |b| b.publish_port(four_alone()).publish_port(six()));
         assert_eq!(scene.line(), "bound");
         let seen = [0, 1].map(|n| scene.ask(scene.address(n), "who"));
         assert_eq!(seen, expected, "{binds}: {:?}", scene.sandbox.port_status());
