@@ -236,8 +236,8 @@ impl GpuAllocator {
 
     /// How long a GPU is held back while its memory is not back from its last lease, however that ended: what a container
     /// used may take the driver a moment to free after its processes are gone. Ten seconds by default; from when the
-    /// lease was given up, or, of a holder that died, from when somebody first missed the memory. After that it counts as
-    /// any other GPU of which memory is used.
+    /// lease was given up, or, where it ended with its descriptors, from when somebody first missed the memory. After that
+    /// it counts as any other GPU of which memory is used.
     ///
     /// The memory is back when as much is free as before the lease, but for 64 MiB. Whose it is can be told only of a GPU
     /// that nobody has a lease on and no process uses: while others share it, or processes use it that do not matter to
