@@ -74,11 +74,11 @@ fn number(stream: Option<OwnedFd>) -> Option<i32> {
 /// Counters of a port.
 type Counts = (u64, u64, u64, u64, u64);
 
-/// A published port: inside, address, outside, its counters, its last error, protocol, count, all addresses, mode, why.
-type PortFields = (u16, String, u16, Counts, Option<String>, String, u16, Vec<String>, String, String);
+/// A published port: inside, address, outside, its counters; its last error, protocol, count, all addresses, mode, why.
+type PortFields = (u16, String, u16, Counts, (Option<String>, String, u16, Vec<String>, String, String));
 
-/// A service of the host: inside, address, outside, its counters, its last error, protocol.
-type ServiceStatusFields = (u16, String, u16, Counts, Option<String>, String);
+/// A service of the host: inside, address, outside, its counters; its last error, protocol.
+type ServiceStatusFields = (u16, String, u16, Counts, (Option<String>, String));
 
 /// The handle of a sandbox.
 #[pyclass(frozen, name = "_Sandbox", module = "gpucontainer._native")]
@@ -170,7 +170,7 @@ impl SandboxHandle {
             let (protocol, count) = (status.port.protocol().to_string(), status.port.count());
             let (mode, why) = (status.mode.to_string(), status.why.clone());
             let error = status.last_error.clone();
-            (port, host.ip().to_string(), host.port(), counts, error, protocol, count, hosts, mode, why)
+            (port, host.ip().to_string(), host.port(), counts, (error, protocol, count, hosts, mode, why))
         };
         self.with(py, |sandbox| Ok(sandbox.port_status().iter().map(fields).collect()))
     }
@@ -180,7 +180,7 @@ impl SandboxHandle {
             let (port, host) = (status.service.port(), status.service.host());
             let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
             let protocol = status.service.protocol().to_string();
-            (port, host.ip().to_string(), host.port(), counts, status.last_error.clone(), protocol)
+            (port, host.ip().to_string(), host.port(), counts, (status.last_error.clone(), protocol))
         };
         self.with(py, |sandbox| Ok(sandbox.host_services().iter().map(fields).collect()))
     }

@@ -549,7 +549,7 @@ class Sandbox(_Running):
         """The published ports, with their counters at this moment."""
         return [
             Port(inside, address, outside, *counters, *rest)
-            for inside, address, outside, counters, *rest in self._handle.ports()
+            for inside, address, outside, counters, rest in self._handle.ports()
         ]
 
     def publish(
@@ -583,7 +583,7 @@ class Sandbox(_Running):
         """The services of the host that can be reached inside, with their counters at this moment."""
         return [
             ServiceStatus(inside, address, outside, *counters, *rest)
-            for inside, address, outside, counters, *rest in self._handle.host_services()
+            for inside, address, outside, counters, rest in self._handle.host_services()
         ]
 
     def withdraw_host(self, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> None:
