@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .gpu import GpuLease, GpuRequest
 from .limits import Limits
+from .ports import _port
 from .process import DEVNULL, PIPE, _Stream
 
 
@@ -58,7 +58,11 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     if "mounts" in given:
         given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
     if "ports" in given:
-        given["ports"] = [_port(*port) for port in given["ports"].items()]
+        ports = given["ports"]
+        wanted = [_port(*port) for port in ports.items()] if isinstance(ports, Mapping) else ports
+        given["ports"] = [port._fields() for port in wanted]
+    if "host_services" in given:
+        given["host_services"] = [service._fields() for service in given["host_services"]]
     if isinstance(given.get("gpus"), GpuLease):
         given["gpu_lease"] = given.pop("gpus")._handle
     if "gpus" in given:
@@ -87,11 +91,3 @@ def _gpus(wanted: int | str | Sequence[str] | GpuRequest, free: int) -> dict[str
     elif free:
         raise TypeError("min_gpu_memory is said by the request for GPUs itself, as min_free_memory")
     return wanted._fields()
-
-
-def _port(
-    container_port: int, host: int | tuple[str, int]
-) -> tuple[int, ipaddress.IPv4Address | ipaddress.IPv6Address | None, int]:
-    if isinstance(host, int):
-        return container_port, None, host
-    return container_port, ipaddress.ip_address(host[0]), host[1]

@@ -14,7 +14,8 @@ from . import _native
 from ._native import Cancel, Image, ImageStore
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
 from .limits import UNLIMITED, IoLimit, Limits, Mount, _Path
-from .options import _gpus, _options, _port, _words
+from .options import _gpus, _options, _words
+from .ports import HostService, Port, PortMapping, ServiceStatus
 from .process import DEVNULL, PIPE, ExitStatus, Output, Process, _Running, _Stream
 
 __all__ = [
@@ -22,43 +23,18 @@ __all__ = [
     "PIPE",
     "UNLIMITED",
     "ExitStatus",
+    "HostService",
     "IoLimit",
     "Limits",
     "Mount",
     "Output",
     "Port",
+    "PortMapping",
     "Process",
     "Sandbox",
+    "ServiceStatus",
     "collect_abandoned",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Port:
-    """A published port."""
-
-    container_port: int
-    #: The address and the port of the host.
-    host: str
-    host_port: int
-    #: Connections taken from clients so far, those that exist now, and those that nothing inside took.
-    accepted: int
-    open: int
-    refused: int
-    #: Bytes that went in and came out.
-    bytes_in: int
-    bytes_out: int
-    #: Why the last connection that was reset was.
-    last_error: str | None
-
-
-def collect_abandoned(store: ImageStore) -> None:
-    """Removes what sandboxes of processes that died left, of this user's, and raises what could not be removed.
-
-    That is control groups, and directories for writes in the store. The first start of a process with a store does
-    this by itself.
-    """
-    _native.collect_abandoned(store)
 
 
 class Sandbox(_Running):
@@ -94,7 +70,8 @@ class Sandbox(_Running):
         time_offsets: tuple[int, int] | None = None,
         mounts: Iterable[Mount] | None = None,
         shm_size: int | None = None,
-        ports: Mapping[int, int | tuple[str, int]] | None = None,
+        ports: Mapping[int, int | tuple[str, int]] | Iterable[PortMapping] | None = None,
+        host_services: Iterable[HostService] | None = None,
         gpus: int | str | Sequence[str] | GpuRequest | GpuLease | None = None,
         min_gpu_memory: int = 0,
         gpu_timeout: float | None = None,
@@ -122,7 +99,9 @@ class Sandbox(_Running):
         :param command: what to run, instead of the image's command.
         :param writable_memory: keeps writes to the root in memory, at most so many bytes.
         :param memory: bytes; ``cpus`` in cores; ``pids`` processes and threads: over those of ``limits``.
-        :param ports: container port to host port, or to an address of the host and a port; 0 is any free one.
+        :param ports: container port to host port, or to an address of the host and a port; 0 is any free one. Or
+            what is wanted in all detail.
+        :param host_services: services of the host that can be reached inside.
         :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, a :class:`GpuRequest`,
             or a :class:`GpuLease`, which the sandbox then holds too.
         :param min_gpu_memory: bytes that must be free on each GPU; a :class:`GpuRequest` says so itself.
@@ -154,22 +133,47 @@ class Sandbox(_Running):
     def ports(self) -> list[Port]:
         """The published ports, with their counters at this moment."""
         return [
-            Port(inside, address, outside, *counters, error)
-            for inside, address, outside, counters, error in self._handle.ports()
+            Port(inside, address, outside, *counters, *rest)
+            for inside, address, outside, counters, rest in self._handle.ports()
         ]
 
-    def publish(self, container_port: int, host_port: int = 0, *, address: str | None = None) -> tuple[str, int]:
-        """Publishes a TCP port while the sandbox runs.
+    def publish(
+        self, container_port: int | PortMapping, host_port: int = 0, *, address: str | None = None
+    ) -> tuple[str, int]:
+        """Publishes a port while the sandbox runs.
 
+        :param container_port: a port of TCP, or all that is wanted.
         :param host_port: 0 is any free one.
-        :param address: of the host; 127.0.0.1 if None.
+        :param address: an address of the host; 127.0.0.1 and, where the host has IPv6, ::1 by default.
         :return: the address and the real port of the host, as :meth:`unpublish` takes them.
         """
-        return self._handle.publish(*_port(container_port, host_port if address is None else (address, host_port)))
+        mapping = container_port
+        if not isinstance(mapping, PortMapping):
+            mapping = PortMapping(mapping, host_port, address=address)
+        return self._handle.publish(mapping._fields())
 
     def unpublish(self, address: str, host_port: int) -> None:
-        """Closes a published port and its connections; then the host's port is free."""
+        """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
+
+    def expose_host(self, service: HostService) -> int:
+        """Makes a service of the host reachable inside while the sandbox runs.
+
+        :return: the port inside.
+        """
+        return self._handle.expose_host(service._fields())
+
+    @property
+    def host_services(self) -> list[ServiceStatus]:
+        """The services of the host that can be reached inside, with their counters at this moment."""
+        return [
+            ServiceStatus(inside, address, outside, *counters, *rest)
+            for inside, address, outside, counters, rest in self._handle.host_services()
+        ]
+
+    def withdraw_host(self, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> None:
+        """Closes a service of the host inside and its connections."""
+        self._handle.withdraw_host(port, protocol)
 
     def attach_gpus(
         self,

@@ -38,21 +38,30 @@ impl Container {
         NetworkNamespace::from_fds(open("net"), Some(open("user")))
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// Starts a server inside and waits until it listens.
     pub(crate) fn serve(&self, address: &str) -> Server {
+        let mut child = self.run(address);
+        assert_eq!(said(&mut child), "listening");
+        Server(child)
+    }
+
+    /// Starts this program inside with something for [`serve_forever`].
+    pub(crate) fn run(&self, what: &str) -> Child {
         let kinds: &[&str] = if crate::common::is_root() { &["-n"] } else { &["-U", "-n", "--preserve-credentials"] };
-        let mut child = Command::new("nsenter")
+        Command::new("nsenter")
             .args(["-t", &self.holder.id().to_string()])
             .args(kinds)
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "serve", "--ignored", "--nocapture"])
-            .env("GPUC_TEST_SERVE", address)
+            .env("GPUC_TEST_SERVE", what)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
-        assert_eq!(said(&mut child), "listening");
-        Server(child)
+            .unwrap()
     }
 }
 
@@ -148,10 +157,13 @@ pub(crate) fn hash(bytes: &[u8]) -> Vec<u8> {
 
 /// Serves every connection in a thread of its own. The first byte of a connection says what is wanted. `udp ADDRESS` sends
 /// every datagram back, with the number of the client's port as the server sees it in front, and `proxy ADDRESS` says first what a header of the
-/// PROXY protocol has said.
+/// PROXY protocol has said. `ask ADDRESS` is a client of UDP: it sends a question and says the answer.
 pub(crate) fn serve_forever(address: &str) {
     if let Some(address) = address.strip_prefix("udp ") {
         return send_back(&UdpSocket::bind(address).unwrap());
+    }
+    if let Some(address) = address.strip_prefix("ask ") {
+        return ask_once(address);
     }
     let (proxied, address) = match address.strip_prefix("proxy ") {
         Some(address) => (true, address),
@@ -167,6 +179,15 @@ pub(crate) fn serve_forever(address: &str) {
         // A client that is gone is no concern of the server.
         std::thread::spawn(move || drop(serve_one(stream, proxied)));
     }
+}
+
+fn ask_once(address: &str) {
+    let socket = UdpSocket::bind(if address.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+    socket.connect(address).unwrap();
+    socket.send(b"a question").unwrap();
+    let mut answer = [0; 64];
+    let bytes = socket.recv(&mut answer).unwrap();
+    say(std::str::from_utf8(&answer[..bytes]).unwrap());
 }
 
 fn send_back(socket: &UdpSocket) {

@@ -1,0 +1,127 @@
+"""Ports of sandboxes on the host, and services of the host in sandboxes."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from typing import Literal
+
+from . import _native
+
+
+@dataclasses.dataclass(frozen=True)
+class PortMapping:
+    """A port of the container that is wanted on the host, or as many consecutive ones."""
+
+    container_port: int
+    #: 0 is any free one.
+    host_port: int = 0
+    protocol: Literal["tcp", "udp"] = "tcp"
+    #: How many, from both ports on; they are one port with one status.
+    count: int = 1
+    #: An address of the host; 127.0.0.1 and, where the host has IPv6, ::1 by default.
+    address: str | None = None
+    #: On every address of the host.
+    all_interfaces: bool = False
+    #: How clients reach the program.
+    mode: Literal["auto", "hand over", "inject", "relay", "nat"] = "auto"
+    #: How the program learns who its clients are, when they are relayed.
+    source: Literal["loopback", "keep", "proxy-v2"] = "loopback"
+    #: Ends what is relayed when nothing has passed for so many seconds; no time for TCP by default, 90 for UDP.
+    idle_timeout: float | None = None
+    #: The name in ``LISTEN_FDNAMES``.
+    name: str | None = None
+
+    def _fields(self) -> _native._MappingFields:
+        return (
+            self.protocol,
+            self.container_port,
+            self.host_port,
+            self.count,
+            None if self.address is None else ipaddress.ip_address(self.address),
+            self.all_interfaces,
+            self.mode,
+            self.source,
+            self.idle_timeout,
+            self.name,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HostService:
+    """A service of the host that programs inside can reach, on a port of their own loopback addresses."""
+
+    #: The port inside; 0 is any free one.
+    port: int
+    #: The address and the port of the service.
+    host: str
+    host_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    #: Ends what nothing has passed through for so many seconds; no time for TCP by default, 90 for UDP.
+    idle_timeout: float | None = None
+
+    def _fields(self) -> _native._ServiceFields:
+        return self.protocol, self.port, ipaddress.ip_address(self.host), self.host_port, self.idle_timeout
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceStatus:
+    """A service of the host and what went through it."""
+
+    #: The port inside.
+    port: int
+    #: The address and the port of the service.
+    host: str
+    host_port: int
+    #: Connections taken from programs inside so far, those that exist now, and those that nothing on the host took.
+    accepted: int
+    open: int
+    refused: int
+    #: Bytes that went to the host and came from it.
+    bytes_in: int
+    bytes_out: int
+    #: Why the last connection that was reset was.
+    last_error: str | None
+    protocol: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """A published port."""
+
+    container_port: int
+    #: The address and the port of the host.
+    host: str
+    host_port: int
+    #: Connections taken from clients so far, those that exist now, and those that nothing inside took.
+    accepted: int
+    open: int
+    refused: int
+    #: Bytes that went in and came out.
+    bytes_in: int
+    bytes_out: int
+    #: Why the last connection that was reset was.
+    last_error: str | None
+    protocol: str
+    #: How many consecutive ports, from both ports on.
+    count: int
+    #: Every address of the host that it is on.
+    hosts: list[str]
+    #: How its clients are served now, and why so.
+    mode: str
+    why: str
+
+
+def collect_abandoned(store: ImageStore) -> None:
+    """Removes what sandboxes of processes that died left, of this user's, and raises what could not be removed.
+
+    That is control groups, and directories for writes in the store. The first start of a process with a store does
+    this by itself.
+    """
+    _native.collect_abandoned(store)
+
+
+def _port(container_port: int, host: int | tuple[str, int]) -> PortMapping:
+    if isinstance(host, int):
+        return PortMapping(container_port, host)
+    return PortMapping(container_port, host[1], address=host[0])
