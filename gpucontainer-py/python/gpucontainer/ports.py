@@ -112,15 +112,6 @@ class Port:
     why: str
 
 
-def collect_abandoned(store: ImageStore) -> None:
-    """Removes what sandboxes of processes that died left, of this user's, and raises what could not be removed.
-
-    That is control groups, and directories for writes in the store. The first start of a process with a store does
-    this by itself.
-    """
-    _native.collect_abandoned(store)
-
-
 def _port(container_port: int, host: int | tuple[str, int]) -> PortMapping:
     if isinstance(host, int):
         return PortMapping(container_port, host)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import json
 import os
@@ -295,3 +294,12 @@ class Sandbox(_Running):
 
     def __repr__(self) -> str:
         return f"<gpucontainer.Sandbox {self.name} {self.status or 'running'}>"
+
+
+def collect_abandoned(store: ImageStore) -> None:
+    """Removes what sandboxes of processes that died left, of this user's, and raises what could not be removed.
+
+    That is control groups, and directories for writes in the store. The first start of a process with a store does
+    this by itself.
+    """
+    _native.collect_abandoned(store)
