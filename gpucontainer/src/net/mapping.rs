@@ -30,6 +30,7 @@ pub struct PortMapping {
     protocol: Protocol,
     mode: PortMode,
     name: Option<String>,
+    unlocked: bool,
 }
 
 impl PortMapping {
@@ -38,7 +39,7 @@ impl PortMapping {
     /// `host_port` 0 takes any free one, known as soon as it is reserved. `container_port` is 1 to 65,535.
     pub fn tcp(container_port: u16, host_port: u16) -> Self {
         let host = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), host_port);
-        Self { container_port, host, protocol: Protocol::Tcp, mode: PortMode::Auto, name: None }
+        Self { container_port, host, protocol: Protocol::Tcp, mode: PortMode::Auto, name: None, unlocked: false }
     }
 
     /// Uses another address of the host, IPv4 or IPv6. 127.0.0.1 by default: only programs on this host can connect.
@@ -64,6 +65,23 @@ impl PortMapping {
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
+    }
+
+    /// Trusts the container with sockets of the host that are not locked to the port. False by default.
+    ///
+    /// A socket that is handed over or injected is locked: nothing but clients of its port reaches it, so that it leads to
+    /// no service on the host's loopback address. Newer kernels, 6.18.44 among them, let only root (`CAP_NET_ADMIN`) lock
+    /// sockets; an ordinary user's ports are relayed there, unless this is set. With it a hostile program inside can connect to what this
+    /// user's programs can, from that port.
+    #[must_use]
+    pub fn unlocked(mut self, unlocked: bool) -> Self {
+        self.unlocked = unlocked;
+        self
+    }
+
+    /// Whether a socket for it need not be locked.
+    pub fn is_unlocked(&self) -> bool {
+        self.unlocked
     }
 
     /// How clients are to reach the program.

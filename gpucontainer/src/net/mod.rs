@@ -27,7 +27,8 @@ mod relay;
 mod reserve;
 
 pub use mapping::{PortMapping, Protocol, PublishedPort};
-pub(crate) use inject::{Binds, bind_filter};
+pub(crate) use inject::{Binds, bind_filter, may_inject};
+pub(crate) use published::NO_LOCK;
 pub use mode::PortMode;
 pub use namespace::NetworkNamespace;
 pub use published::{PortStatus, Published};

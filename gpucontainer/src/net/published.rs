@@ -7,7 +7,7 @@ use super::namespace::NetworkNamespace;
 use super::relay::{Counters, Link, Offer, Relay};
 use super::reserve::Held;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::hostport::stop_listening;
+use crate::sys::hostport::{can_lock, stop_listening};
 use crate::sys::netns::Family;
 use crate::sys::peer::namespace_cookie;
 use std::sync::Arc;
@@ -70,10 +70,16 @@ impl Drop for Published {
     }
 }
 
+/// Why a port of an ordinary user may have to be relayed.
+pub(crate) const NO_LOCK: &str = "this kernel lets only CAP_NET_ADMIN lock a socket to its port, without which the \
+    container could reach services of the host by it, and unlocked(true) does not say that it may";
+
 /// Settles how a port is to be reached.
 fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Result<Offer> {
     let (port, socket) = (held.port, held.socket);
     let bound_by_us = "the program has not bound it yet";
+    let unlocked = held.mapping.is_unlocked();
+    let lockable = unlocked || can_lock();
     let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
         (PortMode::Inject, Some(Err(why))) => {
@@ -84,6 +90,10 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
             let message = format!("publish {}: a socket can be handed over when a sandbox starts", held.mapping);
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
+        (PortMode::Inject, Some(Ok(_))) if !lockable => {
+            return Err(Error::new(ErrorKind::PermissionDenied, format!("publish {}: inject: {NO_LOCK}", held.mapping)));
+        }
+        (PortMode::Auto, Some(Ok(_))) if !lockable => (false, PortMode::Relay, NO_LOCK.to_owned()),
         (_, Some(_)) if namespace == 0 => {
             (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
         }
@@ -96,7 +106,7 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
     };
     let listens = mode == PortMode::Relay;
     let counters = Arc::new(Counters::new(mode, why));
-    Ok(Offer { port, socket, counters, listens, inject: inject.then_some(namespace) })
+    Ok(Offer { port, socket, counters, listens, inject: inject.then_some(namespace), unlocked })
 }
 
 /// What went through one published port, as far as this process sees it: clients of a socket that is the container's own

@@ -4,7 +4,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment};
 use crate::image::{ImageConfig, ImageStore};
 use crate::rootfs::{RootMount, Scratch, Writable};
-use crate::net::{PortMapping, PortMode};
+use crate::net::{NO_LOCK, PortMapping, PortMode};
 use crate::sandbox::config::{Capability, Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
 use crate::sandbox::gpus::Gpus;
@@ -199,7 +199,8 @@ pub(crate) fn prepare(
     };
     let injected = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Inject);
     if let (Some(mapping), Err(why)) = (injected, context.watch_binds) {
-        return Err(Error::new(ErrorKind::InvalidArgument, format!("publish {mapping}: inject: {why}")));
+        let kind = if why == NO_LOCK { ErrorKind::PermissionDenied } else { ErrorKind::InvalidArgument };
+        return Err(Error::new(kind, format!("publish {mapping}: inject: {why}")));
     }
     let mut planner = Planner {
         builder,
@@ -240,12 +241,16 @@ pub(crate) fn prepare(
 
 /// Whether binds of the sandbox's processes are to wait for an answer, or why not.
 fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
-    let may_inject = |port: &PortMapping| matches!(port.wanted_mode(), PortMode::Auto | PortMode::Inject);
+    let may_inject = |port: &&PortMapping| matches!(port.wanted_mode(), PortMode::Auto | PortMode::Inject);
     if builder.network == Network::Host {
         return Err("its network is the host's");
     }
-    if !builder.injectable_ports && !builder.ports.iter().any(may_inject) {
+    if !builder.injectable_ports && builder.ports.iter().filter(may_inject).count() == 0 {
         return Err("it was started without a port to inject, and injectable_ports was not asked for");
+    }
+    let wished = builder.ports.iter().filter(|port| may_inject(port));
+    if !builder.injectable_ports && !wished.clone().any(crate::net::may_inject) {
+        return Err(NO_LOCK);
     }
     if !user && builder.capabilities & Capability::NetAdmin.bit() != 0 {
         return Err("with CAP_NET_ADMIN and no user namespace a socket of the host would give power over its network");

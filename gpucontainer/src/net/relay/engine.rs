@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::net::mapping::PublishedPort;
 use crate::net::namespace::NetworkNamespace;
 use crate::sys::epoll::{Epoll, Ready, Wake};
+use crate::sys::hostport::Kind;
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
@@ -55,9 +56,16 @@ pub(super) struct Inject {
     pub(super) inside: Option<usize>,
     /// The inodes of sockets that the container was given. Those that it has closed are not told from the others.
     pub(super) given: Vec<u64>,
+    /// Whether what it is given may do anything that a socket of the host can.
+    pub(super) unlocked: bool,
 }
 
 impl Listener {
+    /// The kind of socket that a container is given for this port, if it wants one of `kind`.
+    pub(super) fn suit(&self, kind: Kind) -> Kind {
+        Kind { locked: self.inject.as_ref().is_none_or(|inject| !inject.unlocked), ..kind }
+    }
+
     pub(super) fn new(socket: OwnedFd, port: PublishedPort, publication: u64, counters: Arc<Counters>) -> Self {
         Self {
             socket,
@@ -219,7 +227,8 @@ impl Engine {
         for offer in offers {
             let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
             listener.listens = offer.listens;
-            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new() };
+            let unlocked = offer.unlocked;
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new(), unlocked };
             listener.inject = watch.zip(offer.inject).map(inject);
             self.add_listener(listener)?;
         }

@@ -96,6 +96,8 @@ pub(super) struct Offer {
     pub(super) listens: bool,
     /// Whether binds of the container are to be answered with it, in the network namespace that is named so.
     pub(super) inject: Option<u64>,
+    /// Whether the container may be trusted with sockets that are not locked to the port.
+    pub(super) unlocked: bool,
 }
 
 /// What the thread is asked to do.
