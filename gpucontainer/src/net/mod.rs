@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod activation;
 mod holder;
 mod inject;
 mod mapping;
@@ -26,6 +27,7 @@ mod published;
 mod relay;
 mod reserve;
 
+pub use activation::{ActivatedSocket, activated};
 pub use mapping::{PortMapping, Protocol, PublishedPort};
 pub(crate) use inject::{Binds, bind_filter, may_inject};
 pub(crate) use published::NO_LOCK;

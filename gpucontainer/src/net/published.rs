@@ -5,11 +5,12 @@ use super::mapping::PublishedPort;
 use super::mode::PortMode;
 use super::namespace::NetworkNamespace;
 use super::relay::{Counters, Link, Offer, Relay};
-use super::reserve::Held;
+use super::reserve::{Held, Way};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::hostport::{can_lock, stop_listening};
 use crate::sys::netns::Family;
-use crate::sys::peer::namespace_cookie;
+use crate::sys::peer::{namespace_cookie, stop_taking};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Published ports of one container. Dropping it closes them and every connection through them, before drop returns.
@@ -19,6 +20,8 @@ use std::sync::Arc;
 pub struct Published {
     ports: Vec<(PublishedPort, Arc<Counters>)>,
     link: Option<Link>,
+    /// Sockets that the container has as well.
+    handed: Vec<OwnedFd>,
 }
 
 impl Published {
@@ -29,17 +32,29 @@ impl Published {
         binds: Option<Result<&Binds, &str>>,
     ) -> Result<Self> {
         if sockets.is_empty() {
-            return Ok(Self { ports: Vec::new(), link: None });
+            return Ok(Self { ports: Vec::new(), link: None, handed: Vec::new() });
         }
         // Says now, not with the first client, that the namespace cannot be entered.
         let inside = namespace.open_sockets(Family::V4, 1)?;
         let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
         drop(inside);
         let watch = binds.and_then(Result::ok);
-        let offers = sockets.into_iter().map(|held| offer(held, cookie, binds)).collect::<Result<Vec<_>>>()?;
-        let ports = offers.iter().map(|offer| (offer.port, Arc::clone(&offer.counters))).collect();
-        let link = Some(Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id))?);
-        Ok(Self { ports, link })
+        let (mut ports, mut offers, mut handed) = (Vec::new(), Vec::new(), Vec::new());
+        for held in sockets {
+            if held.way == Way::Handed {
+                let why = "asked for; the program has the socket of the host".to_owned();
+                ports.push((held.port, Arc::new(Counters::new(PortMode::HandOver, why))));
+                handed.push(held.socket);
+            } else {
+                let offer = offer(held, cookie, binds)?;
+                ports.push((offer.port, Arc::clone(&offer.counters)));
+                offers.push(offer);
+            }
+        }
+        let link = (!offers.is_empty())
+            .then(|| Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id)))
+            .transpose()?;
+        Ok(Self { ports, link, handed })
     }
 
     /// The ports with their real numbers, in the order in which they were asked for.
@@ -55,6 +70,7 @@ impl Published {
     /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container
     /// has for them. Connections that these have taken are the container's, and stay.
     pub fn close(mut self) {
+        self.handed.iter().for_each(stop_taking);
         if let Some(link) = self.link.take() {
             revoke(&link.close());
         }
@@ -81,6 +97,9 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
     let unlocked = held.mapping.is_unlocked();
     let lockable = unlocked || can_lock();
     let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
+        (PortMode::Auto, Some(_)) if held.way == Way::Adopted => {
+            (false, PortMode::Relay, "its socket is not this process's alone".to_owned())
+        }
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
         (PortMode::Inject, Some(Err(why))) => {
             let message = format!("publish {}: inject: {why}", held.mapping);

@@ -2,11 +2,14 @@
 
 use super::mapping::{PortMapping, PublishedPort, check};
 use super::published::Published;
-use super::inject::Binds;
+use super::inject::{Binds, may_inject};
+use super::mode::PortMode;
+use super::published::NO_LOCK;
 use super::{holder, namespace::NetworkNamespace};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::hostport;
 use crate::sys::socket::{self, number};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Takes ports of the host for containers.
 #[derive(Clone, Debug, Default)]
@@ -37,9 +40,31 @@ impl PortMapper {
         for mapping in mappings {
             let listener = socket::listen(mapping.host()).map_err(|error| explain(error, mapping))?;
             let host = socket::local_address(&listener)?;
-            sockets.push(Held { port: PublishedPort::new(mapping, host), mapping: mapping.clone(), socket: listener });
+            sockets.push(Held { port: PublishedPort::new(mapping, host), mapping: mapping.clone(), socket: listener, way: Way::Open });
         }
         Ok(Reservation { sockets })
+    }
+}
+
+impl PortMapper {
+    /// Takes a socket that listens already, of this process's own or one that it [was started with](super::activated), as
+    /// the host's side of a port: `container_port` of whatever it is then [relayed](Reservation::relay) to.
+    ///
+    /// As others may have the socket too it is never injected.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for container port 0, and for what is no listening TCP socket.
+    pub fn adopt(&self, container_port: u16, socket: OwnedFd) -> Result<Reservation> {
+        let wanted = || format!("adopt a socket for port {container_port}");
+        if !socket::is_tcp_listener(&socket) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "it is no TCP socket that listens").context(wanted()));
+        }
+        let host = socket::local_address(&socket).map_err(|error| error.context(wanted()))?;
+        let mapping = PortMapping::tcp(container_port, host.port()).address(host.ip());
+        check(std::slice::from_ref(&mapping))?;
+        socket::set_nonblocking(&socket)?;
+        let held = Held { port: PublishedPort::new(&mapping, host), mapping, socket, way: Way::Adopted };
+        Ok(Reservation { sockets: vec![held] })
     }
 }
 
@@ -81,6 +106,18 @@ pub(super) struct Held {
     pub(super) mapping: PortMapping,
     /// Bound and listening.
     pub(super) socket: OwnedFd,
+    pub(super) way: Way,
+}
+
+/// What a socket that is taken is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Way {
+    /// Whatever its mapping wants.
+    Open,
+    /// The container has it as well.
+    Handed,
+    /// Others have it as well, who did not ask for it to be changed.
+    Adopted,
 }
 
 impl Reservation {
@@ -92,6 +129,27 @@ impl Reservation {
     /// The same as one reservation a port, in their order, so that each port can be closed for itself.
     pub fn each(self) -> Vec<Self> {
         self.sockets.into_iter().map(|one| Self { sockets: vec![one] }).collect()
+    }
+
+    /// Locks the sockets of [`PortMode::HandOver`](super::PortMode::HandOver), which a container is given. Their order is
+    /// that of their names in `LISTEN_FDNAMES`.
+    pub(crate) fn hand_over(&mut self) -> Result<Vec<BorrowedFd<'_>>> {
+        let mut handed = Vec::new();
+        for held in self.sockets.iter_mut().filter(|held| held.mapping.wanted_mode() == PortMode::HandOver) {
+            let mapping = &held.mapping;
+            if !may_inject(mapping) {
+                let message = format!("publish {mapping}: hand over: {NO_LOCK}");
+                return Err(Error::new(ErrorKind::PermissionDenied, message));
+            }
+            if !mapping.is_unlocked() {
+                hostport::lock(&held.socket, held.port.host().port())?;
+            }
+            // A program that knows of it is told by `accept` whether to wait, as from every service manager.
+            socket::set_blocking(&held.socket)?;
+            held.way = Way::Handed;
+            handed.push(held.socket.as_fd());
+        }
+        Ok(handed)
     }
 
     /// Hands the listening sockets out, for a program that takes connections itself. They are non-blocking and closed

@@ -39,7 +39,7 @@ use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
-use crate::net::{NetworkNamespace, PortMapping, PortStatus, PublishedPort};
+use crate::net::{NetworkNamespace, PortMapping, PortStatus, PublishedPort, Reservation};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
@@ -134,7 +134,7 @@ impl Sandbox {
         if gpus.is_some() {
             moments.push(("gpus", now()));
         }
-        let reserved = Ports::reserve(builder).with_context(wanted)?;
+        let mut reserved = Ports::reserve(builder).with_context(wanted)?;
         let scratch = match root.writable(builder) {
             Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name).with_context(wanted)?),
             _ => None,
@@ -163,6 +163,8 @@ impl Sandbox {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
         };
+        let handed = reserved.iter_mut().map(Reservation::hand_over).collect::<Result<Vec<_>>>().with_context(wanted)?;
+        let handed = handed.into_iter().flatten().collect();
         let inputs = Inputs {
             shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
@@ -170,6 +172,7 @@ impl Sandbox {
             stdio: streams.as_ref().map(|streams| streams.inside()),
             claims,
             lease: lease.as_ref().map(AsFd::as_fd),
+            handed,
             target: None,
             id_maps: prepared.id_maps.as_ref(),
         };
@@ -250,6 +253,15 @@ impl Sandbox {
     /// application.
     pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
         let published = self.network().and_then(|network| self.ports.add(mappings, network));
+        published.with_context(publishing(&self.name))
+    }
+
+    /// Publishes what was reserved before, such as sockets that were [adopted](crate::net::PortMapper::adopt).
+    ///
+    /// # Errors
+    /// As for [`publish`](Self::publish), but for what reserving met.
+    pub fn publish_reserved(&self, reservation: Reservation) -> Result<Vec<PublishedPort>> {
+        let published = self.network().and_then(|network| self.ports.add_reserved(reservation, network));
         published.with_context(publishing(&self.name))
     }
 

@@ -197,6 +197,11 @@ pub(crate) fn prepare(
         namespaces: namespaces(builder, maps.is_some()),
         watch_binds: watch_binds(builder, maps.is_some()),
     };
+    if let Some(mapping) = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::HandOver) {
+        if let Err(why) = may_have_sockets(builder, maps.is_some()) {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("publish {mapping}: hand over: {why}")));
+        }
+    }
     let injected = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Inject);
     if let (Some(mapping), Err(why)) = (injected, context.watch_binds) {
         let kind = if why == NO_LOCK { ErrorKind::PermissionDenied } else { ErrorKind::InvalidArgument };
@@ -252,6 +257,11 @@ fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str>
     if !builder.injectable_ports && !wished.clone().any(crate::net::may_inject) {
         return Err(NO_LOCK);
     }
+    may_have_sockets(builder, user)
+}
+
+/// Whether the sandbox may have sockets of the host, or why not.
+fn may_have_sockets(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
     if !user && builder.capabilities & Capability::NetAdmin.bit() != 0 {
         return Err("with CAP_NET_ADMIN and no user namespace a socket of the host would give power over its network");
     }
@@ -578,7 +588,17 @@ impl Planner<'_> {
         let set_groups = context.set_groups;
         self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask)?);
         let candidates = candidates(&argv, &context.env);
-        let envp = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut envp: Vec<String> = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let handed = builder.ports.iter().filter(|port| port.wanted_mode() == PortMode::HandOver);
+        let names: Vec<String> = handed.map(PortMapping::listen_name).collect();
+        if !names.is_empty() {
+            // The supervisor is process 1, if it is inside at all.
+            let pid = if builder.init { 2 } else { 1 };
+            envp.retain(|line| !line.starts_with("LISTEN_"));
+            envp.extend([format!("LISTEN_PID={pid}"), format!("LISTEN_FDS={}", names.len())]);
+            envp.push(format!("LISTEN_FDNAMES={}", names.join(":")));
+            self.add(Step::HandOver { names });
+        }
         self.add(Step::Execute { candidates, argv, envp });
         Ok(())
     }

@@ -192,6 +192,14 @@ pub(crate) fn wait_writable(socket: impl AsFd, timeout: Option<Duration>) -> Res
     }
 }
 
+/// Whether it is a TCP socket of IPv4 or IPv6 that takes connections.
+pub(crate) fn is_tcp_listener(socket: impl AsFd) -> bool {
+    let socket = socket.as_fd();
+    let tcp = sockopt::socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM)
+        && sockopt::socket_domain(socket).is_ok_and(|it| matches!(it, AddressFamily::INET | AddressFamily::INET6));
+    tcp && sockopt::socket_acceptconn(socket).unwrap_or(false)
+}
+
 /// Lets the socket take connections; the kernel cuts the queue to `net.core.somaxconn`. The error is a number.
 pub(crate) fn start_listening(socket: impl AsFd) -> Result<(), i32> {
     rustix::net::listen(socket, 4096).map_err(Errno::raw_os_error)
