@@ -135,8 +135,8 @@ fn a_socket_that_this_process_was_started_with_leads_inside() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    assert!(lines.into_iter().any(|line| line.ends_with("it serves")));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.ends_with("it serves")));
     assert_eq!(scene::ask(address, "through"), "THROUGH");
     assert!(child.wait().unwrap().success());
     assert!(scene::is_refused(address));
