@@ -221,6 +221,64 @@ typedef enum {
 } gpuc_mount_t;
 
 /**
+ * How clients of a published port reach the program in the container.
+ */
+typedef enum {
+    /**
+     * Whatever costs least.
+     */
+    GPUC_PORT_MODE_AUTO = 0,
+    /**
+     * The program finds the host's socket among its descriptors, as LISTEN_FDS says.
+     */
+    GPUC_PORT_MODE_HAND_OVER = 1,
+    /**
+     * The program's bind() is answered with a socket of the host.
+     */
+    GPUC_PORT_MODE_INJECT = 2,
+    /**
+     * One thread of this process passes everything on.
+     */
+    GPUC_PORT_MODE_RELAY = 3,
+    /**
+     * The kernel rewrites addresses on their way.
+     */
+    GPUC_PORT_MODE_NAT = 4,
+} gpuc_port_mode_t;
+
+/**
+ * The transport protocol of a port.
+ */
+typedef enum {
+    /**
+     * Streams.
+     */
+    GPUC_PROTOCOL_TCP = 0,
+    /**
+     * Datagrams.
+     */
+    GPUC_PROTOCOL_UDP = 1,
+} gpuc_protocol_t;
+
+/**
+ * How a program learns who its clients are, when they are relayed.
+ */
+typedef enum {
+    /**
+     * Not at all: they come from the container's own loopback address.
+     */
+    GPUC_SOURCE_ADDRESS_LOOPBACK = 0,
+    /**
+     * They come from their own addresses.
+     */
+    GPUC_SOURCE_ADDRESS_KEEP = 1,
+    /**
+     * Each connection begins with a header of the PROXY protocol, version 2.
+     */
+    GPUC_SOURCE_ADDRESS_PROXY_V2 = 2,
+} gpuc_source_address_t;
+
+/**
  * What one of standard input, output and error is.
  */
 typedef enum {
@@ -320,6 +378,11 @@ typedef struct gpuc_images_t gpuc_images_t;
  * What processes in a sandbox may use at most.
  */
 typedef struct gpuc_limits_t gpuc_limits_t;
+
+/**
+ * A port of a container that is wanted on the host, or as many consecutive ones.
+ */
+typedef struct gpuc_port_mapping_t gpuc_port_mapping_t;
 
 /**
  * The MIG devices of the host, as this library makes and destroys them. Any number of threads may use it at once.
@@ -1148,7 +1211,7 @@ void gpuc_config_set_time_offsets(gpuc_config_t *config, int64_t monotonic, int6
 void gpuc_config_set_shm_size(gpuc_config_t *config, uint64_t bytes);
 
 /**
- * Publishes a TCP port: connections to host_port of 127.0.0.1 reach container_port inside.
+ * Publishes a TCP port: connections to host_port of 127.0.0.1 and ::1 reach container_port inside.
  *
  * @param host_port  0 for any free one, which gpuc_sandbox_host_port then tells
  */
@@ -2079,7 +2142,7 @@ uint16_t gpuc_sandbox_host_port(const gpuc_sandbox_t *sandbox, uint16_t containe
 /**
  * Publishes a TCP port of a running sandbox.
  *
- * @param address    an address of the host, as in "0.0.0.0" or "::1"; NULL is 127.0.0.1
+ * @param address    an address of the host, as in "0.0.0.0" or "::1"; NULL is 127.0.0.1 and ::1
  * @param host_port  0 for any free one
  * @param error      may be NULL
  * @return the host's port; 0 on failure
@@ -2091,7 +2154,7 @@ uint16_t gpuc_sandbox_publish(const gpuc_sandbox_t *sandbox,
                               gpuc_error_t **error);
 
 /**
- * Closes a published port and its connections; then the host's port is free.
+ * Closes what is published on a port of the host, TCP and UDP, with its connections; then the host's port is free.
  *
  * @param address  as it was published; NULL is 127.0.0.1
  * @param error    may be NULL
@@ -2115,13 +2178,14 @@ int gpuc_sandbox_dial(const gpuc_sandbox_t *sandbox,
                       gpuc_error_t **error);
 
 /**
- * Everything that can be told of a sandbox as one JSON object: name, pid, ports with
+ * Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
  * their counters, gpus, timeline.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure
  */
-char *gpuc_sandbox_json(const gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+char *gpuc_sandbox_json(const gpuc_sandbox_t *sandbox,
+                        gpuc_error_t **error);
 
 /**
  * What the sandbox uses, as one JSON object: memory, cpu, pids, io, hugetlb.
@@ -2419,6 +2483,116 @@ char *gpuc_cdi_spec_json(const gpuc_gpu_request_t *request,
  */
 char *gpuc_cdi_devices_json(const char *const *directories,
                             gpuc_error_t **error);
+
+/**
+ * Wants consecutive ports of a container on as many of the host's loopback addresses, 127.0.0.1 and ::1.
+ *
+ * @param protocol   of gpuc_protocol_t
+ * @param host_port  0 for any free ones
+ * @param count      how many, from both ports on
+ * @return the caller's, freed with gpuc_port_mapping_free
+ */
+gpuc_port_mapping_t *gpuc_port_mapping_new(uint32_t protocol,
+                                           uint16_t container_port,
+                                           uint16_t host_port,
+                                           uint16_t count);
+
+/**
+ * Uses one other address of the host, as in "0.0.0.0" or "::1".
+ */
+void gpuc_port_mapping_set_address(gpuc_port_mapping_t *mapping, const char *address);
+
+/**
+ * Uses every address of the host, IPv4 and IPv6.
+ */
+void gpuc_port_mapping_set_all_interfaces(gpuc_port_mapping_t *mapping);
+
+/**
+ * Chooses how clients reach the program.
+ *
+ * @param mode  of gpuc_port_mode_t
+ */
+void gpuc_port_mapping_set_mode(gpuc_port_mapping_t *mapping, uint32_t mode);
+
+/**
+ * Chooses how the program learns who its clients are.
+ *
+ * @param source  of gpuc_source_address_t
+ */
+void gpuc_port_mapping_set_source(gpuc_port_mapping_t *mapping, uint32_t source);
+
+/**
+ * Ends what is relayed when nothing has passed for so long. No time for TCP by default, 90 seconds for UDP.
+ */
+void gpuc_port_mapping_set_idle_timeout(gpuc_port_mapping_t *mapping,
+                                        uint64_t milliseconds);
+
+/**
+ * Names the port in LISTEN_FDNAMES.
+ */
+void gpuc_port_mapping_set_name(gpuc_port_mapping_t *mapping, const char *name);
+
+/**
+ * Frees a mapping.
+ *
+ * @param mapping  may be NULL
+ */
+void gpuc_port_mapping_free(gpuc_port_mapping_t *mapping);
+
+/**
+ * Publishes ports with the start.
+ */
+void gpuc_config_publish_mapping(gpuc_config_t *config, const gpuc_port_mapping_t *mapping);
+
+/**
+ * Makes a service of the host reachable inside, on a port of the loopback addresses there.
+ *
+ * @param protocol  of gpuc_protocol_t
+ * @param port      inside; 0 for any free one
+ * @param host      the service's address and port, as in "127.0.0.1:5432" or "[::1]:5432"
+ */
+void gpuc_config_expose_host(gpuc_config_t *config,
+                             uint32_t protocol,
+                             uint16_t port,
+                             const char *host);
+
+/**
+ * Publishes ports of a running sandbox.
+ *
+ * @param error  may be NULL
+ * @return the host's port, the first of a range; 0 on failure
+ */
+uint16_t gpuc_sandbox_publish_mapping(const gpuc_sandbox_t *sandbox,
+                                      const gpuc_port_mapping_t *mapping,
+                                      gpuc_error_t **error);
+
+/**
+ * Makes a service of the host reachable inside a running sandbox, on a port of the loopback addresses there.
+ *
+ * @param protocol  of gpuc_protocol_t
+ * @param port      inside; 0 for any free one
+ * @param host      the service's address and port, as in "127.0.0.1:5432" or "[::1]:5432"
+ * @param error     may be NULL
+ * @return the port inside; 0 on failure
+ */
+uint16_t gpuc_sandbox_expose_host(const gpuc_sandbox_t *sandbox,
+                                  uint32_t protocol,
+                                  uint16_t port,
+                                  const char *host,
+                                  gpuc_error_t **error);
+
+/**
+ * Closes a service of the host inside and its connections.
+ *
+ * @param protocol  of gpuc_protocol_t
+ * @param port      inside
+ * @param error     may be NULL
+ * @return whether it was closed
+ */
+bool gpuc_sandbox_withdraw_host(const gpuc_sandbox_t *sandbox,
+                                uint32_t protocol,
+                                uint16_t port,
+                                gpuc_error_t **error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -274,7 +274,7 @@ pub extern "C" fn gpuc_config_set_shm_size(config: Option<&mut Config>, bytes: u
     Config::update(config, |builder| Ok(builder.shm_size(bytes)));
 }
 
-/// Publishes a TCP port: connections to host_port of 127.0.0.1 reach container_port inside.
+/// Publishes a TCP port: connections to host_port of 127.0.0.1 and ::1 reach container_port inside.
 ///
 /// @param host_port  0 for any free one, which gpuc_sandbox_host_port then tells
 #[unsafe(no_mangle)]
@@ -296,7 +296,7 @@ pub unsafe extern "C" fn gpuc_config_publish_at(
     });
 }
 
-/// A port on an address of the host; NULL is 127.0.0.1.
+/// A port on an address of the host; NULL is 127.0.0.1 and ::1.
 ///
 /// # Safety
 /// `address` is NULL or a string that ends with a zero byte.

@@ -52,3 +52,5 @@ pub mod process;
 pub mod grant;
 
 pub mod cdi;
+
+pub mod port;

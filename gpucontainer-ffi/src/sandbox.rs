@@ -176,7 +176,7 @@ pub extern "C" fn gpuc_sandbox_host_port(sandbox: Option<&Sandbox>, container_po
 
 /// Publishes a TCP port of a running sandbox.
 ///
-/// @param address    an address of the host, as in "0.0.0.0" or "::1"; NULL is 127.0.0.1
+/// @param address    an address of the host, as in "0.0.0.0" or "::1"; NULL is 127.0.0.1 and ::1
 /// @param host_port  0 for any free one
 /// @param error      may be NULL
 /// @return the host's port; 0 on failure
@@ -196,7 +196,7 @@ pub unsafe extern "C" fn gpuc_sandbox_publish(
     })
 }
 
-/// Closes a published port and its connections; then the host's port is free.
+/// Closes what is published on a port of the host, TCP and UDP, with its connections; then the host's port is free.
 ///
 /// @param address  as it was published; NULL is 127.0.0.1
 /// @param error    may be NULL
@@ -234,7 +234,7 @@ pub extern "C" fn gpuc_sandbox_dial(
     })
 }
 
-/// Everything that can be told of a sandbox as one JSON object: name, pid, ports with
+/// Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
 /// their counters, gpus, timeline.
 ///
 /// @param error  may be NULL
@@ -252,6 +252,21 @@ pub extern "C" fn gpuc_sandbox_json(
             .map(|status| {
                 serde_json::json!({
                     "container_port": status.port.container_port(), "host": status.port.host().to_string(),
+                    "hosts": status.port.hosts().iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    "count": status.port.count(), "protocol": status.port.protocol().to_string(),
+                    "mode": status.mode.to_string(), "why": status.why,
+                    "accepted": status.accepted, "open": status.open, "refused": status.refused,
+                    "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
+                })
+            })
+            .collect();
+        let services: Vec<_> = sandbox
+            .host_services()
+            .iter()
+            .map(|status| {
+                serde_json::json!({
+                    "port": status.service.port(), "host": status.service.host().to_string(),
+                    "protocol": status.service.protocol().to_string(),
                     "accepted": status.accepted, "open": status.open, "refused": status.refused,
                     "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
                 })
@@ -263,7 +278,8 @@ pub extern "C" fn gpuc_sandbox_json(
             .map(|phase| serde_json::json!({"name": phase.name, "seconds": phase.duration.as_secs_f64()}))
             .collect();
         let all = serde_json::json!({
-            "name": sandbox.name(), "pid": sandbox.pid(), "ports": ports, "gpus": sandbox.gpus(), "timeline": timeline,
+            "name": sandbox.name(), "pid": sandbox.pid(), "ports": ports, "host_services": services,
+            "gpus": sandbox.gpus(), "timeline": timeline,
         });
         Ok(c_string(all.to_string().as_bytes()).into_raw())
     })

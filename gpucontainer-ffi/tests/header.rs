@@ -59,6 +59,7 @@ fn generate() -> String {
         ("ImageStore", "gpuc_image_store_t"),
         ("Images", "gpuc_images_t"),
         ("Limits", "gpuc_limits_t"),
+        ("Mapping", "gpuc_port_mapping_t"),
         ("MigDevices", "gpuc_mig_devices_t"),
         ("MigLease", "gpuc_mig_lease_t"),
         ("Process", "gpuc_process_t"),
@@ -71,7 +72,15 @@ fn generate() -> String {
         config.export.rename.insert(rust.to_owned(), c.to_owned());
     }
     // Nothing takes these as they are, so that numbers from C are never taken for an enumeration unchecked.
-    config.export.include = ["gpuc_mig_mode_change_t", "gpuc_mount_t", "gpuc_stdio_t"].map(str::to_owned).to_vec();
+    let numbers = [
+        "gpuc_mig_mode_change_t",
+        "gpuc_mount_t",
+        "gpuc_port_mode_t",
+        "gpuc_protocol_t",
+        "gpuc_source_address_t",
+        "gpuc_stdio_t",
+    ];
+    config.export.include = numbers.map(str::to_owned).to_vec();
     let mut bytes = Vec::new();
     cbindgen::Builder::new().with_crate(crate_directory()).with_config(config).generate().unwrap().write(&mut bytes);
     String::from_utf8(bytes).unwrap()

@@ -5,7 +5,7 @@ use crate::gpu::{AllocatorHandle, LeaseHandle, request};
 use crate::image::{Image, ImageStore, seconds};
 use gpucontainer::cgroup::{IoLimit, Limits};
 use gpucontainer::gpu::{DriverRoot, Wait};
-use gpucontainer::net::PortMapping;
+use gpucontainer::net::{HostService, PortMapping, PortMode, Protocol, SourceAddress};
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{
     Capability, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
@@ -15,7 +15,7 @@ use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -214,8 +214,14 @@ pub(crate) fn describe(
             }
             "shm_size" => builder.shm_size(value.extract()?),
             "ports" => {
-                for (container_port, address, host_port) in value.extract::<Vec<(u16, Option<IpAddr>, u16)>>()? {
-                    builder = builder.publish_port(mapping(container_port, address, host_port));
+                for fields in value.extract::<Vec<MappingFields>>()? {
+                    builder = builder.publish_port(mapping(fields)?);
+                }
+                builder
+            }
+            "host_services" => {
+                for fields in value.extract::<Vec<ServiceFields>>()? {
+                    builder = builder.host_service(service(fields)?);
                 }
                 builder
             }
@@ -263,16 +269,70 @@ pub(crate) fn describe(
     Ok(builder)
 }
 
-/// A port on an address of the host; none is 127.0.0.1.
 /// At most so many seconds; infinite is for ever.
 fn wait(timeout: f64) -> PyResult<Wait> {
     Ok(if timeout == f64::INFINITY { Wait::forever() } else { Wait::at_most(seconds("gpu_timeout", timeout)?) })
 }
 
-pub(crate) fn mapping(container_port: u16, address: Option<IpAddr>, host_port: u16) -> PortMapping {
-    let mapping = PortMapping::tcp(container_port, host_port);
-    match address {
-        Some(address) => mapping.address(address),
-        None => mapping,
+/// A wish for ports: protocol, port inside, port of the host, count, address, all interfaces, mode, source, seconds of
+/// idleness, name.
+pub(crate) type MappingFields =
+    (String, u16, u16, u16, Option<IpAddr>, bool, String, String, Option<f64>, Option<String>);
+
+pub(crate) fn mapping(fields: MappingFields) -> PyResult<PortMapping> {
+    let (protocol, container_port, host_port, count, address, everywhere, mode, source, idle, name) = fields;
+    let mut mapping = match self::protocol(&protocol)? {
+        Protocol::Udp => PortMapping::udp_range(container_port, host_port, count),
+        _ => PortMapping::tcp_range(container_port, host_port, count),
+    };
+    if let Some(address) = address {
+        mapping = mapping.address(address);
+    }
+    if everywhere {
+        mapping = mapping.all_interfaces();
+    }
+    if let Some(idle) = idle {
+        mapping = mapping.idle_timeout(seconds("idle_timeout", idle)?);
+    }
+    if let Some(name) = name {
+        mapping = mapping.name(name);
+    }
+    let mode = match mode.as_str() {
+        "auto" => PortMode::Auto,
+        "hand over" => PortMode::HandOver,
+        "inject" => PortMode::Inject,
+        "relay" => PortMode::Relay,
+        "nat" => PortMode::Nat,
+        other => return refuse(format!("no mode of a port is called {other:?}")),
+    };
+    let source = match source.as_str() {
+        "loopback" => SourceAddress::Loopback,
+        "keep" => SourceAddress::Keep,
+        "proxy-v2" => SourceAddress::ProxyV2,
+        other => return refuse(format!("no kind of source address is called {other:?}")),
+    };
+    Ok(mapping.mode(mode).source(source))
+}
+
+pub(crate) fn protocol(name: &str) -> PyResult<Protocol> {
+    match name {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        other => refuse(format!("no protocol is called {other:?}")),
+    }
+}
+
+/// A service of the host: protocol, port inside, its address and port, seconds of idleness.
+pub(crate) type ServiceFields = (String, u16, IpAddr, u16, Option<f64>);
+
+pub(crate) fn service((protocol, port, address, host_port, idle): ServiceFields) -> PyResult<HostService> {
+    let host = SocketAddr::new(address, host_port);
+    let service = match self::protocol(&protocol)? {
+        Protocol::Udp => HostService::udp(port, host),
+        _ => HostService::tcp(port, host),
+    };
+    match idle {
+        Some(idle) => Ok(service.idle_timeout(seconds("idle_timeout", idle)?)),
+        None => Ok(service),
     }
 }

@@ -1,13 +1,13 @@
 //! Sandboxes and the processes in them, as Python sees them. The classes that people use are written in
 //! Python, in `gpucontainer.sandbox`; these hold the handles.
 
-use crate::describe::{describe, limits, mapping, ours, refuse, stdio};
+use crate::describe::{MappingFields, ServiceFields, describe, limits, mapping, ours, protocol, refuse, service, stdio};
 use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
 use crate::work::{self, Callback};
-use gpucontainer::net::PortStatus;
+use gpucontainer::net::{HostService, PortStatus, ServiceStatus};
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
@@ -71,8 +71,14 @@ fn number(stream: Option<OwnedFd>) -> Option<i32> {
     stream.map(IntoRawFd::into_raw_fd)
 }
 
-/// A published port: inside, address, outside, its counters, its last error.
-type PortFields = (u16, String, u16, (u64, u64, u64, u64, u64), Option<String>);
+/// Counters of a port.
+type Counts = (u64, u64, u64, u64, u64);
+
+/// A published port: inside, address, outside, its counters; its last error, protocol, count, all addresses, mode, why.
+type PortFields = (u16, String, u16, Counts, (Option<String>, String, u16, Vec<String>, String, String));
+
+/// A service of the host: inside, address, outside, its counters; its last error, protocol.
+type ServiceStatusFields = (u16, String, u16, Counts, (Option<String>, String));
 
 /// The handle of a sandbox.
 #[pyclass(frozen, name = "_Sandbox", module = "gpucontainer._native")]
@@ -160,19 +166,37 @@ impl SandboxHandle {
         let fields = |status: &PortStatus| {
             let (port, host) = (status.port.container_port(), status.port.host());
             let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
-            (port, host.ip().to_string(), host.port(), counts, status.last_error.clone())
+            let hosts = status.port.hosts().iter().map(|host| host.ip().to_string()).collect();
+            let (protocol, count) = (status.port.protocol().to_string(), status.port.count());
+            let (mode, why) = (status.mode.to_string(), status.why.clone());
+            let error = status.last_error.clone();
+            (port, host.ip().to_string(), host.port(), counts, (error, protocol, count, hosts, mode, why))
         };
         self.with(py, |sandbox| Ok(sandbox.port_status().iter().map(fields).collect()))
     }
 
-    fn publish(
-        &self,
-        py: Python<'_>,
-        container_port: u16,
-        address: Option<IpAddr>,
-        host_port: u16,
-    ) -> PyResult<(String, u16)> {
-        let mapping = mapping(container_port, address, host_port);
+    fn host_services(&self, py: Python<'_>) -> PyResult<Vec<ServiceStatusFields>> {
+        let fields = |status: &ServiceStatus| {
+            let (port, host) = (status.service.port(), status.service.host());
+            let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
+            let protocol = status.service.protocol().to_string();
+            (port, host.ip().to_string(), host.port(), counts, (status.last_error.clone(), protocol))
+        };
+        self.with(py, |sandbox| Ok(sandbox.host_services().iter().map(fields).collect()))
+    }
+
+    fn expose_host(&self, py: Python<'_>, fields: ServiceFields) -> PyResult<u16> {
+        let service = service(fields)?;
+        self.with(py, |sandbox| Ok(sandbox.expose_host(&[service])?.first().map_or(0, HostService::port)))
+    }
+
+    fn withdraw_host(&self, py: Python<'_>, port: u16, protocol: String) -> PyResult<()> {
+        let protocol = self::protocol(&protocol)?;
+        self.with(py, |sandbox| sandbox.withdraw_host(port, protocol))
+    }
+
+    fn publish(&self, py: Python<'_>, fields: MappingFields) -> PyResult<(String, u16)> {
+        let mapping = mapping(fields)?;
         self.with(py, |sandbox| {
             let ports = sandbox.publish(&[mapping])?;
             Ok(ports.first().map(|port| (port.host().ip().to_string(), port.host().port())).unwrap_or_default())

@@ -220,7 +220,7 @@ fn a_reservation_keeps_the_port_until_it_is_dropped() {
     // IPv6, beside IPv4 on the same port.
     let both = mapper
         .reserve(&[
-            PortMapping::tcp(80, address.port()),
+            PortMapping::tcp(80, address.port()).address(Ipv4Addr::LOCALHOST.into()),
             PortMapping::tcp(80, address.port()).address(Ipv6Addr::LOCALHOST.into()),
         ])
         .unwrap();

@@ -400,6 +400,53 @@ static void network(const gpuc_image_t *image) {
     close_sandbox(sandbox);
 }
 
+static void port_mappings(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    gpuc_port_mapping_t *mapping = gpuc_port_mapping_new(GPUC_PROTOCOL_UDP, 5000, 0, 10);
+    gpuc_port_mapping_set_idle_timeout(mapping, 1000);
+    gpuc_port_mapping_set_mode(mapping, GPUC_PORT_MODE_RELAY);
+    gpuc_port_mapping_set_address(mapping, "127.0.0.1");
+    gpuc_port_mapping_set_name(mapping, "datagrams");
+    gpuc_config_t *config = shell(image, "exec sleep 1000");
+    gpuc_config_publish_mapping(config, mapping);
+    gpuc_config_expose_host(config, GPUC_PROTOCOL_TCP, 5432, "127.0.0.1:9");
+    gpuc_sandbox_t *sandbox = spawn(config);
+    uint16_t port = gpuc_sandbox_host_port(sandbox, 5000);
+    CHECK(port > 0);
+    char *json = gpuc_sandbox_json(sandbox, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"protocol\":\"udp\"") != NULL && strstr(json, "\"count\":10") != NULL);
+    CHECK(strstr(json, "\"mode\":\"relay\"") != NULL && strstr(json, "\"port\":5432") != NULL);
+    gpuc_string_free(json);
+
+    CHECK(gpuc_sandbox_publish_mapping(sandbox, mapping, &error) != 0);
+    CHECK_NO_ERROR(error);
+    gpuc_port_mapping_free(mapping);
+    mapping = gpuc_port_mapping_new(GPUC_PROTOCOL_UDP, 1, port, 1);
+    CHECK(gpuc_sandbox_publish_mapping(sandbox, mapping, &error) == 0);
+    expect(error, GPUC_ERROR_PORT_IN_USE, "is taken");
+    gpuc_port_mapping_set_source(mapping, GPUC_SOURCE_ADDRESS_PROXY_V2);
+    CHECK(gpuc_sandbox_publish_mapping(sandbox, mapping, &error) == 0);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "for TCP");
+    gpuc_port_mapping_set_all_interfaces(mapping);
+    gpuc_port_mapping_set_mode(mapping, 77);
+    CHECK(gpuc_sandbox_publish_mapping(sandbox, mapping, &error) == 0);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "77 is no mode");
+    gpuc_port_mapping_free(mapping);
+    CHECK(gpuc_sandbox_publish_mapping(sandbox, NULL, NULL) == 0);
+
+    uint16_t inside = gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_UDP, 0, "127.0.0.1:53", &error);
+    CHECK_NO_ERROR(error);
+    CHECK(inside > 0);
+    CHECK(gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_TCP, 5432, "127.0.0.1:9", &error) == 0);
+    expect(error, GPUC_ERROR_PORT_IN_USE, "inside");
+    CHECK(gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_TCP, 80, "nowhere", NULL) == 0);
+    CHECK(gpuc_sandbox_withdraw_host(sandbox, GPUC_PROTOCOL_UDP, inside, &error));
+    CHECK_NO_ERROR(error);
+    CHECK(!gpuc_sandbox_withdraw_host(sandbox, GPUC_PROTOCOL_UDP, inside, NULL));
+    close_sandbox(sandbox);
+}
+
 static void errors(const gpuc_image_store_t *store, const gpuc_image_t *image) {
     gpuc_error_t *error;
     const char *const missing[] = {"no-such-program", NULL};
@@ -483,6 +530,7 @@ int main(void) {
     gpu_requests(image);
     attached(image, directory);
     network(image);
+    port_mappings(image);
     CHECK(gpuc_collect_abandoned(store, &error) == 0);
     CHECK_NO_ERROR(error);
     CHECK(gpuc_collect_abandoned(NULL, &error) == -1);

@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -270,6 +271,53 @@ def test_ports_of_a_running_sandbox(start: Start) -> None:
         sandbox.unpublish(address, port)
     with pytest.raises(ValueError, match="nowhere"):
         sandbox.publish(8080, address="nowhere")
+
+
+def test_port_mappings(start: Start) -> None:
+    mapping = gpucontainer.PortMapping(5000, protocol="udp", count=10, mode="relay", idle_timeout=1.5, name="many")
+    sandbox = start("exec sleep 1000", ports=[mapping])
+    (port,) = sandbox.ports
+    assert (port.protocol, port.count, port.container_port, port.mode, port.why) == (
+        "udp",
+        10,
+        5000,
+        "relay",
+        "asked for",
+    )
+    assert port.hosts[0] == "127.0.0.1"
+    with pytest.raises(errors.PortInUseError, match=str(port.host_port + 9)):
+        sandbox.publish(gpucontainer.PortMapping(1, port.host_port + 9, protocol="udp"))
+    # TCP has numbers of its own.
+    assert sandbox.publish(gpucontainer.PortMapping(1, port.host_port, source="proxy-v2"))[1] == port.host_port
+    sandbox.unpublish(port.host, port.host_port)
+    assert sandbox.ports == []
+    everywhere = sandbox.publish(gpucontainer.PortMapping(80, all_interfaces=True))
+    assert everywhere[0] in {"::", "0.0.0.0"}
+    with pytest.raises(errors.InvalidArgumentError, match="for TCP"):
+        sandbox.publish(gpucontainer.PortMapping(80, protocol="udp", source="proxy-v2"))
+    with pytest.raises(errors.InvalidArgumentError, match="sctp"):
+        sandbox.publish(gpucontainer.PortMapping(80, protocol="sctp"))  # type: ignore[arg-type]
+
+
+def test_host_services(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, number = server.getsockname()
+        wanted = gpucontainer.HostService(5432, host, number)
+        script = "until echo from inside | nc 127.0.0.1 5432; do sleep 0.01; done; exec sleep 1000"
+        sandbox = start(script, host_services=[wanted])
+        server.settimeout(30)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(30)
+            assert connection.recv(64) == b"from inside\n"
+        (status,) = sandbox.host_services
+        assert (status.port, status.host_port, status.protocol, status.accepted) == (5432, number, "tcp", 1)
+        with pytest.raises(errors.PortInUseError, match="inside"):
+            sandbox.expose_host(wanted)
+        assert sandbox.expose_host(gpucontainer.HostService(0, host, number, protocol="udp")) > 0
+        sandbox.withdraw_host(5432)
+        with pytest.raises(errors.NotFoundError, match="5432"):
+            sandbox.withdraw_host(5432)
 
 
 def test_mounts(start: Start, tmp_path: Path) -> None:

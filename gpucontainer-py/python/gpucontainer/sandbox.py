@@ -158,6 +158,82 @@ class Mount:
 
 
 @dataclasses.dataclass(frozen=True)
+class PortMapping:
+    """A port of the container that is wanted on the host, or as many consecutive ones."""
+
+    container_port: int
+    #: 0 is any free one.
+    host_port: int = 0
+    protocol: Literal["tcp", "udp"] = "tcp"
+    #: How many, from both ports on; they are one port with one status.
+    count: int = 1
+    #: An address of the host; 127.0.0.1 and, where the host has IPv6, ::1 by default.
+    address: str | None = None
+    #: On every address of the host.
+    all_interfaces: bool = False
+    #: How clients reach the program.
+    mode: Literal["auto", "hand over", "inject", "relay", "nat"] = "auto"
+    #: How the program learns who its clients are, when they are relayed.
+    source: Literal["loopback", "keep", "proxy-v2"] = "loopback"
+    #: Ends what is relayed when nothing has passed for so many seconds; no time for TCP by default, 90 for UDP.
+    idle_timeout: float | None = None
+    #: The name in ``LISTEN_FDNAMES``.
+    name: str | None = None
+
+    def _fields(self) -> _native._MappingFields:
+        return (
+            self.protocol,
+            self.container_port,
+            self.host_port,
+            self.count,
+            None if self.address is None else ipaddress.ip_address(self.address),
+            self.all_interfaces,
+            self.mode,
+            self.source,
+            self.idle_timeout,
+            self.name,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class HostService:
+    """A service of the host that programs inside can reach, on a port of their own loopback addresses."""
+
+    #: The port inside; 0 is any free one.
+    port: int
+    #: The address and the port of the service.
+    host: str
+    host_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    #: Ends what nothing has passed through for so many seconds; no time for TCP by default, 90 for UDP.
+    idle_timeout: float | None = None
+
+    def _fields(self) -> _native._ServiceFields:
+        return self.protocol, self.port, ipaddress.ip_address(self.host), self.host_port, self.idle_timeout
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceStatus:
+    """A service of the host and what went through it."""
+
+    #: The port inside.
+    port: int
+    #: The address and the port of the service.
+    host: str
+    host_port: int
+    #: Connections taken from programs inside so far, those that exist now, and those that nothing on the host took.
+    accepted: int
+    open: int
+    refused: int
+    #: Bytes that went to the host and came from it.
+    bytes_in: int
+    bytes_out: int
+    #: Why the last connection that was reset was.
+    last_error: str | None
+    protocol: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Port:
     """A published port."""
 
@@ -174,6 +250,14 @@ class Port:
     bytes_out: int
     #: Why the last connection that was reset was.
     last_error: str | None
+    protocol: str
+    #: How many consecutive ports, from both ports on.
+    count: int
+    #: Every address of the host that it is on.
+    hosts: list[str]
+    #: How its clients are served now, and why so.
+    mode: str
+    why: str
 
 
 class _Handle(Protocol):
@@ -401,7 +485,8 @@ class Sandbox(_Running):
         time_offsets: tuple[int, int] | None = None,
         mounts: Iterable[Mount] | None = None,
         shm_size: int | None = None,
-        ports: Mapping[int, int | tuple[str, int]] | None = None,
+        ports: Mapping[int, int | tuple[str, int]] | Iterable[PortMapping] | None = None,
+        host_services: Iterable[HostService] | None = None,
         gpus: int | str | Sequence[str] | GpuRequest | GpuLease | None = None,
         min_gpu_memory: int = 0,
         gpu_timeout: float | None = None,
@@ -429,7 +514,9 @@ class Sandbox(_Running):
         :param command: what to run, instead of the image's command.
         :param writable_memory: keeps writes to the root in memory, at most so many bytes.
         :param memory: bytes; ``cpus`` in cores; ``pids`` processes and threads: over those of ``limits``.
-        :param ports: container port to host port, or to an address of the host and a port; 0 is any free one.
+        :param ports: container port to host port, or to an address of the host and a port; 0 is any free one. Or
+            what is wanted in all detail.
+        :param host_services: services of the host that can be reached inside.
         :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, a :class:`GpuRequest`,
             or a :class:`GpuLease`, which the sandbox then holds too.
         :param min_gpu_memory: bytes that must be free on each GPU; a :class:`GpuRequest` says so itself.
@@ -461,22 +548,47 @@ class Sandbox(_Running):
     def ports(self) -> list[Port]:
         """The published ports, with their counters at this moment."""
         return [
-            Port(inside, address, outside, *counters, error)
-            for inside, address, outside, counters, error in self._handle.ports()
+            Port(inside, address, outside, *counters, *rest)
+            for inside, address, outside, counters, rest in self._handle.ports()
         ]
 
-    def publish(self, container_port: int, host_port: int = 0, *, address: str | None = None) -> tuple[str, int]:
-        """Publishes a TCP port while the sandbox runs.
+    def publish(
+        self, container_port: int | PortMapping, host_port: int = 0, *, address: str | None = None
+    ) -> tuple[str, int]:
+        """Publishes a port while the sandbox runs.
 
+        :param container_port: a port of TCP, or all that is wanted.
         :param host_port: 0 is any free one.
-        :param address: of the host; 127.0.0.1 if None.
+        :param address: an address of the host; 127.0.0.1 and, where the host has IPv6, ::1 by default.
         :return: the address and the real port of the host, as :meth:`unpublish` takes them.
         """
-        return self._handle.publish(*_port(container_port, host_port if address is None else (address, host_port)))
+        mapping = container_port
+        if not isinstance(mapping, PortMapping):
+            mapping = PortMapping(mapping, host_port, address=address)
+        return self._handle.publish(mapping._fields())
 
     def unpublish(self, address: str, host_port: int) -> None:
-        """Closes a published port and its connections; then the host's port is free."""
+        """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
+
+    def expose_host(self, service: HostService) -> int:
+        """Makes a service of the host reachable inside while the sandbox runs.
+
+        :return: the port inside.
+        """
+        return self._handle.expose_host(service._fields())
+
+    @property
+    def host_services(self) -> list[ServiceStatus]:
+        """The services of the host that can be reached inside, with their counters at this moment."""
+        return [
+            ServiceStatus(inside, address, outside, *counters, *rest)
+            for inside, address, outside, counters, rest in self._handle.host_services()
+        ]
+
+    def withdraw_host(self, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> None:
+        """Closes a service of the host inside and its connections."""
+        self._handle.withdraw_host(port, protocol)
 
     def attach_gpus(
         self,
@@ -653,7 +765,11 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     if "mounts" in given:
         given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
     if "ports" in given:
-        given["ports"] = [_port(*port) for port in given["ports"].items()]
+        ports = given["ports"]
+        wanted = [_port(*port) for port in ports.items()] if isinstance(ports, Mapping) else ports
+        given["ports"] = [port._fields() for port in wanted]
+    if "host_services" in given:
+        given["host_services"] = [service._fields() for service in given["host_services"]]
     if isinstance(given.get("gpus"), GpuLease):
         given["gpu_lease"] = given.pop("gpus")._handle
     if "gpus" in given:
@@ -684,9 +800,7 @@ def _gpus(wanted: int | str | Sequence[str] | GpuRequest, free: int) -> dict[str
     return wanted._fields()
 
 
-def _port(
-    container_port: int, host: int | tuple[str, int]
-) -> tuple[int, ipaddress.IPv4Address | ipaddress.IPv6Address | None, int]:
+def _port(container_port: int, host: int | tuple[str, int]) -> PortMapping:
     if isinstance(host, int):
-        return container_port, None, host
-    return container_port, ipaddress.ip_address(host[0]), host[1]
+        return PortMapping(container_port, host)
+    return PortMapping(container_port, host[1], address=host[0])

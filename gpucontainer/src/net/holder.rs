@@ -1,12 +1,12 @@
 //! Who holds a port of the host, as far as `/proc` says.
 
-use super::mapping::overlap;
+use super::mapping::{Protocol, overlap};
 use crate::sys::fs;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// A process that listens on a port.
+/// A process that has a port.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Holder {
     pid: u32,
@@ -22,20 +22,21 @@ impl fmt::Display for Holder {
     }
 }
 
-/// A socket that listens, as `/proc/net/tcp` shows it.
+/// A socket that keeps others off its port, as `/proc/net/tcp` and `/proc/net/udp` show it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Listener {
     address: SocketAddr,
     inode: u64,
 }
 
-/// The process that listens on `address`; `None` where it cannot be found out: another user's, or in another
+/// The process that has the port of `address`; `None` where it cannot be found out: another user's, or in another
 /// pid namespace, or gone by now.
-pub(super) fn find(address: SocketAddr) -> Option<Holder> {
+pub(super) fn find(protocol: Protocol, address: SocketAddr) -> Option<Holder> {
     let mut listeners = Vec::new();
-    for (table, parse) in [("/proc/net/tcp", parse_v4 as fn(&str) -> Option<IpAddr>), ("/proc/net/tcp6", parse_v6)] {
-        let text = fs::read_to_string(Path::new(table)).unwrap_or_default();
-        listeners.extend(text.lines().skip(1).filter_map(|line| parse_line(line, parse)));
+    for (version, parse) in [("", parse_v4 as fn(&str) -> Option<IpAddr>), ("6", parse_v6)] {
+        let table = format!("/proc/net/{protocol}{version}");
+        let text = fs::read_to_string(Path::new(&table)).unwrap_or_default();
+        listeners.extend(text.lines().skip(1).filter_map(|line| parse_line(protocol, line, parse)));
     }
     listeners.retain(|listener| listener.address.port() == address.port());
     // An IPv6 socket on `[::]` may take IPv4 too, which the table does not say: it comes last.
@@ -44,14 +45,17 @@ pub(super) fn find(address: SocketAddr) -> Option<Holder> {
     listeners.iter().find_map(|listener| owner(listener.inode))
 }
 
-/// One line of `/proc/net/tcp`, when it is of a socket that listens.
-fn parse_line(line: &str, parse_address: fn(&str) -> Option<IpAddr>) -> Option<Listener> {
-    const LISTEN: &str = "0A";
+/// One line of such a table, when it is of a socket that listens, or of UDP that is not connected.
+fn parse_line(protocol: Protocol, line: &str, parse_address: fn(&str) -> Option<IpAddr>) -> Option<Listener> {
+    let listens = match protocol {
+        Protocol::Tcp => "0A",
+        Protocol::Udp => "07",
+    };
     let mut fields = line.split_ascii_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
     let state = fields.nth(1)?;
     let inode = fields.nth(5)?.parse().ok()?;
-    if state != LISTEN {
+    if state != listens {
         return None;
     }
     let address = SocketAddr::new(parse_address(address)?, u16::from_str_radix(port, 16).ok()?);
@@ -102,16 +106,18 @@ mod tests {
             "   1: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 815 1";
         let established = v4.replace(" 0A ", " 01 ");
         let listener = |address: &str, inode| Some(Listener { address: address.parse().unwrap(), inode });
-        assert_eq!(parse_line(v4, parse_v4), listener("127.0.0.1:8080", 4711));
-        assert_eq!(parse_line(v6, parse_v6), listener("[::1]:22", 815));
+        assert_eq!(parse_line(Protocol::Tcp, v4, parse_v4), listener("127.0.0.1:8080", 4711));
+        assert_eq!(parse_line(Protocol::Tcp, v6, parse_v6), listener("[::1]:22", 815));
         for nothing in [established.as_str(), "", "0: x:y z 0A", "a b c d e f g h i j k"] {
-            assert_eq!(parse_line(nothing, parse_v4), None);
+            assert_eq!(parse_line(Protocol::Tcp, nothing, parse_v4), None);
         }
     }
 
     #[test]
     fn our_own_listener_is_found() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(find(listener.local_addr().unwrap()).unwrap().to_string(), "this process");
+        assert_eq!(find(Protocol::Tcp, listener.local_addr().unwrap()).unwrap().to_string(), "this process");
+        let socket = std::net::UdpSocket::bind("[::1]:0").unwrap();
+        assert_eq!(find(Protocol::Udp, socket.local_addr().unwrap()).unwrap().to_string(), "this process");
     }
 }

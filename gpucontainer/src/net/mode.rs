@@ -18,6 +18,9 @@ pub enum PortMode {
     Inject,
     /// One thread of this process passes everything on.
     Relay,
+    /// The kernel rewrites addresses on their way, by nf_tables; for root. Not built yet:
+    /// [`Unsupported`](crate::ErrorKind::Unsupported).
+    Nat,
 }
 
 impl fmt::Display for PortMode {
@@ -27,6 +30,22 @@ impl fmt::Display for PortMode {
             Self::HandOver => "hand over",
             Self::Inject => "inject",
             Self::Relay => "relay",
+            Self::Nat => "nat",
         })
     }
+}
+
+/// How a program learns who its clients are, when they are relayed; to a program that has a socket of the host they are
+/// what they are.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum SourceAddress {
+    /// Not at all: all clients come from the container's own loopback address. The default, and works with every program.
+    #[default]
+    Loopback,
+    /// They come from their own addresses. Not built yet: [`Unsupported`](crate::ErrorKind::Unsupported).
+    Keep,
+    /// Each connection begins with a header of the PROXY protocol, version 2, which the program must expect (nginx:
+    /// `listen 80 proxy_protocol`). For TCP. Such a port is always relayed.
+    ProxyV2,
 }

@@ -1,7 +1,7 @@
 //! Network namespaces by descriptor, and connections into them.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::netns::{self, Family, Memory, Target};
+use crate::sys::netns::{self, Family, Memory, Target, Transport};
 use crate::sys::socket::{self, number};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -75,7 +75,7 @@ impl NetworkNamespace {
     fn dial_address(&self, address: SocketAddr, timeout: Option<Duration>) -> Result<TcpStream> {
         let failed = |errno| socket::error(format!("connect({address}) in the network namespace"), errno);
         let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
-        let fd = self.open_sockets(family, 1)?.pop().ok_or_else(|| failed(number::EAGAIN))?;
+        let fd = self.open_sockets(family, Transport::Stream, 1)?.pop().ok_or_else(|| failed(number::EAGAIN))?;
         while !socket::connect(&fd, address).map_err(failed)? {
             if !socket::wait_writable(&fd, timeout)? {
                 let message = format!("connect({address}) in the network namespace: no answer within {timeout:?}");
@@ -86,15 +86,15 @@ impl NetworkNamespace {
         Ok(TcpStream::from(fd))
     }
 
-    /// Makes TCP sockets inside: non-blocking, at least one.
-    pub(super) fn open_sockets(&self, family: Family, count: usize) -> Result<Vec<OwnedFd>> {
+    /// Makes sockets inside: non-blocking, at least one.
+    pub(super) fn open_sockets(&self, family: Family, transport: Transport, count: usize) -> Result<Vec<OwnedFd>> {
         let target = match &self.0.handle {
             Handle::Process(pidfd) => Target::Process(pidfd.as_fd()),
             Handle::Namespaces { network, user } => {
                 Target::Namespaces { network: network.as_fd(), user: user.as_ref().map(AsFd::as_fd) }
             }
         };
-        netns::open_sockets(target, &self.0.memory, family, count)
+        netns::open_sockets(target, &self.0.memory, family, transport, count)
     }
 }
 

@@ -1,14 +1,15 @@
 //! Ports of containers that can be reached now.
 
 use super::inject::{Binds, revoke};
-use super::mapping::PublishedPort;
-use super::mode::PortMode;
+use super::mapping::Protocol;
+use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
-use super::relay::{Counters, Link, Offer, Relay};
-use super::reserve::{Held, Way};
+use super::port::PublishedPort;
+use super::relay::{Counters, Link, Offer, Partner, Relay};
+use super::reserve::{Held, HostSocket, Way};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::hostport::{can_lock, stop_listening};
-use crate::sys::netns::Family;
+use crate::sys::netns::{Family, Transport};
 use crate::sys::peer::{namespace_cookie, stop_taking};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -35,25 +36,23 @@ impl Published {
             return Ok(Self { ports: Vec::new(), link: None, handed: Vec::new() });
         }
         // Says now, not with the first client, that the namespace cannot be entered.
-        let inside = namespace.open_sockets(Family::V4, 1)?;
+        let inside = namespace.open_sockets(Family::V4, Transport::Stream, 1)?;
         let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
         drop(inside);
         let watch = binds.and_then(Result::ok);
-        let (mut ports, mut offers, mut handed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ports, mut offers, mut handed) = (Vec::with_capacity(sockets.len()), Vec::new(), Vec::new());
         for held in sockets {
+            let port = held.port;
             if held.way == Way::Handed {
                 let why = "asked for; the program has the socket of the host".to_owned();
-                ports.push((held.port, Arc::new(Counters::new(PortMode::HandOver, why))));
-                handed.push(held.socket);
+                ports.push((port, Arc::new(Counters::new(PortMode::HandOver, why))));
+                handed.extend(held.sockets.into_iter().map(|one| one.socket));
             } else {
-                let offer = offer(held, cookie, binds)?;
-                ports.push((offer.port, Arc::clone(&offer.counters)));
-                offers.push(offer);
+                ports.push((port, offer(held, cookie, binds, &mut offers)?));
             }
         }
-        let link = (!offers.is_empty())
-            .then(|| Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id)))
-            .transpose()?;
+        let relay = |offers| Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id));
+        let link = if offers.is_empty() { None } else { Some(relay(offers)?) };
         Ok(Self { ports, link, handed })
     }
 
@@ -90,9 +89,13 @@ impl Drop for Published {
 pub(crate) const NO_LOCK: &str = "this kernel lets only CAP_NET_ADMIN lock a socket to its port, without which the \
     container could reach services of the host by it, and unlocked(true) does not say that it may";
 
-/// Settles how a port is to be reached.
-fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Result<Offer> {
-    let (port, socket) = (held.port, held.socket);
+/// Settles how a port is to be reached, and offers its sockets to the relay.
+fn offer(
+    held: Held,
+    namespace: u64,
+    binds: Option<Result<&Binds, &str>>,
+    offers: &mut Vec<Offer>,
+) -> Result<Arc<Counters>> {
     let bound_by_us = "the program has not bound it yet";
     let unlocked = held.mapping.is_unlocked();
     let lockable = unlocked || can_lock();
@@ -101,6 +104,21 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
             (false, PortMode::Relay, "its socket is not this process's alone".to_owned())
         }
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
+        (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
+            let why = "a socket of UDP in the container's hands could send to whatever the host can";
+            (false, PortMode::Relay, why.to_owned())
+        }
+        (PortMode::Auto, Some(_)) if held.mapping.wanted_source() == SourceAddress::ProxyV2 => {
+            (false, PortMode::Relay, "the relay writes the header of the PROXY protocol".to_owned())
+        }
+        (PortMode::Inject, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
+            let message = format!("publish {}: inject: not built for UDP", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        (PortMode::Nat, Some(_)) => {
+            let message = format!("publish {}: address translation by nf_tables is not built in", held.mapping);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
         (PortMode::Inject, Some(Err(why))) => {
             let message = format!("publish {}: inject: {why}", held.mapping);
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -117,7 +135,7 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
             (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
         }
         (PortMode::Inject, Some(Ok(_))) => {
-            stop_listening(&socket)?;
+            held.sockets.iter().try_for_each(|one| stop_listening(&one.socket))?;
             (true, PortMode::Inject, bound_by_us.to_owned())
         }
         (PortMode::Auto, Some(Ok(_))) => (true, PortMode::Relay, bound_by_us.to_owned()),
@@ -125,7 +143,12 @@ fn offer(held: Held, namespace: u64, binds: Option<Result<&Binds, &str>>) -> Res
     };
     let listens = mode == PortMode::Relay;
     let counters = Arc::new(Counters::new(mode, why));
-    Ok(Offer { port, socket, counters, listens, inject: inject.then_some(namespace), unlocked })
+    let (idle, proxy) = (held.mapping.idle(), held.mapping.wanted_source() == SourceAddress::ProxyV2);
+    offers.extend(held.sockets.into_iter().map(|HostSocket { port, socket }| {
+        let (counters, inject) = (Arc::clone(&counters), inject.then_some(namespace));
+        Offer { port, socket, counters, listens, inject, unlocked, to: Partner::Inside, idle, proxy }
+    }));
+    Ok(counters)
 }
 
 /// What went through one published port, as far as this process sees it: clients of a socket that is the container's own
@@ -139,11 +162,11 @@ pub struct PortStatus {
     pub mode: PortMode,
     /// Why so.
     pub why: String,
-    /// Connections taken from clients since the port was published.
+    /// Connections taken from clients since the port was published; for UDP, clients that were not known or were forgotten.
     pub accepted: u64,
-    /// Connections that exist now.
+    /// Connections that exist now; for UDP, clients that are known.
     pub open: u64,
-    /// Connections reset because nothing in the container took them.
+    /// Connections reset because nothing in the container took them; for UDP, datagrams.
     pub refused: u64,
     /// Bytes that went into the container.
     pub bytes_in: u64,

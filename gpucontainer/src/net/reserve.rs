@@ -1,15 +1,22 @@
 //! Ports of the host, taken before anything is started.
 
-use super::mapping::{PortMapping, PublishedPort, check};
-use super::published::Published;
 use super::inject::{Binds, may_inject};
+use super::mapping::{Place, PortMapping, Protocol, check};
 use super::mode::PortMode;
-use super::published::NO_LOCK;
+use super::port::PublishedPort;
+use super::published::{NO_LOCK, Published};
 use super::{holder, namespace::NetworkNamespace};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::datagram;
 use crate::sys::hostport;
-use crate::sys::socket::{self, number};
+use crate::sys::socket::{self, Span, number};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// So often a free port is looked for before none is left.
+const ATTEMPTS: usize = 64;
+/// From so many sockets on it is looked beforehand whether there are descriptors for them.
+const MANY: u64 = 16;
 
 /// Takes ports of the host for containers.
 #[derive(Clone, Debug, Default)]
@@ -21,27 +28,24 @@ impl PortMapper {
         Self {}
     }
 
-    /// Takes the host's side of every mapping: binds and listens. All or none.
+    /// Takes the host's side of every mapping: binds, and for TCP listens. All or none.
     ///
-    /// From now on the ports belong to the reservation: other programs cannot have them, connections are taken into
-    /// the kernel's queue and wait there until [`Reservation::relay`], and dropping the reservation frees the ports at
-    /// once. An empty list is fine.
+    /// From now on the ports belong to the reservation: other programs cannot have them, connections and datagrams are
+    /// taken into the kernel's queue and wait there until [`Reservation::relay`], and dropping the reservation frees the
+    /// ports at once. An empty list is fine.
     ///
     /// # Errors
     /// Nothing stays taken after any of them.
-    /// * [`InvalidArgument`](ErrorKind::InvalidArgument): container port 0, one host port wanted twice, or an
-    ///   address that is not this host's
-    /// * [`PortInUse`](ErrorKind::PortInUse): another program listens there; the text names it where `/proc` does
+    /// * [`InvalidArgument`](ErrorKind::InvalidArgument): container port 0, a range that is empty or too long, one host
+    ///   port wanted twice, or an address that is not this host's
+    /// * [`PortInUse`](ErrorKind::PortInUse): another program has the port; the text names it where `/proc` does
     /// * [`PermissionDenied`](ErrorKind::PermissionDenied): a port below `net.ipv4.ip_unprivileged_port_start`
-    /// * [`Unsupported`](ErrorKind::Unsupported): IPv6 is switched off
+    /// * [`Unsupported`](ErrorKind::Unsupported): IPv6 is switched off and an address of it is asked for
+    /// * [`SystemCall`](ErrorKind::SystemCall) with `EMFILE`: the limit of descriptors is too low for so many ports
     pub fn reserve(&self, mappings: &[PortMapping]) -> Result<Reservation> {
         check(mappings)?;
-        let mut sockets = Vec::with_capacity(mappings.len());
-        for mapping in mappings {
-            let listener = socket::listen(mapping.host()).map_err(|error| explain(error, mapping))?;
-            let host = socket::local_address(&listener)?;
-            sockets.push(Held { port: PublishedPort::new(mapping, host), mapping: mapping.clone(), socket: listener, way: Way::Open });
-        }
+        check_descriptors(mappings)?;
+        let sockets = mappings.iter().map(take).collect::<Result<_>>()?;
         Ok(Reservation { sockets })
     }
 }
@@ -63,18 +67,138 @@ impl PortMapper {
         let mapping = PortMapping::tcp(container_port, host.port()).address(host.ip());
         check(std::slice::from_ref(&mapping))?;
         socket::set_nonblocking(&socket)?;
-        let held = Held { port: PublishedPort::new(&mapping, host), mapping, socket, way: Way::Adopted };
+        let sockets = vec![HostSocket { port: PublishedPort::single(&mapping, 0, host), socket }];
+        let held = Held { port: PublishedPort::new(&mapping, host, None), mapping, sockets, way: Way::Adopted };
         Ok(Reservation { sockets: vec![held] })
     }
 }
 
+/// Refuses at once what would end at the limit of descriptors.
+fn check_descriptors(mappings: &[PortMapping]) -> Result<()> {
+    let of =
+        |mapping: &PortMapping| u64::from(mapping.count()) * if mapping.place() == Place::Loopback { 2 } else { 1 };
+    let wanted: u64 = mappings.iter().map(of).sum();
+    if wanted < MANY {
+        return Ok(());
+    }
+    let (limit, open) = socket::descriptors();
+    if open + wanted > limit {
+        let why = format!("{wanted} sockets are needed, and of {limit} descriptors (RLIMIT_NOFILE) {open} are in use");
+        let names: Vec<_> = mappings.iter().map(ToString::to_string).collect();
+        let error = socket::error("socket()", number::EMFILE).context(why);
+        return Err(error.context(format!("publish {}", names.join(", "))));
+    }
+    Ok(())
+}
+
+/// Why a port could not be had, and of which address.
+type Refusal = (SocketAddr, Error);
+
+/// Takes what one mapping wants.
+fn take(mapping: &PortMapping) -> Result<Held> {
+    let fixed = mapping.host().port();
+    for _ in 0..ATTEMPTS {
+        let first = if fixed == 0 { some_free_port(mapping) } else { Ok(fixed) };
+        match first.and_then(|first| take_from(mapping, first)) {
+            Ok(held) => return Ok(held),
+            // Somebody has one of those; others may be free.
+            Err((_, error)) if fixed == 0 && error.errno() == Some(number::EADDRINUSE) => {}
+            Err((address, error)) => return Err(explain(error, mapping, address)),
+        }
+    }
+    let error = socket::error(format!("bind({})", mapping.host()), number::EADDRINUSE);
+    Err(explain(error, mapping, mapping.host()))
+}
+
+/// The first of as many ports as are wanted; it was free a moment ago.
+fn some_free_port(mapping: &PortMapping) -> Result<u16, Refusal> {
+    let mut port = 0;
+    on_main_address(mapping, 0, |address| {
+        let probe = open(mapping, address).map_err(|error| (address, error))?;
+        port = socket::local_address(&probe).map_err(|error| (address, error))?.port();
+        Ok(())
+    })?;
+    Ok(port.min(u16::MAX - (mapping.count() - 1)))
+}
+
+/// Does something on the main address of a mapping, which it returns: on a host without IPv6 all interfaces are those of
+/// IPv4.
+fn on_main_address(
+    mapping: &PortMapping,
+    port: u16,
+    mut act: impl FnMut(SocketAddr) -> Result<(), Refusal>,
+) -> Result<SocketAddr, Refusal> {
+    let main = SocketAddr::new(mapping.host().ip(), port);
+    match act(main) {
+        Err((_, error)) if mapping.place() == Place::All && is_without_v6(&error) => {
+            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+            act(v4).map(|()| v4)
+        }
+        done => done.map(|()| main),
+    }
+}
+
+/// Takes the ports from `first` on, on every address.
+fn take_from(mapping: &PortMapping, first: u16) -> Result<Held, Refusal> {
+    let mut sockets = Vec::with_capacity(usize::from(mapping.count()));
+    let main = on_main_address(mapping, first, |address| take_on(mapping, address, &mut sockets))?;
+    let mut also = None;
+    if mapping.place() == Place::Loopback {
+        let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), first);
+        match take_on(mapping, v6, &mut sockets) {
+            Ok(()) => also = Some(v6.ip()),
+            // The host does without.
+            Err((_, error)) if is_without_v6(&error) => {}
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    Ok(Held { port: PublishedPort::new(mapping, main, also), mapping: mapping.clone(), sockets, way: Way::Open })
+}
+
+/// Takes the ports from that of `first` on, on its address.
+fn take_on(mapping: &PortMapping, first: SocketAddr, sockets: &mut Vec<HostSocket>) -> Result<(), Refusal> {
+    for offset in 0..mapping.count() {
+        let address = SocketAddr::new(first.ip(), first.port().saturating_add(offset));
+        let socket = open(mapping, address).map_err(|error| (address, error))?;
+        sockets.push(HostSocket { port: PublishedPort::single(mapping, offset, address), socket });
+    }
+    Ok(())
+}
+
+/// Makes one socket of the host.
+fn open(mapping: &PortMapping, address: SocketAddr) -> Result<OwnedFd> {
+    let span = if mapping.place() == Place::All { Span::BothFamilies } else { Span::OneFamily };
+    match mapping.protocol() {
+        Protocol::Tcp => socket::listen_spanning(address, span),
+        Protocol::Udp => {
+            let socket = socket::bind_datagrams(address, span)?;
+            if address.ip().is_unspecified() {
+                datagram::tell_destination(&socket, address.is_ipv6())?;
+            }
+            Ok(socket)
+        }
+    }
+}
+
+/// Whether the host, or its loopback device, has no IPv6.
+fn is_without_v6(error: &Error) -> bool {
+    matches!(error.errno(), Some(number::EAFNOSUPPORT | number::EADDRNOTAVAIL))
+}
+
 /// Says in the words of ports why a socket could not be had.
-fn explain(error: Error, mapping: &PortMapping) -> Error {
-    let (address, port) = (mapping.host().ip(), mapping.host().port());
+fn explain(error: Error, mapping: &PortMapping, at: SocketAddr) -> Error {
+    let (address, port) = (at.ip(), at.port());
     let (kind, why) = match error.errno() {
-        Some(number::EADDRINUSE) if port == 0 => (ErrorKind::PortInUse, format!("no free port is left on {address}")),
+        Some(number::EADDRINUSE) if port == 0 => {
+            let what = if mapping.count() == 1 {
+                "no free port is".to_owned()
+            } else {
+                format!("no {} free ports in a row are", mapping.count())
+            };
+            (ErrorKind::PortInUse, format!("{what} left on {address}"))
+        }
         Some(number::EADDRINUSE) => {
-            let holder = holder::find(mapping.host());
+            let holder = holder::find(mapping.protocol(), at);
             let by = holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string());
             (ErrorKind::PortInUse, format!("port {port} of {address} is taken by {by}"))
         }
@@ -99,25 +223,32 @@ pub struct Reservation {
     sockets: Vec<Held>,
 }
 
-/// A port that is taken.
+/// A port that is taken, or as many as the mapping wants.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) port: PublishedPort,
     pub(super) mapping: PortMapping,
-    /// Bound and listening.
-    pub(super) socket: OwnedFd,
+    pub(super) sockets: Vec<HostSocket>,
     pub(super) way: Way,
 }
 
-/// What a socket that is taken is for.
+/// What sockets that are taken are for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Way {
-    /// Whatever its mapping wants.
+    /// Whatever their mapping wants.
     Open,
-    /// The container has it as well.
+    /// The container has them as well.
     Handed,
-    /// Others have it as well, who did not ask for it to be changed.
+    /// Others have them as well, who did not ask for them to be changed.
     Adopted,
+}
+
+/// A socket of the host: one port on one address.
+#[derive(Debug)]
+pub(super) struct HostSocket {
+    pub(super) port: PublishedPort,
+    /// Bound, and listening if it is TCP.
+    pub(super) socket: OwnedFd,
 }
 
 impl Reservation {
@@ -131,41 +262,49 @@ impl Reservation {
         self.sockets.into_iter().map(|one| Self { sockets: vec![one] }).collect()
     }
 
-    /// Locks the sockets of [`PortMode::HandOver`](super::PortMode::HandOver), which a container is given. Their order is
-    /// that of their names in `LISTEN_FDNAMES`.
-    pub(crate) fn hand_over(&mut self) -> Result<Vec<BorrowedFd<'_>>> {
+    /// Locks the sockets of [`PortMode::HandOver`](super::PortMode::HandOver), which a container is given; with their names
+    /// in `LISTEN_FDNAMES`, one name for all sockets of a port.
+    pub(crate) fn hand_over(&mut self) -> Result<Vec<(String, BorrowedFd<'_>)>> {
         let mut handed = Vec::new();
         for held in self.sockets.iter_mut().filter(|held| held.mapping.wanted_mode() == PortMode::HandOver) {
             let mapping = &held.mapping;
+            if mapping.protocol() != Protocol::Tcp {
+                let message = format!("publish {mapping}: hand over: not built for UDP");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
             if !may_inject(mapping) {
                 let message = format!("publish {mapping}: hand over: {NO_LOCK}");
                 return Err(Error::new(ErrorKind::PermissionDenied, message));
             }
-            if !mapping.is_unlocked() {
-                hostport::lock(&held.socket, held.port.host().port())?;
+            for one in &held.sockets {
+                if !mapping.is_unlocked() {
+                    hostport::lock(&one.socket, one.port.host().port())?;
+                }
+                // `accept` waits, as on sockets from every service manager.
+                socket::set_blocking(&one.socket)?;
+                handed.push((mapping.listen_name(), one.socket.as_fd()));
             }
-            // A program that knows of it is told by `accept` whether to wait, as from every service manager.
-            socket::set_blocking(&held.socket)?;
             held.way = Way::Handed;
-            handed.push(held.socket.as_fd());
         }
         Ok(handed)
     }
 
-    /// Hands the listening sockets out, for a program that takes connections itself. They are non-blocking and closed
-    /// on exec.
+    /// Hands the sockets out, for a program that takes clients itself: one for each port on each address, which its
+    /// [`PublishedPort`] then says. They are non-blocking and closed on exec; those of TCP listen.
     pub fn into_sockets(self) -> Vec<(PublishedPort, OwnedFd)> {
-        self.sockets.into_iter().map(|held| (held.port, held.socket)).collect()
+        self.sockets.into_iter().flat_map(|held| held.sockets).map(|one| (one.port, one.socket)).collect()
     }
 
-    /// Passes every connection on to the container port in `namespace`: to 127.0.0.1 there, or else to `[::1]`.
+    /// Passes everything on to the container port in `namespace`: to 127.0.0.1 there, or else to `[::1]`.
     ///
     /// One thread named `gpuc-relay` serves all published ports of the process. It starts with the first of them, ends
     /// with the last, and takes no signals. A program in the container sees the connections come from its own
     /// loopback address. It need not be listening yet; until it does, clients see their connections reset.
     ///
     /// A connection takes two descriptors of this process, and two to four more while it moves much at once. When they
-    /// run out, new clients wait in the kernel's queue.
+    /// run out, new clients wait in the kernel's queue. A client of UDP takes one until it has been idle for
+    /// [its time](PortMapping::idle_timeout); a port has at most 1,024 of them, of which the longest idle one gives way
+    /// to the next.
     ///
     /// # Errors
     /// The namespace cannot be entered, or the thread cannot be started. The ports are free again then.

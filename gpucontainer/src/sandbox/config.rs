@@ -4,7 +4,7 @@ use crate::cgroup::Limits;
 use crate::error::Result;
 use crate::gpu::{DriverRoot, GpuAllocator, GpuLease, GpuRequest, Wait};
 use crate::image::{Image, ImageStore};
-use crate::net::PortMapping;
+use crate::net::{HostService, PortMapping};
 use crate::rootfs::Writable;
 use crate::sandbox::Sandbox;
 use crate::sandbox::mount::Mount;
@@ -83,6 +83,7 @@ pub struct SandboxBuilder {
     pub(crate) mounts: Vec<Mount>,
     pub(crate) shm_bytes: u64,
     pub(crate) ports: Vec<PortMapping>,
+    pub(crate) services: Vec<HostService>,
     pub(crate) gpus: Option<GpuRequest>,
     pub(crate) gpu_lease: Option<GpuLease>,
     pub(crate) gpus_unleased: bool,
@@ -254,6 +255,7 @@ impl SandboxBuilder {
             mounts: Vec::new(),
             shm_bytes: 64 << 20,
             ports: Vec::new(),
+            services: Vec::new(),
             gpus: None,
             gpu_lease: None,
             gpus_unleased: false,
@@ -402,7 +404,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Publishes a TCP port: connections to `host_port` of 127.0.0.1 reach `container_port` inside.
+    /// Publishes a TCP port: connections to `host_port` of the host's loopback addresses reach `container_port` inside.
     ///
     /// With 0 the kernel chooses a free host port, known from [`Sandbox::ports`].
     pub fn publish(self, container_port: u16, host_port: u16) -> Self {
@@ -422,6 +424,16 @@ impl SandboxBuilder {
     /// 100 microseconds. A sandbox that starts with a port that may be injected has it anyhow.
     pub fn injectable_ports(mut self, injectable: bool) -> Self {
         self.injectable_ports = injectable;
+        self
+    }
+
+    /// Makes a service of the host reachable inside, on a port of the loopback addresses there; it needs no network for
+    /// that. None by default.
+    ///
+    /// It is there some 100 microseconds after the program was executed: one that connects with its first breath tries
+    /// again.
+    pub fn host_service(mut self, service: HostService) -> Self {
+        self.services.push(service);
         self
     }
 

@@ -22,6 +22,7 @@ mod options;
 mod places;
 mod plan;
 mod ports;
+mod services;
 mod prepare;
 mod process;
 mod root;
@@ -39,13 +40,16 @@ use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
-use crate::net::{NetworkNamespace, PortMapping, PortStatus, PublishedPort, Reservation};
+use crate::net::{
+    HostService, NetworkNamespace, PortMapping, PortStatus, Protocol, PublishedPort, Reservation, ServiceStatus,
+};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
 use crate::sandbox::gpus::{GpuSource, Gpus};
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::ports::Ports;
+use crate::sandbox::services::Services;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
 use crate::sandbox::process::{Handle, process_methods};
 use crate::sandbox::root::Root;
@@ -84,6 +88,7 @@ pub struct Sandbox {
     name: String,
     handle: Handle,
     ports: Ports,
+    services: Services,
     cgroup: Option<Cgroup>,
     scratch: Option<Scratch>,
     /// Keeps the layers from being collected.
@@ -144,7 +149,9 @@ impl Sandbox {
         let facts = cgroup_facts(cgroup.as_ref());
         moments.push(("cgroup", now()));
 
-        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
+        let handed = reserved.iter_mut().map(Reservation::hand_over).collect::<Result<Vec<_>>>().with_context(wanted)?;
+        let (names, handed): (Vec<_>, Vec<_>) = handed.into_iter().flatten().unzip();
+        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref(), names).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
         let (grant, bound) = ((prepared.grant.as_ref(), &prepared.vacant), prepared.id_maps.is_some());
@@ -163,8 +170,6 @@ impl Sandbox {
             Some(maps) => Shifted::take(&prepared.plan, maps).with_context(wanted)?,
             None => Shifted::default(),
         };
-        let handed = reserved.iter_mut().map(Reservation::hand_over).collect::<Result<Vec<_>>>().with_context(wanted)?;
-        let handed = handed.into_iter().flatten().collect();
         let inputs = Inputs {
             shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
@@ -186,6 +191,7 @@ impl Sandbox {
             name,
             handle,
             ports: Ports::of(builder),
+            services: Services::of(builder),
             cgroup,
             scratch,
             _layers: prepared.layers,
@@ -207,6 +213,10 @@ impl Sandbox {
         }
         // Binds wait until the ports that they may be for are known.
         binds.map_or(Ok(()), |listener| sandbox.ports.hear(listener)).with_context(publishing(&sandbox.name))?;
+        if !builder.services.is_empty() {
+            sandbox.expose_host(&builder.services)?;
+            moments.push(("services", now()));
+        }
         let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
         for hook in prepared.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
             // As the OCI runtime specification has it: the application runs, whatever such a program says.
@@ -265,13 +275,39 @@ impl Sandbox {
         published.with_context(publishing(&self.name))
     }
 
-    /// Closes a published port and its connections: `host` is what [`PublishedPort::host`] says. When this returns, the
-    /// host's port is free.
+    /// Closes what is published on an address and port of the host, TCP and UDP, with its connections: `host` is one of
+    /// [`PublishedPort::hosts`], which are closed together, as all ports of a range are. When this returns, the host's
+    /// ports are free.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there.
     pub fn unpublish(&self, host: SocketAddr) -> Result<()> {
         self.ports.remove(host).with_context(|| format!("close a port of sandbox {}", self.name))
+    }
+
+    /// Makes services of the host reachable inside while it runs, all or none; the services with their real ports, in the
+    /// order of `services`.
+    ///
+    /// # Errors
+    /// Those of [`ExposedServices::new`](crate::net::ExposedServices::new);
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
+    /// application.
+    pub fn expose_host(&self, services: &[HostService]) -> Result<Vec<HostService>> {
+        let exposed = self.network().and_then(|network| self.services.add(services, &network));
+        exposed.with_context(|| format!("expose services of the host to sandbox {}", self.name))
+    }
+
+    /// The services of the host that can be reached inside, with their counters.
+    pub fn host_services(&self) -> Vec<ServiceStatus> {
+        self.services.status()
+    }
+
+    /// Closes a service of the host inside and its connections; `port` is [`HostService::port`].
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if no service of the host is there.
+    pub fn withdraw_host(&self, port: u16, protocol: Protocol) -> Result<()> {
+        self.services.remove(port, protocol).with_context(|| format!("close a service of sandbox {}", self.name))
     }
 
     fn network(&self) -> Result<NetworkNamespace> {
@@ -373,8 +409,8 @@ impl Sandbox {
 
     /// Lets the application live on when this handle and this process are gone.
     ///
-    /// Published ports close, since this process served them; a program inside that has a socket of the host goes on to
-    /// take clients from it until it closes it. What is left when the application ends is removed by
+    /// Published ports and services of the host close, since this process served them; a program inside that has a
+    /// socket of the host goes on to take clients from it until it closes it. What is left when the application ends is removed by
     /// the next store that is opened, and by the next sandbox of the user.
     ///
     /// # Errors
@@ -405,6 +441,7 @@ impl Sandbox {
         }
         let mut failures = Vec::new();
         self.ports.close();
+        self.services.close();
         if let Some(cgroup) = &self.cgroup {
             // A paused application cannot die before it goes on.
             if cgroup.is_frozen().unwrap_or(false) {
@@ -439,6 +476,7 @@ impl Drop for Sandbox {
             // A forked child of the host: nothing here is its to give back, and the relay's thread is not in it.
             std::mem::forget((self.cgroup.take(), self.scratch.take()));
             self.ports.forget();
+            self.services.forget();
             return;
         }
         if let Err(error) = self.give_back() {

@@ -96,18 +96,18 @@ impl Ports {
         Ok(())
     }
 
-    /// Closes a port and its connections.
+    /// Closes what is published on an address, with its connections.
     pub(crate) fn remove(&self, host: SocketAddr) -> Result<()> {
         let mut all = self.lock();
-        let at = all.iter().position(|one| one.ports().iter().any(|port| port.host() == host));
-        let Some(at) = at else {
+        let is_it = |one: &mut Published| one.ports().iter().any(|port| port.hosts().contains(&host));
+        let closing: Vec<Published> = all.extract_if(.., is_it).collect();
+        drop(all);
+        if closing.is_empty() {
             let message = format!("no port of it is published on {host}");
             return Err(Error::new(ErrorKind::NotFound, message)).context("close a published port");
-        };
-        let closing = all.remove(at);
-        drop(all);
+        }
         // Waits for the relay; nobody needs to wait for that with us.
-        closing.close();
+        closing.into_iter().for_each(Published::close);
         Ok(())
     }
 

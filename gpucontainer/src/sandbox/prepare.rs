@@ -67,12 +67,14 @@ pub(crate) fn plan_only(builder: &SandboxBuilder) -> Result<Plan> {
     let root = Root::find(builder, false)?;
     let gpus = Gpus::foresee(builder, &root)?;
     let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
+    let handed = builder.ports.iter().filter(|port| port.wanted_mode() == PortMode::HandOver);
+    let handed = handed.map(PortMapping::listen_name).collect();
     // Made for a moment, so that the plan says what a start would use.
     let scratch = match root.writable(builder) {
         Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name)?),
         _ => None,
     };
-    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default(), gpus.as_ref());
+    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default(), gpus.as_ref(), handed);
     scratch.map_or(Ok(()), Scratch::remove)?;
     Ok(prepared?.plan)
 }
@@ -119,6 +121,9 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
                 .to_owned(),
         );
     }
+    if builder.network == Network::Host && !builder.services.is_empty() {
+        return bad("every service of the host is there with the host's network; there is nothing to expose".to_owned());
+    }
     for (limit, soft, hard) in &builder.resource_limits {
         if soft > hard {
             return bad(format!("the soft limit {soft} of {} is above the hard limit {hard}", limit.kernel().0));
@@ -156,6 +161,7 @@ pub(crate) fn prepare(
     scratch: Option<&Scratch>,
     cgroup: &CgroupFacts,
     gpus: Option<&Gpus>,
+    handed: Vec<String>,
 ) -> Result<Prepared> {
     let maps = id_maps(builder.user_namespace)?;
     let tree = root.tree()?;
@@ -230,7 +236,7 @@ pub(crate) fn prepare(
         planner.add(Step::AwaitHooks { hooks });
     }
     planner.own_files(&root)?;
-    planner.process(&context, argv)?;
+    planner.process(&context, argv, handed)?;
     let plan = Plan {
         name: name.to_owned(),
         namespaces: context.namespaces.clone(),
@@ -572,7 +578,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn process(&mut self, context: &ExecContext, argv: Vec<String>) -> Result<()> {
+    fn process(&mut self, context: &ExecContext, argv: Vec<String>, names: Vec<String>) -> Result<()> {
         let builder = self.builder;
         for (resource, soft, hard) in &builder.resource_limits {
             let (name, resource) = resource.kernel();
@@ -589,8 +595,6 @@ impl Planner<'_> {
         self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask)?);
         let candidates = candidates(&argv, &context.env);
         let mut envp: Vec<String> = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let handed = builder.ports.iter().filter(|port| port.wanted_mode() == PortMode::HandOver);
-        let names: Vec<String> = handed.map(PortMapping::listen_name).collect();
         if !names.is_empty() {
             // The supervisor is process 1, if it is inside at all.
             let pid = if builder.init { 2 } else { 1 };

@@ -4,6 +4,7 @@ pub(crate) mod activation;
 pub(crate) mod bpf;
 pub(crate) mod calls;
 pub(crate) mod cgroup;
+pub(crate) mod datagram;
 pub(crate) mod device;
 pub(crate) mod epoll;
 pub(crate) mod errno;
@@ -16,9 +17,9 @@ pub(crate) mod lock;
 #[cfg(feature = "nvml")]
 pub(crate) mod mig;
 pub(crate) mod netns;
+pub(crate) mod notify;
 #[cfg(feature = "nvml")]
 pub(crate) mod nvml;
-pub(crate) mod notify;
 pub(crate) mod peer;
 pub(crate) mod probe;
 pub(crate) mod process;

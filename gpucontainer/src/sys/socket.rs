@@ -1,4 +1,4 @@
-//! TCP sockets and pipes that never block, with error numbers as plain numbers where they are handled at once.
+//! TCP and UDP sockets and pipes that never block, with error numbers as plain numbers where they are handled at once.
 
 use super::errno::failed;
 use crate::error::{Error, Result};
@@ -39,18 +39,51 @@ fn outcome(mut call: impl FnMut() -> rustix::io::Result<usize>) -> Outcome {
     }
 }
 
-/// Binds and listens on a TCP address of the host. IPv6 sockets take IPv6 alone, so that `0.0.0.0` and `[::]`
-/// are two addresses. The connections accepted from it send small pieces at once.
-pub(crate) fn listen(address: SocketAddr) -> Result<OwnedFd> {
-    let mut socket = bound(address)?;
+/// Which families a wildcard address of IPv6 stands for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Span {
+    /// IPv6 alone, so that `0.0.0.0` and `[::]` are two addresses.
+    OneFamily,
+    /// IPv4 too.
+    BothFamilies,
+}
+
+/// Binds and listens on a TCP address of the host; `span` says what a wildcard address stands for. The connections accepted
+/// from it send small pieces at once.
+pub(crate) fn listen_spanning(address: SocketAddr, span: Span) -> Result<OwnedFd> {
+    let mut socket = bound(address, SocketType::STREAM, span)?;
     if address.port() == 0 {
         // A port that the kernel chose is given back when the socket stops listening; one that was named is not.
         let chosen = socket;
-        socket = bound(local_address(&chosen)?)?;
+        socket = bound(local_address(&chosen)?, SocketType::STREAM, span)?;
     }
-    // The kernel cuts it to `net.core.somaxconn`.
-    rustix::net::listen(&socket, 4096).map_err(|e| failed(format!("listen({address})"), e))?;
+    start_listening(&socket).map_err(|errno| error(format!("listen({address})"), errno))?;
     Ok(socket)
+}
+
+/// Binds a UDP socket to an address of the host.
+pub(crate) fn bind_datagrams(address: SocketAddr, span: Span) -> Result<OwnedFd> {
+    bound(address, SocketType::DGRAM, span)
+}
+
+/// Binds a socket that was made elsewhere, TCP or UDP, to an address of its own network namespace.
+pub(crate) fn bind(socket: impl AsFd, address: SocketAddr) -> Result<()> {
+    let socket = socket.as_fd();
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(socket, true).map_err(|e| failed("setsockopt IPV6_V6ONLY", e))?;
+    }
+    if sockopt::socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM) {
+        sockopt::set_socket_reuseaddr(socket, true).map_err(|e| failed("setsockopt SO_REUSEADDR", e))?;
+    }
+    rustix::net::bind(socket, &address).map_err(|e| failed(format!("bind({address})"), e))
+}
+
+/// A fresh UDP socket of the host for datagrams to and from `address`.
+pub(crate) fn open_datagrams(address: SocketAddr) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(family, SocketType::DGRAM, flags, None)
+        .map_err(|e| failed(format!("socket({address})"), e))
 }
 
 /// A fresh TCP socket of the host for a connection to `address`, which sends small pieces at once.
@@ -63,20 +96,23 @@ pub(crate) fn open(address: SocketAddr) -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn bound(address: SocketAddr) -> Result<OwnedFd> {
+fn bound(address: SocketAddr, kind: SocketType, span: Span) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let wrap = |call: &str| {
         let call = format!("{call}({address})");
         move |e| failed(call, e)
     };
-    let socket =
-        rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
-            .map_err(wrap("socket"))?;
-    // A port whose last connections linger in TIME_WAIT is free; one with a listener stays taken all the same.
-    sockopt::set_socket_reuseaddr(&socket, true).map_err(wrap("setsockopt SO_REUSEADDR"))?;
-    sockopt::set_tcp_nodelay(&socket, true).map_err(wrap("setsockopt TCP_NODELAY"))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, kind, flags, None).map_err(wrap("socket"))?;
+    if kind == SocketType::STREAM {
+        // A port whose last connections linger in TIME_WAIT is free; one with a listener stays taken all the same. UDP
+        // knows no such wait, and two sockets with the option would share a port.
+        sockopt::set_socket_reuseaddr(&socket, true).map_err(wrap("setsockopt SO_REUSEADDR"))?;
+        sockopt::set_tcp_nodelay(&socket, true).map_err(wrap("setsockopt TCP_NODELAY"))?;
+    }
     if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true).map_err(wrap("setsockopt IPV6_V6ONLY"))?;
+        let only = span == Span::OneFamily;
+        sockopt::set_ipv6_v6only(&socket, only).map_err(wrap("setsockopt IPV6_V6ONLY"))?;
     }
     rustix::net::bind(&socket, &address).map_err(wrap("bind"))?;
     Ok(socket)
@@ -86,6 +122,13 @@ fn bound(address: SocketAddr) -> Result<OwnedFd> {
 pub(crate) fn local_address(socket: impl AsFd) -> Result<SocketAddr> {
     let address = rustix::net::getsockname(socket).map_err(|e| failed("getsockname()", e))?;
     SocketAddr::try_from(address).map_err(|e| failed("getsockname()", e))
+}
+
+/// The address of the other side.
+pub(crate) fn peer_address(socket: impl AsFd) -> Result<SocketAddr> {
+    let address = rustix::net::getpeername(socket).map_err(|e| failed("getpeername()", e))?;
+    let address = address.ok_or_else(|| failed("getpeername()", Errno::NOTCONN))?;
+    SocketAddr::try_from(address).map_err(|e| failed("getpeername()", e))
 }
 
 /// Takes a connection that waits; the error is a number.
@@ -213,6 +256,18 @@ pub(crate) fn set_nonblocking(socket: impl AsFd) -> Result<()> {
 /// Makes calls on the socket wait again.
 pub(crate) fn set_blocking(socket: impl AsFd) -> Result<()> {
     rustix::io::ioctl_fionbio(socket, false).map_err(|e| failed("ioctl(FIONBIO)", e))
+}
+
+/// The error that the socket has met since it was last asked, which is forgotten now.
+pub(crate) fn take_error(socket: impl AsFd) -> Option<i32> {
+    sockopt::socket_error(socket).ok()?.err().map(Errno::raw_os_error)
+}
+
+/// How many descriptors this process may have, and about how many it has.
+pub(crate) fn descriptors() -> (u64, u64) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let open = super::fs::read_dir(std::path::Path::new("/proc/self/fd")).map_or(0, |open| open.len());
+    (limit, open as u64)
 }
 
 /// The error of `call` for an error number.

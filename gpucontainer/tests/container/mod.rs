@@ -1,9 +1,11 @@
 //! The containers of the port tests: a network namespace, and servers in it.
 
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+
 use gpucontainer::net::NetworkNamespace;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
@@ -36,21 +38,30 @@ impl Container {
         NetworkNamespace::from_fds(open("net"), Some(open("user")))
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// Starts a server inside and waits until it listens.
     pub(crate) fn serve(&self, address: &str) -> Server {
+        let mut child = self.run(address);
+        assert_eq!(said(&mut child), "listening");
+        Server(child)
+    }
+
+    /// Starts this program inside with something for [`serve_forever`].
+    pub(crate) fn run(&self, what: &str) -> Child {
         let kinds: &[&str] = if crate::common::is_root() { &["-n"] } else { &["-U", "-n", "--preserve-credentials"] };
-        let mut child = Command::new("nsenter")
+        Command::new("nsenter")
             .args(["-t", &self.holder.id().to_string()])
             .args(kinds)
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "serve", "--ignored", "--nocapture"])
-            .env("GPUC_TEST_SERVE", address)
+            .env("GPUC_TEST_SERVE", what)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
-        assert_eq!(said(&mut child), "listening");
-        Server(child)
+            .unwrap()
     }
 }
 
@@ -144,8 +155,20 @@ pub(crate) fn hash(bytes: &[u8]) -> Vec<u8> {
     format!("{:016x}", hasher.finish()).into_bytes()
 }
 
-/// Serves every connection in a thread of its own. The first byte of a connection says what is wanted.
+/// Serves every connection in a thread of its own. The first byte of a connection says what is wanted. `udp ADDRESS` sends
+/// every datagram back, with the number of the client's port as the server sees it in front, and `proxy ADDRESS` says first what a header of the
+/// PROXY protocol has said. `ask ADDRESS` is a client of UDP: it sends a question and says the answer.
 pub(crate) fn serve_forever(address: &str) {
+    if let Some(address) = address.strip_prefix("udp ") {
+        return send_back(&UdpSocket::bind(address).unwrap());
+    }
+    if let Some(address) = address.strip_prefix("ask ") {
+        return ask_once(address);
+    }
+    let (proxied, address) = match address.strip_prefix("proxy ") {
+        Some(address) => (true, address),
+        None => (false, address),
+    };
     let listener = TcpListener::bind(address).unwrap();
     // The standard library asks for a queue of 128. Beyond that the kernel drops handshakes, and when a loaded machine
     // lets them wait it resets connections, which no relay can mend.
@@ -154,11 +177,54 @@ pub(crate) fn serve_forever(address: &str) {
     for stream in listener.incoming() {
         let stream = stream.unwrap();
         // A client that is gone is no concern of the server.
-        std::thread::spawn(move || drop(serve_one(stream)));
+        std::thread::spawn(move || drop(serve_one(stream, proxied)));
     }
 }
 
-fn serve_one(mut stream: TcpStream) -> std::io::Result<()> {
+fn ask_once(address: &str) {
+    let socket = UdpSocket::bind(if address.starts_with('[') { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+    socket.connect(address).unwrap();
+    socket.send(b"a question").unwrap();
+    let mut answer = [0; 64];
+    let bytes = socket.recv(&mut answer).unwrap();
+    say(std::str::from_utf8(&answer[..bytes]).unwrap());
+}
+
+fn send_back(socket: &UdpSocket) {
+    say("listening");
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (bytes, client) = socket.recv_from(&mut buffer).unwrap();
+        let mut answer = client.port().to_be_bytes().to_vec();
+        answer.extend_from_slice(&buffer[..bytes]);
+        // The largest datagram has no room for the two bytes more.
+        answer.truncate(65507);
+        socket.send_to(&answer, client).unwrap();
+    }
+}
+
+/// Reads a header of the PROXY protocol, version 2, as a server would, and says what is in it.
+fn read_header(stream: &mut TcpStream) -> std::io::Result<String> {
+    let mut start = [0; 16];
+    stream.read_exact(&mut start)?;
+    assert_eq!(start[..13], *b"\r\n\r\n\0\r\nQUIT\n\x21");
+    let mut rest = vec![0; usize::from(u16::from_be_bytes([start[14], start[15]]))];
+    stream.read_exact(&mut rest)?;
+    let width = if start[13] == 0x11 { 4 } else { 16 };
+    let address = |at: usize| match <[u8; 4]>::try_from(&rest[at..at + width]) {
+        Ok(four) => std::net::IpAddr::from(four),
+        Err(_) => std::net::IpAddr::from(<[u8; 16]>::try_from(&rest[at..at + width]).unwrap()),
+    };
+    let port = |at: usize| u16::from_be_bytes([rest[2 * width + at], rest[2 * width + at + 1]]);
+    let end = |at: usize, number: usize| std::net::SocketAddr::new(address(at), port(number));
+    Ok(format!("{} to {}: ", end(0, 0), end(width, 2)))
+}
+
+fn serve_one(mut stream: TcpStream, proxied: bool) -> std::io::Result<()> {
+    if proxied {
+        let header = read_header(&mut stream)?;
+        stream.write_all(header.as_bytes())?;
+    }
     let mut wanted = [0];
     stream.read_exact(&mut wanted)?;
     match wanted[0] {

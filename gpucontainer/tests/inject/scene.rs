@@ -62,6 +62,11 @@ pub(crate) fn can_lock() -> bool {
 
 /// A port of the container on any of the host's, to be had by whoever runs the test.
 pub(crate) fn port(container: u16) -> PortMapping {
+    on_loopback(container).address(std::net::Ipv4Addr::LOCALHOST.into())
+}
+
+/// The same on both loopback addresses, as ports are by default.
+pub(crate) fn on_loopback(container: u16) -> PortMapping {
     PortMapping::tcp(container, 0).unlocked(!can_lock())
 }
 

@@ -267,6 +267,10 @@ impl Engine {
             let same = other.inject.as_ref().is_some_and(|inject| inject.watch == watch);
             if same && other.listens && other.port.container_port() == published.container_port() {
                 other.on_host = Some(on_host);
+                if Arc::ptr_eq(&other.counters, &counters) {
+                    // Another address of the same port.
+                    continue;
+                }
                 other.counters.turn_to(PortMode::Relay, format!("the program has the socket of {}", published.host()));
             }
         }
@@ -277,9 +281,9 @@ impl Engine {
     fn bring_to_watchers(&self, bind: Bind, wanted: &Wanted, made: &OwnedFd, counters: &Counters) {
         for watched in wanted.peer.watched(bind.descriptor) {
             let instance = wanted.peer.descriptor(watched.instance);
-            let moved = instance.map_err(|errno| socket::error("pidfd_getfd(epoll)", errno)).and_then(|instance| {
-                rewatch(instance.as_fd(), watched, wanted.socket.as_fd(), made.as_fd())
-            });
+            let moved = instance
+                .map_err(|errno| socket::error("pidfd_getfd(epoll)", errno))
+                .and_then(|instance| rewatch(instance.as_fd(), watched, wanted.socket.as_fd(), made.as_fd()));
             if let Err(error) = moved {
                 counters.note(&error);
             }

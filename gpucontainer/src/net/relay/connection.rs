@@ -2,6 +2,7 @@
 
 use super::Counters;
 use super::dial::Attempt;
+use super::idle::Idle;
 use crate::sys::socket::{self, Outcome, Pipe};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -38,6 +39,11 @@ impl Workbench {
         if self.pipes.len() < PIPES_KEPT {
             self.pipes.push(pipe);
         }
+    }
+
+    /// Room for a datagram.
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
     }
 
     /// Closes what is kept for later.
@@ -262,6 +268,8 @@ pub(super) struct Connection {
     pub(super) queued: bool,
     pub(super) publication: u64,
     pub(super) counters: Arc<Counters>,
+    /// How long it may be idle, and since when it is.
+    pub(super) idle: Option<Idle>,
     inward: Flow,
     outward: Flow,
 }
@@ -282,9 +290,15 @@ impl Connection {
             queued: false,
             publication,
             counters,
+            idle: None,
             inward: Flow::new(),
             outward: Flow::new(),
         }
+    }
+
+    /// Says something to the server before whatever the client says.
+    pub(super) fn say_first(&mut self, words: Vec<u8>) {
+        (self.inward.kept, self.inward.written) = (words, 0);
     }
 
     /// Moves what can be moved both ways.

@@ -2,9 +2,9 @@
 
 use super::pool::Pool;
 use crate::error::{Error, Result};
-use crate::net::mapping::PublishedPort;
 use crate::net::namespace::{NetworkNamespace, is_not_there};
-use crate::sys::netns::Family;
+use crate::net::port::PublishedPort;
+use crate::sys::netns::{Family, Transport};
 use crate::sys::socket;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -16,11 +16,27 @@ pub(super) struct Inside {
     namespace: NetworkNamespace,
     v4: Pool,
     v6: Pool,
+    datagrams_v4: Pool,
+    datagrams_v6: Pool,
 }
 
 impl Inside {
     pub(super) fn new(namespace: NetworkNamespace) -> Self {
-        Self { namespace, v4: Pool::new(Family::V4), v6: Pool::new(Family::V6) }
+        Self {
+            namespace,
+            v4: Pool::new(Family::V4, Transport::Stream),
+            v6: Pool::new(Family::V6, Transport::Stream),
+            datagrams_v4: Pool::new(Family::V4, Transport::Datagram),
+            datagrams_v6: Pool::new(Family::V6, Transport::Datagram),
+        }
+    }
+
+    /// A fresh socket inside, for datagrams.
+    pub(super) fn datagram_socket(&mut self, family: Family) -> Result<OwnedFd> {
+        match family {
+            Family::V4 => self.datagrams_v4.take(&self.namespace),
+            Family::V6 => self.datagrams_v6.take(&self.namespace),
+        }
     }
 
     /// A fresh socket inside.
@@ -41,14 +57,17 @@ impl Inside {
 
     /// Gives up spare sockets, because descriptors have run out; whether that freed any.
     pub(super) fn shrink(&mut self) -> bool {
-        let freed = [self.v4.shrink(), self.v6.shrink()];
+        let freed = self.pools().map(Pool::shrink);
         freed.contains(&true)
     }
 
     /// Closes the sockets that nobody needed for a while; says when to come again.
     pub(super) fn trim(&mut self, now: Instant) -> Option<Instant> {
-        let pools = [&mut self.v4, &mut self.v6];
-        pools.into_iter().filter_map(|pool| pool.trim(now)).min()
+        self.pools().into_iter().filter_map(|pool| pool.trim(now)).min()
+    }
+
+    fn pools(&mut self) -> [&mut Pool; 4] {
+        [&mut self.v4, &mut self.v6, &mut self.datagrams_v4, &mut self.datagrams_v6]
     }
 
     /// Begins or goes on to connect; `true` when that is done. When nobody is at the first address, `server` is
@@ -117,7 +136,8 @@ impl Attempt {
     }
 }
 
-fn other(family: Family) -> Family {
+/// The other family.
+pub(super) fn other(family: Family) -> Family {
     match family {
         Family::V4 => Family::V6,
         Family::V6 => Family::V4,

@@ -1,13 +1,17 @@
 //! The loop of the relay's thread.
 
+use super::binds::Watch;
 use super::connection::{Connection, Next, Workbench};
+use super::idle::Idle;
 use super::dial::{Attempt, Inside};
 use super::pool::KEEP;
-use super::binds::Watch;
-use super::{Command, Counters, Offer, ended};
+use super::proxy;
+use super::datagrams::{Datagrams, Flow};
+use super::{Command, Counters, Offer, Partner, ended};
 use crate::error::{Error, Result};
-use crate::net::mapping::PublishedPort;
+use crate::net::mapping::Protocol;
 use crate::net::namespace::NetworkNamespace;
+use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
 use crate::sys::hostport::Kind;
 use crate::sys::netns::Family;
@@ -39,6 +43,10 @@ pub(super) struct Listener {
     /// Whether it takes clients; else it keeps the port for sockets that the container has.
     pub(super) listens: bool,
     pub(super) inject: Option<Inject>,
+    /// How long its connections may be idle.
+    pub(super) idle: Option<Duration>,
+    /// Whether its connections begin with a header of the PROXY protocol.
+    pub(super) proxy: bool,
     /// The loopback address that answered last, tried first.
     pub(super) family: Family,
     pub(super) resting_until: Option<Instant>,
@@ -75,6 +83,8 @@ impl Listener {
             on_host: None,
             listens: true,
             inject: None,
+            idle: None,
+            proxy: false,
             family: Family::V4,
             resting_until: None,
             queued: false,
@@ -88,12 +98,16 @@ pub(super) enum Entry {
     Connection(Box<Connection>),
     /// Hears of calls of `bind(2)`.
     Binds(Watch),
+    /// A port of UDP.
+    Datagrams(Box<Datagrams>),
+    /// One client of such a port.
+    Flow(Box<Flow>),
 }
 
 /// A place for an entry. The generation tells events of the entry from late ones of its predecessor.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    generation: u32,
+    pub(super) generation: u32,
     pub(super) entry: Option<Entry>,
 }
 
@@ -122,14 +136,16 @@ pub(super) struct Engine {
     wake: Arc<Wake>,
     commands: Receiver<Command>,
     /// By publication.
-    insides: HashMap<u64, Inside>,
+    pub(super) insides: HashMap<u64, Inside>,
     pub(super) slots: Vec<Slot>,
     free: Vec<usize>,
     /// Entries that have more to do without an event.
     again: VecDeque<(usize, u32)>,
-    bench: Workbench,
+    pub(super) bench: Workbench,
     /// When something is to be looked after, at the earliest.
     timer: Option<Instant>,
+    /// What the time was when the loop last woke.
+    pub(super) now: Instant,
     /// Names the host's network namespace, once it was asked for.
     pub(super) host_namespace: Option<u64>,
 }
@@ -148,6 +164,7 @@ impl Engine {
             again: VecDeque::new(),
             bench: Workbench::new(),
             timer: None,
+            now: Instant::now(),
             host_namespace: None,
         })
     }
@@ -166,6 +183,7 @@ impl Engine {
                 tracing::error!("gpuc-relay ends: {error}");
                 return;
             }
+            self.now = Instant::now();
             let mut woken = false;
             for event in ready.drain(..) {
                 if event.token == WAKE_TOKEN {
@@ -216,17 +234,18 @@ impl Engine {
         }
     }
 
-    fn publish(
-        &mut self,
-        id: u64,
-        offers: Vec<Offer>,
-        namespace: NetworkNamespace,
-        watch: Option<u64>,
-    ) -> Result<()> {
+    fn publish(&mut self, id: u64, offers: Vec<Offer>, namespace: NetworkNamespace, watch: Option<u64>) -> Result<()> {
         self.insides.insert(id, Inside::new(namespace));
         for offer in offers {
+            if offer.port.protocol() == Protocol::Udp {
+                self.add_datagrams(id, offer)?;
+                continue;
+            }
             let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
-            listener.listens = offer.listens;
+            (listener.listens, listener.idle, listener.proxy) = (offer.listens, offer.idle, offer.proxy);
+            if let Partner::Host(address) = offer.to {
+                listener.on_host = Some(address);
+            }
             let unlocked = offer.unlocked;
             let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new(), unlocked };
             listener.inject = watch.zip(offer.inject).map(inject);
@@ -241,7 +260,7 @@ impl Engine {
         if listener.listens {
             let added = self.epoll.add(&listener.socket, self.token(index, Which::First));
             if added.is_err() {
-                self.free.push(index);
+                self.release_slot(index);
             }
             added?;
         }
@@ -259,6 +278,8 @@ impl Engine {
                     given.extend(listener.inject.take().into_iter().flat_map(|inject| inject.given));
                     true
                 }
+                Some(Entry::Datagrams(port)) => port.publication == id,
+                Some(Entry::Flow(flow)) => flow.publication == id,
                 Some(Entry::Connection(connection)) if connection.publication == id => {
                     connection.abort();
                     true
@@ -278,6 +299,11 @@ impl Engine {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         })
+    }
+
+    /// Gives a slot back that was never filled.
+    pub(super) fn release_slot(&mut self, index: usize) {
+        self.free.push(index);
     }
 
     pub(super) fn token(&self, index: usize, which: Which) -> u64 {
@@ -319,6 +345,8 @@ impl Engine {
                 }
             }
             Some(Entry::Binds(_)) => self.answer_binds(index),
+            Some(Entry::Datagrams(_)) => self.take_datagrams(index),
+            Some(Entry::Flow(_)) => self.answer_client(index),
             None => {}
         }
     }
@@ -335,13 +363,16 @@ impl Engine {
                 connection.queued = false;
                 self.turn(index);
             }
-            Some(Entry::Binds(_)) | None => {}
+            Some(Entry::Binds(_) | Entry::Datagrams(_) | Entry::Flow(_)) | None => {}
         }
     }
 
     fn turn(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
+        if let Some(idle) = &mut connection.idle {
+            idle.since = self.now;
+        }
         match connection.turn(&mut self.bench) {
             Next::Wait => {}
             Next::Again if connection.queued => {}
@@ -446,7 +477,13 @@ impl Engine {
         }
         let on_its_way = (!done).then_some(attempt);
         let counters = Arc::clone(&listener.counters);
-        let connection = Connection::new(client, server, on_its_way, listener.publication, counters);
+        let header = listener.proxy.then(|| proxy::header(&client)).unwrap_or_default();
+        let mut connection = Connection::new(client, server, on_its_way, listener.publication, counters);
+        connection.say_first(header);
+        connection.idle = listener.idle.map(|limit| Idle { limit, since: self.now });
+        if let Some(idle) = connection.idle {
+            self.wake_at(idle.end());
+        }
         self.put(index, Entry::Connection(Box::new(connection)));
     }
 
@@ -486,7 +523,7 @@ impl Engine {
         self.wake_at(until);
     }
 
-    fn wake_at(&mut self, at: Instant) {
+    pub(super) fn wake_at(&mut self, at: Instant) {
         self.timer = Some(self.timer.map_or(at, |timer| timer.min(at)));
     }
 
@@ -508,6 +545,7 @@ impl Engine {
                 _ => {}
             }
         }
+        next.extend(self.end_idle(now));
         self.timer = next.into_iter().min();
     }
 }
@@ -519,7 +557,7 @@ fn refuse(client: &OwnedFd, counters: &Counters, why: &Error) {
 }
 
 /// Errors that go away when others give something back.
-fn is_shortage(errno: i32) -> bool {
+pub(super) fn is_shortage(errno: i32) -> bool {
     use number::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
     matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM)
 }

@@ -11,23 +11,28 @@
 
 mod binds;
 mod connection;
+mod datagrams;
 mod dial;
 mod engine;
+mod idle;
 mod pool;
+mod proxy;
 
-use super::mapping::PublishedPort;
 use super::mode::PortMode;
 use super::namespace::NetworkNamespace;
+use super::port::PublishedPort;
 use super::published::PortStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::epoll::Wake;
 use crate::sys::signals::AllBlocked;
 use engine::Engine;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The relay that runs, if one does. It is the process's, not a mapper's, because its one thread is: that is what
 /// keeps hundreds of published ports at the price of one thread.
@@ -98,6 +103,20 @@ pub(super) struct Offer {
     pub(super) inject: Option<u64>,
     /// Whether the container may be trusted with sockets that are not locked to the port.
     pub(super) unlocked: bool,
+    pub(super) to: Partner,
+    /// How long a connection, or a client of UDP, may be idle.
+    pub(super) idle: Option<Duration>,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub(super) proxy: bool,
+}
+
+/// Where clients are led to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Partner {
+    /// The container's port, on one of its loopback addresses.
+    Inside,
+    /// An address of the host.
+    Host(SocketAddr),
 }
 
 /// What the thread is asked to do.

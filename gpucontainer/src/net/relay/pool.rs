@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::namespace::NetworkNamespace;
-use crate::sys::netns::{Family, SOCKETS_MAX};
+use crate::sys::netns::{Family, SOCKETS_MAX, Transport};
 use crate::sys::socket;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(super) struct Pool {
     family: Family,
+    transport: Transport,
     ready: Vec<OwnedFd>,
     batch: usize,
     filled: Option<Instant>,
@@ -24,11 +25,11 @@ const BUSY: Duration = Duration::from_millis(100);
 pub(super) const KEEP: Duration = Duration::from_secs(2);
 
 impl Pool {
-    pub(super) fn new(family: Family) -> Self {
-        Self { family, ready: Vec::new(), batch: BATCH_MIN, filled: None }
+    pub(super) fn new(family: Family, transport: Transport) -> Self {
+        Self { family, transport, ready: Vec::new(), batch: BATCH_MIN, filled: None }
     }
 
-    /// A fresh socket inside the namespace that sends small pieces at once.
+    /// A fresh socket inside the namespace; one of TCP sends small pieces at once.
     pub(super) fn take(&mut self, namespace: &NetworkNamespace) -> Result<OwnedFd> {
         if let Some(socket) = self.ready.pop() {
             return Ok(socket);
@@ -37,13 +38,15 @@ impl Pool {
         let busy = self.filled.is_some_and(|before| now.duration_since(before) < BUSY);
         self.batch = if busy { (self.batch * 2).clamp(1, SOCKETS_MAX) } else { BATCH_MIN };
         self.filled = Some(now);
-        let made = namespace.open_sockets(self.family, self.batch);
+        let made = namespace.open_sockets(self.family, self.transport, self.batch);
         if made.is_err() {
             // Perhaps only so many could not be had.
             self.batch = 0;
         }
         let mut sockets = made?;
-        sockets.iter().for_each(socket::set_no_delay);
+        if self.transport == Transport::Stream {
+            sockets.iter().for_each(socket::set_no_delay);
+        }
         let socket = sockets.pop().ok_or_else(|| Error::new(ErrorKind::SystemCall, "no socket was made"))?;
         self.ready = sockets;
         Ok(socket)

@@ -16,7 +16,7 @@ use super::super::process::socket_pair;
 use super::super::program::{Argument, Finished, OnError, Program};
 use super::super::signals::AllBlocked;
 use super::near::{errno, reap, system_call};
-use super::{Call, Family, Fault, SOCKETS_MAX, Target};
+use super::{Call, Family, Fault, SOCKETS_MAX, Target, Transport};
 use crate::error::{Error, Result};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::ffi::{CString, c_int, c_long, c_void};
@@ -26,9 +26,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 /// What the numbers of the program's steps mean.
 const CALLS: [Call; 4] = [Call::EnterProcess, Call::EnterUser, Call::EnterNetwork, Call::Socket];
 
-pub(super) fn open_sockets(target: Target<'_>, family: Family, count: usize) -> Result<Result<Vec<OwnedFd>, Fault>> {
+pub(super) fn open_sockets(
+    target: Target<'_>,
+    family: Family,
+    transport: Transport,
+    count: usize,
+) -> Result<Result<Vec<OwnedFd>, Fault>> {
     let (ours, theirs) = socket_pair()?;
-    let program = write_program(target, family, count, theirs.as_fd())?.finish()?;
+    let program = write_program(target, (family, transport), count, theirs.as_fd())?.finish()?;
     let orphan = run_child(&program)?;
     let report = program.into_report();
     // Else the end of the stub would not be the end of the conversation.
@@ -49,7 +54,7 @@ pub(super) fn open_sockets(target: Target<'_>, family: Family, count: usize) -> 
 
 fn write_program<'fd>(
     target: Target<'fd>,
-    family: Family,
+    (family, transport): (Family, Transport),
     count: usize,
     socket: BorrowedFd<'fd>,
 ) -> Result<Program<'fd>> {
@@ -89,9 +94,8 @@ fn write_program<'fd>(
     // struct msghdr: name, its length, iov, count, control, its length, flags.
     let message = program.words(&[0, 0, iov, 1, control, control_bytes as u64, 0]);
     let made = program.register()?;
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     for number in 0..count as u64 {
-        let arguments = [family.number().into(), kind.into(), 0_u64.into()];
+        let arguments = [family.number().into(), transport.number().into(), 0_u64.into()];
         program.call_into(made, libc::SYS_socket, OnError::Fail, &arguments);
         program.store(control + 16 + 4 * number, made);
     }

@@ -52,6 +52,26 @@ impl Family {
     }
 }
 
+/// Which kind of socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Transport {
+    /// TCP.
+    Stream,
+    /// UDP.
+    Datagram,
+}
+
+impl Transport {
+    /// The type of socket, non-blocking and closed on exec.
+    fn number(self) -> libc::c_int {
+        let kind = match self {
+            Self::Stream => libc::SOCK_STREAM,
+            Self::Datagram => libc::SOCK_DGRAM,
+        };
+        kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC
+    }
+}
+
 /// What went wrong where, before it is put into words.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
@@ -74,14 +94,20 @@ pub(crate) struct Memory {
     far: AtomicBool,
 }
 
-/// Makes 1 to [`SOCKETS_MAX`] TCP sockets in a network namespace: non-blocking, closed on exec. At least one, but
+/// Makes 1 to [`SOCKETS_MAX`] sockets in a network namespace: non-blocking, closed on exec. At least one, but
 /// perhaps fewer than `count` when descriptors run out.
 ///
 /// # Errors
 /// The call that failed: a namespace that is gone (`ESRCH`) or not the caller's
 /// ([`PermissionDenied`](ErrorKind::PermissionDenied)), an address family that is switched off (`EAFNOSUPPORT`), no
 /// descriptor left (`EMFILE`), or a host that lets its processes make no children.
-pub(crate) fn open_sockets(target: Target<'_>, memory: &Memory, family: Family, count: usize) -> Result<Vec<OwnedFd>> {
+pub(crate) fn open_sockets(
+    target: Target<'_>,
+    memory: &Memory,
+    family: Family,
+    transport: Transport,
+    count: usize,
+) -> Result<Vec<OwnedFd>> {
     let count = count.clamp(1, SOCKETS_MAX);
     let mut result = Ok(Err(Fault { call: Call::EnterNetwork, errno: libc::EPERM }));
     if !memory.far.load(Ordering::Relaxed) {
@@ -89,11 +115,11 @@ pub(crate) fn open_sockets(target: Target<'_>, memory: &Memory, family: Family, 
             Target::Process(pidfd) => pidfd,
             Target::Namespaces { network, .. } => network,
         };
-        result = near::open_sockets(network, family, count);
+        result = near::open_sockets(network, family, transport, count);
     }
     let refused = matches!(result, Ok(Err(Fault { call: Call::EnterNetwork, errno: libc::EPERM })));
     if refused && !matches!(target, Target::Namespaces { user: None, .. }) {
-        result = far::open_sockets(target, family, count);
+        result = far::open_sockets(target, family, transport, count);
         memory.far.fetch_or(matches!(result, Ok(Ok(_))), Ordering::Relaxed);
     }
     match result.map_err(|e| e.context("make a child that enters the container's network namespace"))? {

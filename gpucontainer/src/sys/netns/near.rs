@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "clone, and descriptors made by the child")]
 
 use super::super::signals::AllBlocked;
-use super::{Call, Family, Fault, SOCKETS_MAX};
+use super::{Call, Family, Fault, SOCKETS_MAX, Transport};
 use crate::error::{Error, Result};
 use std::ffi::{c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 struct Request {
     network: c_int,
     family: c_int,
+    kind: c_int,
     wanted: usize,
     made: usize,
     call: Call,
@@ -29,11 +30,13 @@ const STACK_BYTES: usize = 16 << 10;
 pub(super) fn open_sockets(
     network: BorrowedFd<'_>,
     family: Family,
+    transport: Transport,
     count: usize,
 ) -> Result<Result<Vec<OwnedFd>, Fault>> {
     let mut request = Request {
         network: network.as_raw_fd(),
         family: family.number(),
+        kind: transport.number(),
         wanted: count,
         made: 0,
         call: Call::EnterNetwork,
@@ -99,7 +102,7 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         return 0;
     }
     request.call = Call::Socket;
-    let kind = c_long::from(libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    let kind = c_long::from(request.kind);
     while request.made < request.wanted {
         let socket = system_call(libc::SYS_socket, [request.family.into(), kind, 0, 0, 0]);
         match (c_int::try_from(socket), request.sockets.get_mut(request.made)) {

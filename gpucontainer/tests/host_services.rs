@@ -1,0 +1,199 @@
+//! Services of the host in network namespaces that have no other way out.
+
+#![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+
+mod common;
+mod container;
+
+use common::Leaks;
+use container::{Container, said};
+use gpucontainer::ErrorKind;
+use gpucontainer::net::{ExposedServices, HostService, NetworkNamespace, Protocol};
+use std::io::{ErrorKind as IoErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const SHORT: Duration = Duration::from_secs(10);
+
+fn may_run() -> bool {
+    common::tier(if common::is_root() { "root" } else { "rootless" })
+        && common::tools("root", &["unshare", "ip", "nsenter"])
+}
+
+/// A service of the host that sends back what it gets, until dropped.
+struct Echo {
+    address: SocketAddr,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut all = Vec::new();
+                // One that says nothing is the end.
+                if stream.read_to_end(&mut all).is_err() || all.is_empty() {
+                    return;
+                }
+                stream.write_all(&all).unwrap();
+            }
+        });
+        Self { address, thread: Some(thread) }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        drop(TcpStream::connect(self.address).unwrap());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn exchange(mut stream: TcpStream, request: &[u8]) -> std::io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(SHORT))?;
+    stream.write_all(request)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+fn dial(namespace: &NetworkNamespace, port: u16) -> gpucontainer::Result<TcpStream> {
+    namespace.dial(port, Some(SHORT))
+}
+
+#[test]
+fn a_service_of_the_host_answers_inside() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let echo = Echo::start();
+    for namespace in [container.namespace(), container.namespace_by_fds()] {
+        // A privileged port of the container is the container's, whoever the host's user is.
+        let wanted = [HostService::tcp(80, echo.address), HostService::tcp(0, echo.address)];
+        let exposed = ExposedServices::new(&wanted, namespace.clone()).unwrap();
+        let services = exposed.services();
+        assert_eq!((services[0].port(), services[1].host()), (80, echo.address));
+        assert_ne!(services[1].port(), 0);
+        for service in services {
+            assert_eq!(exchange(dial(&namespace, service.port()).unwrap(), b"to the host").unwrap(), b"to the host");
+        }
+        let status = &exposed.status()[0];
+        assert_eq!((status.accepted, status.bytes_in, status.bytes_out, status.refused), (1, 11, 11, 0), "{status:?}");
+        // What is in use inside is an error that leaves nothing.
+        let error = ExposedServices::new(&[HostService::udp(9, echo.address), wanted[0]], namespace.clone()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PortInUse, "{error}");
+        assert!(error.to_string().contains("taken inside"), "{error}");
+        drop(exposed);
+        assert_eq!(dial(&namespace, 80).unwrap_err().errno(), Some(rustix::io::Errno::CONNREFUSED.raw_os_error()));
+    }
+    drop((echo, container));
+    leaks.check();
+}
+
+#[test]
+fn a_service_that_is_not_there_resets_its_clients() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let exposed = ExposedServices::new(&[HostService::tcp(80, nobody)], container.namespace()).unwrap();
+    let refused = match dial(&container.namespace(), 80) {
+        Ok(stream) => exchange(stream, b"x").unwrap_err().kind(),
+        Err(error) => std::io::Error::from_raw_os_error(error.errno().unwrap()).kind(),
+    };
+    assert!(matches!(refused, IoErrorKind::ConnectionReset | IoErrorKind::BrokenPipe), "{refused:?}");
+    let status = &exposed.status()[0];
+    assert_eq!((status.accepted, status.refused), (1, 1), "{status:?}");
+    let error = status.last_error.as_ref().unwrap();
+    assert!(error.contains(&nobody.to_string()) && error.contains("on the host"), "{error}");
+    drop((exposed, container));
+    leaks.check();
+}
+
+#[test]
+fn datagrams_reach_the_host_from_inside() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let service = UdpSocket::bind("127.0.0.1:0").unwrap();
+    service.set_read_timeout(Some(SHORT)).unwrap();
+    let wanted = HostService::udp(53, service.local_addr().unwrap());
+    let exposed = ExposedServices::new(&[wanted], container.namespace()).unwrap();
+    assert_eq!(exposed.services()[0].protocol(), Protocol::Udp);
+    for loopback in ["127.0.0.1:53", "[::1]:53"] {
+        let mut asker = container.run(&format!("ask {loopback}"));
+        let mut question = [0; 64];
+        let (bytes, from) = service.recv_from(&mut question).unwrap();
+        assert_eq!(&question[..bytes], b"a question");
+        service.send_to(b"an answer", from).unwrap();
+        assert_eq!(said(&mut asker), "an answer");
+        asker.wait().unwrap();
+    }
+    let status = &exposed.status()[0];
+    assert_eq!((status.accepted, status.bytes_in, status.bytes_out), (2, 20, 18), "{status:?}");
+    drop((service, exposed, container));
+    leaks.check();
+}
+
+#[test]
+fn a_killed_host_process_leaves_nothing_inside() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let echo = Echo::start();
+    let mut apart = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "expose_apart", "--ignored", "--nocapture"])
+        .env("GPUC_TEST_EXPOSE", format!("{} {}", container.pid(), echo.address))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(said(&mut apart), "80");
+    let namespace = container.namespace();
+    let mut open = dial(&namespace, 80).unwrap();
+    open.write_all(b"half a word").unwrap();
+    apart.kill().unwrap();
+    apart.wait().unwrap();
+    // The connection ends with the process, and the port is free inside.
+    open.set_read_timeout(Some(SHORT)).unwrap();
+    assert!(matches!(open.read(&mut [0]), Ok(0) | Err(_)));
+    assert_eq!(dial(&namespace, 80).unwrap_err().errno(), Some(rustix::io::Errno::CONNREFUSED.raw_os_error()));
+    let exposed = ExposedServices::new(&[HostService::tcp(80, echo.address)], namespace.clone()).unwrap();
+    assert_eq!(exchange(dial(&namespace, 80).unwrap(), b"again").unwrap(), b"again");
+    drop((open, apart, exposed, namespace, echo, container));
+    leaks.check();
+}
+
+/// Not a test: services in a process of its own, until its input ends.
+#[test]
+#[ignore = "the tests start it themselves"]
+fn expose_apart() {
+    let Ok(wanted) = std::env::var("GPUC_TEST_EXPOSE") else { return };
+    let (pid, address) = wanted.split_once(' ').unwrap();
+    let namespace = NetworkNamespace::of_process(container::pidfd(pid.parse().unwrap()));
+    let exposed = ExposedServices::new(&[HostService::tcp(80, address.parse().unwrap())], namespace).unwrap();
+    container::say(&exposed.services()[0].port().to_string());
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Not a test: the server that the tests start in containers, from this very program.
+#[test]
+#[ignore = "the tests start it themselves"]
+fn serve() {
+    if let Some(address) = std::env::var_os("GPUC_TEST_SERVE") {
+        container::serve_forever(address.to_str().unwrap());
+    }
+}
