@@ -9,9 +9,9 @@ mod scene;
 
 use common::Leaks;
 use gpucontainer::ErrorKind;
-use gpucontainer::net::{PortMapping, PortMode};
+use gpucontainer::net::PortMode;
 use gpucontainer::sandbox::{Capability, Stdio};
-use scene::{SERVE, Scene, has_python};
+use scene::{SERVE, Scene, has_python, on_loopback, port};
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -22,13 +22,17 @@ fn an_unmodified_server_has_a_socket_of_the_host() {
         return;
     }
     let scene = Scene::command(["/usr/bin/python3", "-u", "-m", "http.server", "8000", "--directory", "/etc"], |b| {
-        b.publish(8000, 0)
+        b.publish_port(on_loopback(8000))
     });
     scene.serves_within(scene.address(0));
-    let answer = scene.http(scene.address(0), "/inside");
-    assert!(answer.starts_with("HTTP/1.0 200 OK") && answer.ends_with("inside\n"), "{answer}");
-    let status = &scene.sandbox.port_status()[0];
-    assert_eq!((status.mode, status.accepted, status.last_error.as_deref()), (PortMode::Inject, 0, None), "{status:?}");
+    // The second address, which a socket of IPv4 cannot serve, leads to the first.
+    for (number, host) in scene.sandbox.ports()[0].hosts().into_iter().enumerate() {
+        let answer = scene.http(host, "/inside");
+        assert!(answer.starts_with("HTTP/1.0 200 OK") && answer.ends_with("inside\n"), "{answer}");
+        let status = &scene.sandbox.port_status()[0];
+        let facts = (status.mode, status.accepted, status.last_error.as_deref());
+        assert_eq!(facts, (PortMode::Inject, number as u64, None), "{status:?}");
+    }
     scene.close();
     leaks.check();
 }
@@ -38,7 +42,7 @@ fn a_small_server_in_c_has_one_too() {
     let leaks = Leaks::watch();
     // Each connection is taken by a process of its own, executed with it as standard input and output.
     let scene = Scene::command(["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/cat"], |b| {
-        b.publish_port(PortMapping::tcp(80, 0).mode(PortMode::Inject))
+        b.publish_port(port(80).mode(PortMode::Inject))
     });
     scene.serves_within(scene.address(0));
     for _ in 0..3 {
@@ -61,7 +65,7 @@ fn until_it_is_bound_a_port_is_relayed_or_closed() {
     }
     let script = format!("{SERVE}\nsay('ready'); sys.stdin.readline()\nserve(bound('0.0.0.0', 80))");
     let mut scene = Scene::python(&script, |b| {
-        b.publish(80, 0).publish_port(PortMapping::tcp(80, 0).mode(PortMode::Inject)).stdin(Stdio::Piped)
+        b.publish_port(port(80)).publish_port(port(80).mode(PortMode::Inject)).stdin(Stdio::Piped)
     });
     assert_eq!(scene.line(), "ready");
     let modes = |scene: &Scene| scene.sandbox.port_status().iter().map(|status| status.mode).collect::<Vec<_>>();
@@ -95,7 +99,7 @@ for n in range(3):
     first = bound(['0.0.0.0', '127.0.0.1', '0.0.0.0'][n], 80)
 "
     );
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0).stdin(Stdio::Piped));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)).stdin(Stdio::Piped));
     for _ in 0..3 {
         assert_eq!(scene.line(), "bound");
         assert_eq!(scene.line(), "EADDRINUSE");
@@ -128,9 +132,9 @@ e.poll(); serve_one(s)
 e.unregister(s); say('removed'); sys.stdin.readline()
 "
     );
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0).stdin(Stdio::Piped));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)).stdin(Stdio::Piped));
     assert_eq!(scene.line(), "bound");
-    assert_eq!(scene.sandbox.port_status()[0].mode, PortMode::Inject);
+    assert_eq!(scene.sandbox.port_status()[0].mode, PortMode::Inject, "{:?}", scene.sandbox.port_status());
     for _ in 0..3 {
         assert_eq!(scene.ask(scene.address(0), "x"), "X");
         assert_eq!(scene.line(), "[(True, 1)] 1");
@@ -159,7 +163,7 @@ for n in range(4):
 os.wait()
 "
     );
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)));
     for _ in 0..4 {
         assert_eq!(scene.line(), "bound");
     }
@@ -176,8 +180,7 @@ fn sockets_of_both_families_serve_both() {
     if !has_python() || TcpListener::bind("[::1]:0").is_err() {
         return;
     }
-    let four_alone = || PortMapping::tcp(80, 0).address(std::net::Ipv4Addr::LOCALHOST.into());
-    let six = || PortMapping::tcp(80, 0).address(std::net::Ipv6Addr::LOCALHOST.into());
+    let six = || port(80).address(std::net::Ipv6Addr::LOCALHOST.into());
     // What is bound; for both host addresses, how the client looks to the server.
     let both = "s = fresh(6, 0); s.bind(('::', 80)); s.listen(); ss = [s]";
     let apart = "a = fresh(6, 1); a.bind(('::', 80)); a.listen(); b = fresh(); b.bind(('0.0.0.0', 80)); b.listen(); ss = [a, b]";
@@ -195,7 +198,7 @@ while True:
         c, a = s.accept(); c.recv(9); c.sendall(a[0].encode()); c.close()
 "
         );
-        let mut scene = Scene::python(&script, |b| b.publish_port(four_alone()).publish_port(six()));
+        let mut scene = Scene::python(&script, |b| b.publish_port(port(80)).publish_port(six()));
         assert_eq!(scene.line(), "bound");
         let seen = [0, 1].map(|n| scene.ask(scene.address(n), "who"));
         assert_eq!(seen, expected, "{binds}: {:?}", scene.sandbox.port_status());
@@ -241,7 +244,7 @@ for blocking, inherit in [(False, False), (True, True)]:
     say(before == after or (before, after))
 "
     );
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)));
     assert_eq!(scene.line(), "True");
     assert_eq!(scene.line(), "True");
     assert_eq!(scene.sandbox.port_status()[0].mode, PortMode::Inject);
@@ -277,7 +280,7 @@ say(c.bind(-1, b'x' * 16, 16), errno.errorcode[ctypes.get_errno()])
 say(c.bind(0, b'x' * 16, 16), errno.errorcode[ctypes.get_errno()])
 "
     );
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)));
     for expected in [
         "('127.0.0.1', 81)",
         "EADDRINUSE",
@@ -307,7 +310,7 @@ fn what_is_executed_later_is_heard_too() {
         return;
     }
     let scene = Scene::command(["/bin/sleep", "1000"], |b| b.injectable_ports(true));
-    let later = scene.sandbox.publish(&[PortMapping::tcp(80, 0).mode(PortMode::Inject)]).unwrap()[0].host();
+    let later = scene.sandbox.publish(&[port(80).mode(PortMode::Inject)]).unwrap()[0].host();
     assert!(scene.is_refused(later));
     for round in 0..2 {
         let script = format!("{SERVE}\nserve(bound('0.0.0.0', 80))");
@@ -324,10 +327,10 @@ fn what_is_executed_later_is_heard_too() {
     scene.close();
 
     let scene = Scene::command(["/bin/sleep", "1000"], |b| b);
-    let error = scene.sandbox.publish(&[PortMapping::tcp(80, 0).mode(PortMode::Inject)]).unwrap_err();
+    let error = scene.sandbox.publish(&[port(80).mode(PortMode::Inject)]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("injectable_ports"), "{error}");
-    let auto = scene.sandbox.publish(&[PortMapping::tcp(80, 0)]).unwrap();
+    let auto = scene.sandbox.publish(&[port(80)]).unwrap();
     assert_eq!(auto.len(), 1);
     let status = &scene.sandbox.port_status()[0];
     assert!(status.mode == PortMode::Relay && status.why.contains("injectable_ports"), "{status:?}");
@@ -342,7 +345,7 @@ fn a_port_can_be_taken_away_from_a_server() {
         return;
     }
     let script = format!("{SERVE}\nserve(bound('0.0.0.0', 80))");
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)));
     assert_eq!(scene.line(), "bound");
     let address = scene.address(0);
     assert_eq!(scene.ask(address, "x"), "X");
@@ -371,7 +374,7 @@ while True:
     except OSError as e: assert e.errno == errno.EADDRINUSE, e
 "
     );
-    let mut scene = Scene::python(&script, |b| b.publish(80, 0).cgroup(false));
+    let mut scene = Scene::python(&script, |b| b.publish_port(port(80)).cgroup(false));
     assert_eq!(scene.line(), "bound");
     let address = scene.address(0);
     assert_eq!(scene.ask(address, "x"), "X");
@@ -385,17 +388,36 @@ while True:
 }
 
 #[test]
+fn an_ordinary_user_is_told_why_its_ports_are_relayed() {
+    let leaks = Leaks::watch();
+    if scene::can_lock() {
+        return;
+    }
+    let plain = gpucontainer::net::PortMapping::tcp(80, 0);
+    let scene = Scene::command(["/bin/sleep", "1000"], |b| b.publish_port(plain.clone()));
+    let status = &scene.sandbox.port_status()[0];
+    assert!(status.mode == PortMode::Relay && status.why.contains("CAP_NET_ADMIN"), "{status:?}");
+    scene.close();
+    let scene = Scene::command(["/bin/sleep", "1000"], |b| b.injectable_ports(true));
+    let error = scene.sandbox.publish(&[plain.mode(PortMode::Inject)]).unwrap_err();
+    assert!(error.kind() == ErrorKind::PermissionDenied && error.to_string().contains("unlocked"), "{error}");
+    scene.close();
+    leaks.check();
+}
+
+#[test]
 fn power_over_networks_and_sockets_of_the_host_do_not_go_together() {
     let leaks = Leaks::watch();
     if !common::tier("root") {
         return;
     }
-    let scene = Scene::command(["/bin/sleep", "1000"], |b| b.publish(80, 0).add_capability(Capability::NetAdmin));
+    let scene =
+        Scene::command(["/bin/sleep", "1000"], |b| b.publish_port(port(80)).add_capability(Capability::NetAdmin));
     let status = &scene.sandbox.port_status()[0];
     assert!(status.mode == PortMode::Relay && status.why.contains("CAP_NET_ADMIN"), "{status:?}");
     scene.close();
     let fixture = fixture::Fixture::new();
-    let wanted = fixture.shell("true").publish_port(PortMapping::tcp(80, 0).mode(PortMode::Inject));
+    let wanted = fixture.shell("true").publish_port(port(80).mode(PortMode::Inject));
     let error = wanted.add_capability(Capability::NetAdmin).spawn().unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("CAP_NET_ADMIN"), "{error}");
     drop(fixture);

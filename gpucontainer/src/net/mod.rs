@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod activation;
 mod holder;
 mod inject;
 mod mapping;
@@ -30,13 +31,15 @@ mod relay;
 mod reserve;
 mod service;
 
-pub(crate) use inject::{Binds, bind_filter};
+pub use activation::{ActivatedSocket, activated};
+pub(crate) use inject::{Binds, bind_filter, may_inject};
 pub use mapping::{PortMapping, Protocol};
 pub use mode::{PortMode, SourceAddress};
 pub use namespace::NetworkNamespace;
 pub use port::PublishedPort;
 pub(crate) use private::resolver;
 pub use private::{NetworkMember, PrivateNetwork};
+pub(crate) use published::NO_LOCK;
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};
 pub use service::{ExposedServices, HostService, ServiceStatus};

@@ -1,14 +1,16 @@
 //! A sandbox with a server, and clients outside.
 
-#![allow(unsafe_code, reason = "kills what was left to itself")]
+#![allow(unsafe_code, reason = "kills what was left to itself, and filters what a socket gets")]
+#![allow(dead_code, reason = "every test binary uses a part of this")]
 
 use crate::common;
 use crate::fixture::Fixture;
 use gpucontainer::Sandbox;
+use gpucontainer::net::PortMapping;
 use gpucontainer::sandbox::{Mount, SandboxBuilder, Stdio};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,6 +39,35 @@ pub(crate) fn has_python() -> bool {
         common::skip("python", "/usr/bin/python3 is not installed");
     }
     there
+}
+
+/// Whether this user may lock sockets, which attacks on locks are about; if not, says so.
+pub(crate) fn may_lock() -> bool {
+    let may = can_lock();
+    if !may {
+        common::skip("root", "this kernel lets only CAP_NET_ADMIN lock sockets");
+    }
+    may
+}
+
+pub(crate) fn can_lock() -> bool {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let all = libc::sock_filter { code: 6, jt: 0, jf: 0, k: u32::MAX };
+    let program = libc::sock_fprog { len: 1, filter: (&raw const all).cast_mut() };
+    let length = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: the kernel reads the program, which outlives the call.
+    unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const program).cast(), length) == 0 }
+}
+
+/// A port of the container on any of the host's, to be had by whoever runs the test.
+pub(crate) fn port(container: u16) -> PortMapping {
+    on_loopback(container).address(std::net::Ipv4Addr::LOCALHOST.into())
+}
+
+/// The same on both loopback addresses, as ports are by default.
+pub(crate) fn on_loopback(container: u16) -> PortMapping {
+    PortMapping::tcp(container, 0).unlocked(!can_lock())
 }
 
 pub(crate) struct Scene {

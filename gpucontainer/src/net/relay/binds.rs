@@ -105,7 +105,7 @@ impl Engine {
     /// Binds the container's socket where it wants, and puts one of the host's in its place if the port is published.
     fn bind(&mut self, watch: u64, listener: &OwnedFd, bind: Bind, wanted: Wanted) -> Result<(), i32> {
         let ports = if peer::is_bound(&wanted.socket) { Vec::new() } else { self.ports_for(watch, &wanted) };
-        let kind = Kind { v6: wanted.kind.v6, shared: wanted.shared };
+        let kind = Kind { v6: wanted.kind.v6, shared: wanted.shared, locked: true };
         self.close_stale(&ports);
         let choice = self.choose(&ports, kind);
         peer::bind(&wanted.socket, wanted.address)?;
@@ -158,7 +158,7 @@ impl Engine {
             match self.port(index) {
                 Some(port) if port.listens => return Choice::Relayed(index),
                 // That another one listens is not yet an error: inside it may be bound to another address.
-                Some(port) => match listen_beside(&port.socket, kind) {
+                Some(port) => match listen_beside(&port.socket, port.suit(kind)) {
                     Ok(made) => return Choice::Made(index, made),
                     Err(errno) if errno == number::EADDRINUSE => {}
                     Err(errno) => port.counters.note(&socket::error("make a socket of the host", errno)),
@@ -185,8 +185,8 @@ impl Engine {
             let has_inside = |port: &&Listener| port.inject.as_ref().is_some_and(|inject| inject.inside.is_some());
             let port = self.port(index).filter(has_inside);
             // Only beside none that listens another one can be made.
-            let probe =
-                |port: &Listener| listen_beside(&port.socket, Kind { v6: port.port.host().is_ipv6(), shared: false });
+            let alone = |port: &Listener| Kind { v6: port.port.host().is_ipv6(), shared: false, locked: false };
+            let probe = |port: &Listener| listen_beside(&port.socket, alone(port));
             if port.is_some_and(|port| probe(port).is_ok()) {
                 self.close_inside(index);
             }
@@ -205,6 +205,7 @@ impl Engine {
                 return None;
             }
         };
+        let kind = listener.suit(kind);
         let made = self.epoll.remove(&listener.socket).and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
             listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
         });

@@ -13,6 +13,7 @@ use crate::net::mapping::Protocol;
 use crate::net::namespace::NetworkNamespace;
 use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
+use crate::sys::hostport::Kind;
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
@@ -63,9 +64,16 @@ pub(super) struct Inject {
     pub(super) inside: Option<usize>,
     /// The inodes of sockets that the container was given. Those that it has closed are not told from the others.
     pub(super) given: Vec<u64>,
+    /// Whether what it is given may do anything that a socket of the host can.
+    pub(super) unlocked: bool,
 }
 
 impl Listener {
+    /// The kind of socket that a container is given for this port, if it wants one of `kind`.
+    pub(super) fn suit(&self, kind: Kind) -> Kind {
+        Kind { locked: self.inject.as_ref().is_none_or(|inject| !inject.unlocked), ..kind }
+    }
+
     pub(super) fn new(socket: OwnedFd, port: PublishedPort, publication: u64, counters: Arc<Counters>) -> Self {
         Self {
             socket,
@@ -238,7 +246,8 @@ impl Engine {
             if let Partner::Host(address) = offer.to {
                 listener.on_host = Some(address);
             }
-            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new() };
+            let unlocked = offer.unlocked;
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new(), unlocked };
             listener.inject = watch.zip(offer.inject).map(inject);
             self.add_listener(listener)?;
         }

@@ -101,6 +101,8 @@ pub(super) struct Offer {
     pub(super) listens: bool,
     /// Whether binds of the container are to be answered with it, in the network namespace that is named so.
     pub(super) inject: Option<u64>,
+    /// Whether the container may be trusted with sockets that are not locked to the port.
+    pub(super) unlocked: bool,
     pub(super) to: Partner,
     /// How long a connection, or a client of UDP, may be idle.
     pub(super) idle: Option<Duration>,
