@@ -97,6 +97,11 @@ pub const HOLD: u8 = b'H';
 /// To a supervisor, with the number of a place: close what is held there.
 pub const LET_GO: u8 = b'L';
 
+/// To a supervisor, with a descriptor that hears of calls which wait for an answer: let them go on.
+pub const ANSWER: u8 = b'A';
+/// How many such descriptors a supervisor takes; those beyond are closed, and then the calls fail.
+pub const ANSWERED: usize = 32;
+
 /// An error ends the program.
 pub const ON_ERROR_FAIL: u8 = 0;
 /// An error is the negative result, and the program goes on.

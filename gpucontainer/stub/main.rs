@@ -12,7 +12,7 @@ mod format;
 mod members;
 
 use format::{
-    BASE, DENIED, HOLD, Header, LEAVE, LET_GO, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL,
+    ANSWER, ANSWERED, BASE, DENIED, HOLD, Header, LEAVE, LET_GO, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL,
     ON_ERROR_GO_ON, ON_ERROR_LOG, ON_ERROR_SEARCH, OP_CALL, OP_DEFAULT_SIGNALS, OP_EXPECT, OP_FAIL, OP_FORK,
     OP_IF_NEGATIVE, OP_OUTLIVE, OP_STORE, OP_SUPERVISE, Op, PLACES, REGISTERS,
 };
@@ -36,6 +36,7 @@ mod arch {
     pub const FCNTL: u64 = 72;
     pub const FSTAT: u64 = 5;
     pub const GETDENTS64: u64 = 217;
+    pub const IOCTL: u64 = 16;
     pub const KILL: u64 = 62;
     pub const MMAP: u64 = 9;
     pub const OPENAT: u64 = 257;
@@ -130,6 +131,7 @@ mod arch {
     pub const FCNTL: u64 = 25;
     pub const FSTAT: u64 = 80;
     pub const GETDENTS64: u64 = 61;
+    pub const IOCTL: u64 = 29;
     pub const KILL: u64 = 129;
     pub const MMAP: u64 = 222;
     pub const OPENAT: u64 = 56;
@@ -422,14 +424,13 @@ fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u
     if signals < 0 {
         kill_and_exit(application);
     }
-    let mut poll = [
-        Poll { fd: signals as i32, events: POLLIN, revents: 0 },
-        Poll { fd: control as i32, events: POLLIN, revents: 0 },
-        Poll { fd: owner as i32, events: POLLIN, revents: 0 },
-    ];
+    let mut poll = [const { Poll { fd: -1, events: POLLIN, revents: 0 } }; FIRST_ANSWERED + ANSWERED];
+    poll[0].fd = signals as i32;
+    poll[1].fd = control as i32;
+    poll[2].fd = owner as i32;
     loop {
         reap(application);
-        let ready = call(arch::PPOLL, [address(&poll[0]), 3, 0, 0, 8, 0]);
+        let ready = call(arch::PPOLL, [address(&poll[0]), poll.len() as u64, 0, 0, 8, 0]);
         if ready < 0 {
             if ready == -EINTR {
                 continue;
@@ -445,6 +446,7 @@ fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u
             match hear(control, &mut held) {
                 Heard::Nothing => kill_and_exit(application),
                 Heard::Place => {}
+                Heard::Answer(listener) => take(&mut poll, listener),
                 // From now on nobody's end is the application's.
                 Heard::Leave => {
                     poll[1].fd = -1;
@@ -454,7 +456,51 @@ fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u
         } else if came[2].revents != 0 && poll[2].fd >= 0 {
             kill_and_exit(application);
         }
+        let mut at = FIRST_ANSWERED;
+        while at < came.len() {
+            if came[at].revents != 0 && !let_go_on(came[at].fd as u64, came[at].revents) {
+                poll[at].fd = -1;
+            }
+            at += 1;
+        }
     }
+}
+
+/// The first of the descriptors that hear of calls.
+const FIRST_ANSWERED: usize = 3;
+
+/// Gives a descriptor that hears of calls a place among those that are waited for, if one is left.
+fn take(poll: &mut [Poll; FIRST_ANSWERED + ANSWERED], listener: i32) {
+    let mut at = FIRST_ANSWERED;
+    while at < poll.len() {
+        if poll[at].fd < 0 {
+            poll[at].fd = listener;
+            return;
+        }
+        at += 1;
+    }
+    call(arch::CLOSE, [listener as u64, 0, 0, 0, 0, 0]);
+}
+
+/// Lets the call that waits go on; `false` when no more can come.
+fn let_go_on(listener: u64, came: i16) -> bool {
+    const RECEIVE: u64 = 0xC050_2100;
+    const SEND: u64 = 0xC018_2101;
+    const CONTINUE: u64 = 1;
+    if came & POLLIN == 0 {
+        call(arch::CLOSE, [listener, 0, 0, 0, 0, 0]);
+        return false;
+    }
+    // `struct seccomp_notif`, whose first word names the call.
+    let notification = [0_u64; 10];
+    if call(arch::IOCTL, [listener, RECEIVE, address(&notification), 0, 0, 0]) >= 0 {
+        // SAFETY: the kernel filled the array.
+        let id = unsafe { core::ptr::read_volatile(notification.as_ptr()) };
+        // `struct seccomp_notif_resp`: the call, the value, the error below and the flags above.
+        let response = [id, 0, CONTINUE << 32];
+        call(arch::IOCTL, [listener, SEND, address(&response), 0, 0, 0]);
+    }
+    true
 }
 
 /// What the owner said.
@@ -464,6 +510,8 @@ enum Heard {
     Leave,
     /// Something about a descriptor, which was done.
     Place,
+    /// A descriptor that hears of calls.
+    Answer(i32),
 }
 
 /// `SOL_SOCKET`, and above it `SCM_RIGHTS`, as a control message begins with them.
@@ -493,6 +541,7 @@ fn hear(control: u64, held: &mut [i32; PLACES]) -> Heard {
             Heard::Place
         }
         LEAVE => Heard::Leave,
+        ANSWER if came >= 0 => Heard::Answer(came),
         _ => Heard::Place,
     }
 }

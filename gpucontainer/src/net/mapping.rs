@@ -61,6 +61,7 @@ pub struct PortMapping {
     source: SourceAddress,
     idle_timeout: Option<Duration>,
     name: Option<String>,
+    unlocked: bool,
 }
 
 impl PortMapping {
@@ -94,6 +95,7 @@ impl PortMapping {
             source: SourceAddress::Loopback,
             idle_timeout: None,
             name: None,
+            unlocked: false,
         }
     }
 
@@ -155,9 +157,32 @@ impl PortMapping {
         self
     }
 
+    /// Trusts the container with sockets of the host that are not locked to the port. False by default.
+    ///
+    /// A socket that is handed over or injected is locked: nothing but clients of its port reaches it, so that it leads to
+    /// no service on the host's loopback address. Newer kernels, 6.18.44 among them, let only root (`CAP_NET_ADMIN`) lock
+    /// sockets; an ordinary user's ports are relayed there, unless this is set. With it a hostile program inside can connect to what this
+    /// user's programs can, from that port.
+    #[must_use]
+    pub fn unlocked(mut self, unlocked: bool) -> Self {
+        self.unlocked = unlocked;
+        self
+    }
+
+    /// Whether a socket for it need not be locked.
+    pub fn is_unlocked(&self) -> bool {
+        self.unlocked
+    }
+
     /// How clients are to reach the program.
     pub fn wanted_mode(&self) -> PortMode {
         self.mode
+    }
+
+    /// Whether its wishes leave room for a socket of the host in the container's hands.
+    pub(crate) fn is_for_injection(&self) -> bool {
+        let modes = matches!(self.mode, PortMode::Auto | PortMode::Inject);
+        modes && self.protocol == Protocol::Tcp && self.source != SourceAddress::ProxyV2
     }
 
     /// How the program is to learn who its clients are.

@@ -28,9 +28,10 @@ mod relay;
 mod reserve;
 mod service;
 
-pub(crate) use inject::{Binds, bind_filter};
+pub(crate) use inject::{Binds, bind_filter, may_inject};
 pub use mapping::{PortMapping, Protocol};
 pub use mode::{PortMode, SourceAddress};
+pub(crate) use published::NO_LOCK;
 pub use namespace::NetworkNamespace;
 pub use port::PublishedPort;
 pub use published::{PortStatus, Published};

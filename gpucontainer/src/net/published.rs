@@ -1,6 +1,6 @@
 //! Ports of containers that can be reached now.
 
-use super::inject::Binds;
+use super::inject::{Binds, revoke};
 use super::mapping::Protocol;
 use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
@@ -8,7 +8,7 @@ use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
 use super::reserve::{Held, HostSocket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::hostport::stop_listening;
+use crate::sys::hostport::{can_lock, stop_listening};
 use crate::sys::netns::{Family, Transport};
 use crate::sys::peer::namespace_cookie;
 use std::sync::Arc;
@@ -56,19 +56,27 @@ impl Published {
         self.ports.iter().map(|(port, counters)| counters.status(*port)).collect()
     }
 
-    /// Closes the ports and every connection through them, like dropping.
-    pub fn close(self) {
-        drop(self);
+    /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container
+    /// has for them. Connections that these have taken are the container's, and stay.
+    pub fn close(mut self) {
+        if let Some(link) = self.link.take() {
+            revoke(&link.close());
+        }
     }
 }
 
 impl Drop for Published {
     fn drop(&mut self) {
         if let Some(link) = self.link.take() {
-            link.close();
+            // Whoever has sockets for them is at its end, or was left to itself.
+            drop(link.close());
         }
     }
 }
+
+/// Why a port of an ordinary user may have to be relayed.
+pub(crate) const NO_LOCK: &str = "this kernel lets only CAP_NET_ADMIN lock a socket to its port, without which the \
+    container could reach services of the host by it, and unlocked(true) does not say that it may";
 
 /// Settles how a port is to be reached, and offers its sockets to the relay.
 fn offer(
@@ -78,6 +86,8 @@ fn offer(
     offers: &mut Vec<Offer>,
 ) -> Result<Arc<Counters>> {
     let bound_by_us = "the program has not bound it yet";
+    let unlocked = held.mapping.is_unlocked();
+    let lockable = unlocked || can_lock();
     let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
         (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
@@ -103,6 +113,10 @@ fn offer(
             let message = format!("publish {}: a socket can be handed over when a sandbox starts", held.mapping);
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
+        (PortMode::Inject, Some(Ok(_))) if !lockable => {
+            return Err(Error::new(ErrorKind::PermissionDenied, format!("publish {}: inject: {NO_LOCK}", held.mapping)));
+        }
+        (PortMode::Auto, Some(Ok(_))) if !lockable => (false, PortMode::Relay, NO_LOCK.to_owned()),
         (_, Some(_)) if namespace == 0 => {
             (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
         }
@@ -118,7 +132,7 @@ fn offer(
     let (idle, proxy) = (held.mapping.idle(), held.mapping.wanted_source() == SourceAddress::ProxyV2);
     offers.extend(held.sockets.into_iter().map(|HostSocket { port, socket }| {
         let (counters, inject) = (Arc::clone(&counters), inject.then_some(namespace));
-        Offer { port, socket, counters, listens, inject, to: Partner::Inside, idle, proxy }
+        Offer { port, socket, counters, listens, inject, unlocked, to: Partner::Inside, idle, proxy }
     }));
     Ok(counters)
 }

@@ -93,6 +93,7 @@ pub struct SandboxBuilder {
     pub(crate) capabilities: u64,
     pub(crate) seccomp: Option<Profile>,
     pub(crate) new_privileges: bool,
+    pub(crate) injectable_ports: bool,
     pub(crate) resource_limits: Vec<(ResourceLimit, u64, u64)>,
     pub(crate) sysctls: Vec<(String, String)>,
     pub(crate) oom_score: Option<i32>,
@@ -264,6 +265,7 @@ impl SandboxBuilder {
             capabilities: DEFAULT_CAPABILITIES.iter().map(|capability| capability.bit()).sum(),
             seccomp: None,
             new_privileges: false,
+            injectable_ports: false,
             resource_limits: Vec::new(),
             sysctls: Vec::new(),
             oom_score: None,
@@ -422,6 +424,16 @@ impl SandboxBuilder {
     /// again.
     pub fn host_service(mut self, service: HostService) -> Self {
         self.services.push(service);
+        self
+    }
+
+    /// Whether ports that are published later can be [injected](crate::net::PortMode::Inject), as those can be that are
+    /// published with the start. False by default.
+    ///
+    /// A small filter then lets every `bind(2)` of a program inside wait for an answer of this process, which takes some
+    /// 100 microseconds. A sandbox that starts with a port that may be injected has it anyhow.
+    pub fn injectable_ports(mut self, injectable: bool) -> Self {
+        self.injectable_ports = injectable;
         self
     }
 

@@ -86,9 +86,13 @@ impl<'a> ExecBuilder<'a> {
             target: Some(sandbox.handle.application()),
             ..Inputs::default()
         };
-        let running = launch(&plan, &inputs).with_context(|| format!("execute in sandbox {}", sandbox.name()))?;
+        let wanted = || format!("execute in sandbox {}", sandbox.name());
+        let mut running = launch(&plan, &inputs).with_context(wanted)?;
+        let binds = running.binds.take();
         let host = streams.map_or([None, None, None], |streams| streams.host);
-        Ok(Process { handle: Handle::new(running, host)? })
+        let process = Process { handle: Handle::new(running, host)? };
+        binds.map_or(Ok(()), |listener| sandbox.ports.hear(listener)).with_context(wanted)?;
+        Ok(process)
     }
 }
 

@@ -1,7 +1,7 @@
 //! From a plan to a running application: the channels, the clone, the id maps, the answer.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::sandbox::compile::{Descriptors, END, clone_flags, compile};
+use crate::sandbox::compile::{BINDS, Descriptors, END, clone_flags, compile};
 use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Plan, Step};
@@ -55,6 +55,8 @@ pub(crate) struct Running {
     pub(crate) application: OwnedFd,
     pub(crate) control: OwnedFd,
     pub(crate) terminal: Option<OwnedFd>,
+    /// Hears of binds, if the plan wants that and the kernel allows it.
+    pub(crate) binds: Option<OwnedFd>,
     pub(crate) report: Report,
     /// What was reached when, from the call on.
     pub(crate) moments: Vec<(&'static str, Duration)>,
@@ -98,7 +100,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         maps.apply(child.pid)?;
         process::tell(&control, b"G")?;
     }
-    let (mut application, mut terminal) = (None, None);
+    let (mut application, mut terminal, mut binds) = (None, None, None);
     if let Some(gate) = &gate {
         // It is readable when the application waits there, and also when it is gone.
         process::await_readable(gate, None)?;
@@ -115,16 +117,22 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     if let Some(failure) = report.failure()? {
         return Err(explain(plan, &failure));
     }
-    while application.is_none() {
+    let wants_terminal = plan.steps.iter().any(|step| matches!(step, Step::Terminal { .. }));
+    let wants_binds = plan.steps.iter().any(|step| matches!(step, Step::WatchBinds));
+    loop {
+        let owed = application.is_none() || (wants_terminal && terminal.is_none());
+        // What the application's process sends it has sent before it became the application.
+        let more = wants_binds && binds.is_none() && process::await_readable(&control, Some(Duration::ZERO))?;
+        if !owed && !more {
+            break;
+        }
         match process::receive_descriptor(&control)? {
             Some((b'P', fd)) => application = Some(fd),
             Some((b'T', fd)) => terminal = Some(fd),
+            Some((BINDS, fd)) => binds = Some(fd),
             Some(_) => {}
             None => break,
         }
-    }
-    if terminal.is_none() && plan.steps.iter().any(|step| matches!(step, Step::Terminal { .. })) {
-        terminal = process::receive_descriptor(&control)?.map(|(_, fd)| fd);
     }
     let Some(application) = application else {
         return Err(died(plan, &report));
@@ -133,7 +141,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     moments.push(("started", now()));
     moments.sort_by_key(|(_, at)| *at);
     std::mem::forget(collected);
-    Ok(Running { supervisor: child.pidfd, application, control, terminal, report, moments })
+    Ok(Running { supervisor: child.pidfd, application, control, terminal, binds, report, moments })
 }
 
 /// Why a plan without an application was not carried out to its end.

@@ -176,7 +176,8 @@ impl Sandbox {
             target: None,
             id_maps: prepared.id_maps.as_ref(),
         };
-        let running = launch(&prepared.plan, &inputs)?;
+        let mut running = launch(&prepared.plan, &inputs)?;
+        let binds = running.binds.take();
         drop(lease);
         moments.extend(running.moments.iter().copied());
         let host = streams.map_or([None, None, None], |streams| streams.host);
@@ -195,15 +196,22 @@ impl Sandbox {
             plan: prepared.plan,
             timeline: Vec::new(),
         };
+        match (sandbox.context.watch_binds, &binds) {
+            (Ok(()), Some(_)) => sandbox.ports.prepare_to_hear().with_context(publishing(&sandbox.name))?,
+            (Ok(()), None) => sandbox.ports.deaf("the kernel gives no listener, as when another filter has one"),
+            (Err(why), _) => sandbox.ports.deaf(why),
+        }
         if !reserved.is_empty() {
-            let published = sandbox.network().and_then(|network| sandbox.ports.relay(reserved, network));
-            published.with_context(|| format!("publish ports of sandbox {}", sandbox.name))?;
+            let published = sandbox.network().and_then(|network| sandbox.ports.publish(reserved, network));
+            published.with_context(publishing(&sandbox.name))?;
             moments.push(("ports", now()));
         }
         if !builder.services.is_empty() {
             sandbox.expose_host(&builder.services)?;
             moments.push(("services", now()));
         }
+        // Binds wait until the ports that they may be for are known.
+        binds.map_or(Ok(()), |listener| sandbox.ports.hear(listener)).with_context(publishing(&sandbox.name))?;
         let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
         for hook in prepared.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
             // As the OCI runtime specification has it: the application runs, whatever such a program says.
@@ -250,7 +258,7 @@ impl Sandbox {
     /// application.
     pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
         let published = self.network().and_then(|network| self.ports.add(mappings, network));
-        published.with_context(|| format!("publish ports of sandbox {}", self.name))
+        published.with_context(publishing(&self.name))
     }
 
     /// Closes what is published on an address and port of the host, TCP and UDP, with its connections: `host` is one of
@@ -387,13 +395,14 @@ impl Sandbox {
 
     /// Lets the application live on when this handle and this process are gone.
     ///
-    /// Published ports and services of the host close, since this process served them. What is left when the application ends is removed by
+    /// Published ports and services of the host close, since this process served them; a program inside that has a socket
+    /// of the host goes on to take clients from it until it closes it. What is left when the application ends is removed by
     /// the next store that is opened, and by the next sandbox of the user.
     ///
     /// # Errors
     /// Those of telling the supervisor; then nothing has changed.
     pub fn detach(mut self) -> Result<()> {
-        self.handle.leave()?;
+        self.handle.leave(self.ports.take_listeners())?;
         if let Some(cgroup) = self.cgroup.take() {
             cgroup.leave();
         }
@@ -488,6 +497,10 @@ fn collect_once(root: &Root, builder: &SandboxBuilder) -> Result<()> {
     }
     let scratch = root.scratch(builder)?;
     if first(scratch.clone()) { collect(&scratch) } else { Ok(()) }
+}
+
+fn publishing(name: &str) -> impl Fn() -> String + use<'_> {
+    move || format!("publish ports of sandbox {name}")
 }
 
 /// Whether `name` can be that of a sandbox or a volume.

@@ -142,6 +142,8 @@ pub(crate) enum Step {
     Umask { mask: u32 },
     /// Gives up gaining privileges by executing a file.
     NoNewPrivileges,
+    /// Lets binds of ports wait for an answer from outside.
+    WatchBinds,
     /// Loads the system call filter.
     Seccomp {
         #[serde(skip)]
@@ -300,6 +302,7 @@ impl fmt::Display for Step {
             Self::WorkingDirectory { path } => write!(f, "enter working directory {path:?}"),
             Self::Umask { mask } => write!(f, "set umask {mask:03o}"),
             Self::NoNewPrivileges => write!(f, "give up new privileges"),
+            Self::WatchBinds => write!(f, "let binds of ports wait for an answer"),
             Self::Seccomp { length, .. } => write!(f, "load the system call filter of {length} instructions"),
             Self::Execute { argv, .. } => write!(f, "execute {:?}", argv.first().map_or("", String::as_str)),
         }

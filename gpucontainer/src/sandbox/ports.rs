@@ -1,9 +1,10 @@
 //! The published ports of a sandbox, before its start and while it runs.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::net::{NetworkNamespace, PortMapper, PortMapping, PortStatus, Published, PublishedPort, Reservation};
+use crate::net::{Binds, NetworkNamespace, PortMapper, PortMapping, PortStatus, Published, PublishedPort, Reservation};
 use crate::sandbox::config::{Network, SandboxBuilder};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Each port is published for itself, so that each can be closed for itself.
@@ -11,6 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) struct Ports {
     own_network: bool,
     published: Mutex<Vec<Published>>,
+    /// Hears of the container's binds, or why nothing does.
+    binds: Mutex<Result<Binds, String>>,
 }
 
 impl Ports {
@@ -21,7 +24,41 @@ impl Ports {
 
     /// None yet.
     pub(crate) fn of(builder: &SandboxBuilder) -> Self {
-        Self { own_network: builder.network != Network::Host, published: Mutex::default() }
+        Self {
+            own_network: builder.network != Network::Host,
+            published: Mutex::default(),
+            binds: Mutex::new(Err("binds of the sandbox are not answered".to_owned())),
+        }
+    }
+
+    /// Ports that are published from now on can be injected.
+    pub(crate) fn prepare_to_hear(&self) -> Result<()> {
+        *self.binds() = Ok(Binds::new()?);
+        Ok(())
+    }
+
+    /// Answers the binds of some of its processes.
+    pub(crate) fn hear(&self, listener: OwnedFd) -> Result<()> {
+        match &*self.binds() {
+            Ok(binds) => binds.add(listener),
+            Err(why) => Err(Error::new(ErrorKind::Closed, format!("binds of a process cannot be answered: {why}"))),
+        }
+    }
+
+    /// Says why no binds are answered.
+    pub(crate) fn deaf(&self, why: &str) {
+        *self.binds() = Err(why.to_owned());
+    }
+
+    /// Answers no more; what hears of binds.
+    pub(crate) fn take_listeners(&self) -> Vec<OwnedFd> {
+        let left = Err("the sandbox was left to itself".to_owned());
+        let binds = std::mem::replace(&mut *self.binds(), left);
+        binds.map(Binds::into_listeners).unwrap_or_default()
+    }
+
+    fn binds(&self) -> MutexGuard<'_, Result<Binds, String>> {
+        self.binds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes more; all or none.
@@ -32,15 +69,17 @@ impl Ports {
         }
         let reserved = PortMapper::new().reserve(mappings)?.each();
         let ports = reserved.iter().flat_map(Reservation::ports).collect();
-        self.relay(reserved, network)?;
+        self.publish(reserved, network)?;
         Ok(ports)
     }
 
     /// Joins what was reserved to the sandbox's network; all or none.
-    pub(crate) fn relay(&self, reserved: Vec<Reservation>, network: NetworkNamespace) -> Result<()> {
-        let published = reserved.into_iter().map(|one| one.relay(network.clone()));
+    pub(crate) fn publish(&self, reserved: Vec<Reservation>, network: NetworkNamespace) -> Result<()> {
+        let binds = self.binds();
+        let published = reserved.into_iter().map(|one| one.publish(network.clone(), binds.as_ref().map_err(String::as_str)));
         // An error closes those before it.
         let published: Vec<_> = published.collect::<Result<_>>()?;
+        drop(binds);
         self.lock().extend(published);
         Ok(())
     }
@@ -81,6 +120,8 @@ impl Ports {
         // Not locked: another thread of the host may have held the lock at the fork, for ever.
         let published = self.published.get_mut().unwrap_or_else(PoisonError::into_inner);
         std::mem::forget(std::mem::take(published));
+        let binds = self.binds.get_mut().unwrap_or_else(PoisonError::into_inner);
+        std::mem::forget(std::mem::replace(binds, Err(String::new())));
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Published>> {

@@ -4,7 +4,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment};
 use crate::image::{ImageConfig, ImageStore};
 use crate::rootfs::{RootMount, Scratch, Writable};
-use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
+use crate::net::{NO_LOCK, PortMapping, PortMode};
+use crate::sandbox::config::{Capability, Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
 use crate::sandbox::gpus::Gpus;
 use crate::sandbox::granted::{granted_device, granted_file, granted_mount, host_path, tree_steps};
@@ -46,6 +47,8 @@ pub(crate) struct ExecContext {
     pub(crate) filter: Vec<u64>,
     pub(crate) set_groups: bool,
     pub(crate) namespaces: Vec<Namespace>,
+    /// Whether binds of its processes wait for an answer, or why not.
+    pub(crate) watch_binds: Result<(), &'static str>,
 }
 
 /// The cgroup that the sandbox will be in, as far as the plan cares.
@@ -195,7 +198,13 @@ pub(crate) fn prepare(
         filter,
         set_groups: maps.as_ref().is_none_or(IdMaps::allows_groups),
         namespaces: namespaces(builder, maps.is_some()),
+        watch_binds: watch_binds(builder, maps.is_some()),
     };
+    let injected = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Inject);
+    if let (Some(mapping), Err(why)) = (injected, context.watch_binds) {
+        let kind = if why == NO_LOCK { ErrorKind::PermissionDenied } else { ErrorKind::InvalidArgument };
+        return Err(Error::new(kind, format!("publish {mapping}: inject: {why}")));
+    }
     let mut planner = Planner {
         builder,
         steps: Vec::new(),
@@ -231,6 +240,25 @@ pub(crate) fn prepare(
         Root::Directory(_) => Vec::new(),
     };
     Ok(Prepared { plan, id_maps: maps, layers, grant, vacant: places.into_files(), context })
+}
+
+/// Whether binds of the sandbox's processes are to wait for an answer, or why not.
+fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
+    let may_inject = |port: &&PortMapping| port.is_for_injection();
+    if builder.network == Network::Host {
+        return Err("its network is the host's");
+    }
+    if !builder.injectable_ports && builder.ports.iter().filter(may_inject).count() == 0 {
+        return Err("it was started without a port to inject, and injectable_ports was not asked for");
+    }
+    let wished = builder.ports.iter().filter(|port| may_inject(port));
+    if !builder.injectable_ports && !wished.clone().any(crate::net::may_inject) {
+        return Err(NO_LOCK);
+    }
+    if !user && builder.capabilities & Capability::NetAdmin.bit() != 0 {
+        return Err("with CAP_NET_ADMIN and no user namespace a socket of the host would give power over its network");
+    }
+    Ok(())
 }
 
 fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {
@@ -577,6 +605,10 @@ pub(crate) fn application(
     steps.push(Step::WorkingDirectory { path: working_dir.to_owned() });
     if !context.new_privileges {
         steps.push(Step::NoNewPrivileges);
+    }
+    if context.watch_binds.is_ok() {
+        // Before the filter that may forbid what this takes.
+        steps.push(Step::WatchBinds);
     }
     if !context.filter.is_empty() {
         steps.push(Step::Seccomp { instructions: context.filter.clone(), length: context.filter.len() });

@@ -169,9 +169,13 @@ impl Handle {
         Ok(())
     }
 
-    /// Lets the application live on by itself.
-    pub(crate) fn leave(&self) -> Result<()> {
+    /// Lets the application live on by itself. Its supervisor answers whom `listeners` hear of, as if nobody asked.
+    pub(crate) fn leave(&self, listeners: Vec<OwnedFd>) -> Result<()> {
         let control = locked(&self.control).take();
+        for listener in &listeners {
+            let told = |control| process::hand(control, &[format::ANSWER], Some(listener.as_fd()));
+            control.as_ref().map_or(Ok(()), told)?;
+        }
         control.map_or(Ok(()), |control| process::tell(control, &[format::LEAVE]))?;
         *locked(&self.left) = true;
         Ok(())

@@ -48,6 +48,9 @@ impl Peer {
 
     /// A copy of its descriptor `number`; the error is a number.
     pub(crate) fn descriptor(&self, number: i32) -> Result<OwnedFd, i32> {
+        if number < 0 {
+            return Err(libc::EBADF);
+        }
         pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty()).map_err(Errno::raw_os_error)
     }
 
@@ -249,6 +252,17 @@ pub(crate) fn copy_options(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
 pub(crate) fn sharing(socket: &OwnedFd) -> (bool, bool) {
     let is_set = |level, option| option_value::<i32>(socket, level, option).is_some_and(|value| value != 0);
     (is_set(libc::SOL_SOCKET, libc::SO_REUSEPORT), is_set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY))
+}
+
+/// Names a socket among those that exist.
+pub(crate) fn inode(socket: &OwnedFd) -> Option<u64> {
+    rustix::fs::fstat(socket).ok().map(|facts| facts.st_ino)
+}
+
+/// Makes a listening socket listen no more.
+pub(crate) fn stop_taking(socket: &OwnedFd) {
+    // One that does not listen is what is wanted.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
 }
 
 /// Binds a socket; the error is a number.

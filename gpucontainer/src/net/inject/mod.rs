@@ -13,9 +13,12 @@
 //! bound, and those that it can get unbound, connections that it disconnects, are refused when they are bound anew.
 
 mod examine;
+mod revoke;
 
 pub(super) use examine::{Wanted, Wish, examine};
+pub(super) use revoke::revoke;
 
+use super::mapping::PortMapping;
 use super::relay::Relay;
 use crate::error::Result;
 use std::os::fd::OwnedFd;
@@ -24,6 +27,11 @@ use std::sync::Arc;
 /// The instructions of the filter whose listener [`Binds::add`] takes, a word each.
 pub(crate) fn bind_filter() -> Vec<u64> {
     crate::sys::notify::bind_filter()
+}
+
+/// Whether a container may be given a socket of the host for this port.
+pub(crate) fn may_inject(mapping: &PortMapping) -> bool {
+    mapping.is_unlocked() || crate::sys::hostport::can_lock()
 }
 
 /// Hears of the binds of one container's processes, until dropped; then their binds fail with `ENOSYS`.

@@ -17,6 +17,10 @@ use std::sync::Arc;
 /// Calls answered before the others have their turn.
 const BIND_TURN: usize = 16;
 
+/// Of how many sockets that a container was given is remembered which they are; the oldest are closed by now, unless it
+/// has more workers than that.
+const GIVEN_MAX: usize = 1024;
+
 /// A listener of a filter.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -101,7 +105,7 @@ impl Engine {
     /// Binds the container's socket where it wants, and puts one of the host's in its place if the port is published.
     fn bind(&mut self, watch: u64, listener: &OwnedFd, bind: Bind, wanted: Wanted) -> Result<(), i32> {
         let ports = if peer::is_bound(&wanted.socket) { Vec::new() } else { self.ports_for(watch, &wanted) };
-        let kind = Kind { v6: wanted.kind.v6, shared: wanted.shared };
+        let kind = Kind { v6: wanted.kind.v6, shared: wanted.shared, locked: true };
         self.close_stale(&ports);
         let choice = self.choose(&ports, kind);
         peer::bind(&wanted.socket, wanted.address)?;
@@ -122,7 +126,7 @@ impl Engine {
         let mut found = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
             let Some(Entry::Listener(listener)) = &slot.entry else { continue };
-            let Some(inject) = listener.inject else { continue };
+            let Some(inject) = &listener.inject else { continue };
             let same = inject.watch == watch && listener.port.container_port() == wanted.address.port();
             let v6 = listener.port.host().is_ipv6();
             // A program with a socket of IPv4 does not understand addresses of IPv6.
@@ -154,7 +158,7 @@ impl Engine {
             match self.port(index) {
                 Some(port) if port.listens => return Choice::Relayed(index),
                 // That another one listens is not yet an error: inside it may be bound to another address.
-                Some(port) => match listen_beside(&port.socket, kind) {
+                Some(port) => match listen_beside(&port.socket, port.suit(kind)) {
                     Ok(made) => return Choice::Made(index, made),
                     Err(errno) if errno == number::EADDRINUSE => {}
                     Err(errno) => port.counters.note(&socket::error("make a socket of the host", errno)),
@@ -178,10 +182,11 @@ impl Engine {
     /// Closes the listeners inside of ports whose servers are gone: they would keep the next ones from their address.
     fn close_stale(&mut self, ports: &[usize]) {
         for &index in ports {
-            let port = self.port(index).filter(|port| port.inject.is_some_and(|inject| inject.inside.is_some()));
+            let has_inside = |port: &&Listener| port.inject.as_ref().is_some_and(|inject| inject.inside.is_some());
+            let port = self.port(index).filter(has_inside);
             // Only beside none that listens another one can be made.
-            let probe =
-                |port: &Listener| listen_beside(&port.socket, Kind { v6: port.port.host().is_ipv6(), shared: false });
+            let alone = |port: &Listener| Kind { v6: port.port.host().is_ipv6(), shared: false, locked: false };
+            let probe = |port: &Listener| listen_beside(&port.socket, alone(port));
             if port.is_some_and(|port| probe(port).is_ok()) {
                 self.close_inside(index);
             }
@@ -200,6 +205,7 @@ impl Engine {
                 return None;
             }
         };
+        let kind = listener.suit(kind);
         let made = self.epoll.remove(&listener.socket).and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
             listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
         });
@@ -246,11 +252,15 @@ impl Engine {
         let inject = self.port_mut(index).and_then(|port| port.inject.as_mut());
         let Some(inject) = inject else { return Ok(()) };
         inject.inside = Some(inside);
+        if inject.given.len() >= GIVEN_MAX {
+            inject.given.remove(0);
+        }
+        inject.given.extend(peer::inode(made));
         let watch = inject.watch;
         counters.turn_to(PortMode::Inject, "the program bound it and has a socket of the host");
         for slot in &mut self.slots {
             let Some(Entry::Listener(other)) = &mut slot.entry else { continue };
-            let same = other.inject.is_some_and(|inject| inject.watch == watch);
+            let same = other.inject.as_ref().is_some_and(|inject| inject.watch == watch);
             if same && other.listens && other.port.container_port() == published.container_port() {
                 other.on_host = Some(on_host);
                 if Arc::ptr_eq(&other.counters, &counters) {

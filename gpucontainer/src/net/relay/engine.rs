@@ -13,6 +13,7 @@ use crate::net::mapping::Protocol;
 use crate::net::namespace::NetworkNamespace;
 use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
+use crate::sys::hostport::Kind;
 use crate::sys::netns::Family;
 use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
@@ -53,7 +54,7 @@ pub(super) struct Listener {
 }
 
 /// What is known of a port that is injected.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Inject {
     /// Which watch hears of the container's binds.
     pub(super) watch: u64,
@@ -61,9 +62,18 @@ pub(super) struct Inject {
     pub(super) namespace: u64,
     /// The slot of the listener inside, by which the container reaches its own port.
     pub(super) inside: Option<usize>,
+    /// The inodes of sockets that the container was given. Those that it has closed are not told from the others.
+    pub(super) given: Vec<u64>,
+    /// Whether what it is given may do anything that a socket of the host can.
+    pub(super) unlocked: bool,
 }
 
 impl Listener {
+    /// The kind of socket that a container is given for this port, if it wants one of `kind`.
+    pub(super) fn suit(&self, kind: Kind) -> Kind {
+        Kind { locked: self.inject.as_ref().is_none_or(|inject| !inject.unlocked), ..kind }
+    }
+
     pub(super) fn new(socket: OwnedFd, port: PublishedPort, publication: u64, counters: Arc<Counters>) -> Self {
         Self {
             socket,
@@ -216,8 +226,7 @@ impl Engine {
                     let _ = done.send(result);
                 }
                 Ok(Command::Close { id, done }) => {
-                    self.close(id);
-                    let _ = done.send(());
+                    let _ = done.send(self.close(id));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
@@ -237,7 +246,8 @@ impl Engine {
             if let Partner::Host(address) = offer.to {
                 listener.on_host = Some(address);
             }
-            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None };
+            let unlocked = offer.unlocked;
+            let inject = |(watch, namespace)| Inject { watch, namespace, inside: None, given: Vec::new(), unlocked };
             listener.inject = watch.zip(offer.inject).map(inject);
             self.add_listener(listener)?;
         }
@@ -258,11 +268,16 @@ impl Engine {
         Ok(index)
     }
 
-    /// Closes the listeners, connections and spare sockets of a publication.
-    fn close(&mut self, id: u64) {
+    /// Closes the listeners, connections and spare sockets of a publication; the inodes of the sockets that the container
+    /// was given.
+    fn close(&mut self, id: u64) -> Vec<u64> {
+        let mut given = Vec::new();
         for index in 0..self.slots.len() {
-            let of_it = match self.slots.get(index).and_then(|slot| slot.entry.as_ref()) {
-                Some(Entry::Listener(listener)) => listener.publication == id,
+            let of_it = match self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) {
+                Some(Entry::Listener(listener)) if listener.publication == id => {
+                    given.extend(listener.inject.take().into_iter().flat_map(|inject| inject.given));
+                    true
+                }
                 Some(Entry::Datagrams(port)) => port.publication == id,
                 Some(Entry::Flow(flow)) => flow.publication == id,
                 Some(Entry::Connection(connection)) if connection.publication == id => {
@@ -276,6 +291,7 @@ impl Engine {
             }
         }
         self.insides.remove(&id);
+        given
     }
 
     pub(super) fn reserve_slot(&mut self) -> usize {

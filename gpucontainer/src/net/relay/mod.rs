@@ -101,6 +101,8 @@ pub(super) struct Offer {
     pub(super) listens: bool,
     /// Whether binds of the container are to be answered with it, in the network namespace that is named so.
     pub(super) inject: Option<u64>,
+    /// Whether the container may be trusted with sockets that are not locked to the port.
+    pub(super) unlocked: bool,
     pub(super) to: Partner,
     /// How long a connection, or a client of UDP, may be idle.
     pub(super) idle: Option<Duration>,
@@ -138,9 +140,10 @@ enum Command {
         watch: u64,
         done: Sender<Vec<OwnedFd>>,
     },
+    /// Closes the ports, and says which sockets the container was given for them.
     Close {
         id: u64,
-        done: Sender<()>,
+        done: Sender<Vec<u64>>,
     },
     Stop,
 }
@@ -254,14 +257,15 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Closes the ports and their connections and waits until that is done.
-    pub(super) fn close(self) {
+    /// Closes the ports and their connections and waits until that is done; the inodes of the sockets that the container
+    /// was given for them, and may still have.
+    pub(super) fn close(self) -> Vec<u64> {
         if self.relay.process != std::process::id() {
-            return;
+            return Vec::new();
         }
-        let (done, answer): (_, Receiver<()>) = mpsc::channel();
+        let (done, answer): (_, Receiver<Vec<u64>>) = mpsc::channel();
         self.relay.ask(Command::Close { id: self.id, done });
         // An error means that the thread is gone and everything closed with it.
-        let _ = answer.recv();
+        answer.recv().unwrap_or_default()
     }
 }

@@ -3,6 +3,7 @@
 mod overlay;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::bind_filter;
 use crate::sandbox::plan::{Device, Masked, Namespace, Plan, Step};
 use crate::sys::calls::{At, Attributes, Message, Travel, namespace};
 use crate::sys::fs;
@@ -66,6 +67,9 @@ const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, 
 
 /// The stamp of a program that has come to its end, which only one without an application does.
 pub(crate) const END: &str = "end";
+
+/// The tag of the message with the listener for binds.
+pub(crate) const BINDS: u8 = b'N';
 
 struct Compiler<'fd, 'plan> {
     program: Program<'fd>,
@@ -308,6 +312,10 @@ impl Compiler<'_, '_> {
             Step::NoNewPrivileges => {
                 program.no_new_privileges();
                 Ok(())
+            }
+            Step::WatchBinds => {
+                let control = program.descriptor(self.descriptors.control)?;
+                program.load_listened_filter(&bind_filter(), control, BINDS)
             }
             Step::Seccomp { instructions, .. } => {
                 program.load_filter(instructions);

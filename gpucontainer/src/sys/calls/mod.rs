@@ -7,6 +7,7 @@ mod mount;
 pub(crate) use mount::{Attributes, Travel};
 
 use super::program::{Argument, Jump, OnError, Program, Register};
+use super::seccomp::{FLAG_NEW_LISTENER, FLAG_WAIT_KILLABLE_RECV};
 use crate::error::Result;
 use std::path::Path;
 
@@ -334,6 +335,31 @@ impl Program<'_> {
         let structure = self.words(&[instructions.len() as u64, filter]); // struct sock_fprog
         let mode = libc::SECCOMP_SET_MODE_FILTER;
         self.call(libc::SYS_seccomp, Fail, &[mode.into(), 0_u64.into(), structure.into()]);
+    }
+
+    /// `seccomp(2)` with a listener, which is sent over `socket` in a message tagged `tag`. If the kernel gives none, as
+    /// when another filter of the process has one, the filter is not loaded and nothing is sent.
+    pub(crate) fn load_listened_filter(&mut self, instructions: &[u64], socket: Argument, tag: u8) -> Result<()> {
+        let filter = self.words(instructions);
+        let structure = self.words(&[instructions.len() as u64, filter]); // struct sock_fprog
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        let listener = self.register()?;
+        // Since Linux 5.19 a signal that can be handled does not end the call that waits, which might be answered already.
+        let patient = FLAG_NEW_LISTENER | FLAG_WAIT_KILLABLE_RECV;
+        self.call_into(listener, libc::SYS_seccomp, GoOn, &[mode.into(), patient.into(), structure.into()]);
+        let refused = self.if_failed(listener);
+        let loaded = self.jump();
+        self.land(refused);
+        self.call_into(listener, libc::SYS_seccomp, GoOn, &[mode.into(), FLAG_NEW_LISTENER.into(), structure.into()]);
+        let absent = self.if_failed(listener);
+        self.land(loaded);
+        let (message, slot) = self.descriptor_message(tag);
+        self.store(slot, listener);
+        self.send(socket, &message);
+        self.close(listener);
+        self.land(absent);
+        self.release(listener);
+        Ok(())
     }
 
     /// Lets every signal through.
