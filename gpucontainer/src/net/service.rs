@@ -125,6 +125,7 @@ impl ExposedServices {
                 counters: Arc::clone(&counters),
                 listens: true,
                 inject: None,
+                unlocked: false,
                 to: Partner::Host(service.host),
                 idle: service.idle_timeout,
                 proxy: false,
