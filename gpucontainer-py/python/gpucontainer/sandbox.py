@@ -132,8 +132,8 @@ class Sandbox(_Running):
     def ports(self) -> list[Port]:
         """The published ports, with their counters at this moment."""
         return [
-            Port(inside, address, outside, *counters, *rest)
-            for inside, address, outside, counters, rest in self._handle.ports()
+            Port(inside, address, outside, *counters, error, protocol, count, hosts, mode, why)
+            for inside, address, outside, counters, (error, protocol, count, hosts, mode, why) in self._handle.ports()
         ]
 
     def publish(
@@ -166,8 +166,8 @@ class Sandbox(_Running):
     def host_services(self) -> list[ServiceStatus]:
         """The services of the host that can be reached inside, with their counters at this moment."""
         return [
-            ServiceStatus(inside, address, outside, *counters, *rest)
-            for inside, address, outside, counters, rest in self._handle.host_services()
+            ServiceStatus(inside, address, outside, *counters, error, protocol)
+            for inside, address, outside, counters, (error, protocol) in self._handle.host_services()
         ]
 
     def withdraw_host(self, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> None:
