@@ -3,7 +3,7 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment};
 use crate::image::{ImageConfig, ImageStore};
-use crate::net::{NO_LOCK, PortMapping, PortMode};
+use crate::net::{NO_LOCK, PortMapping, PortMode, may_inject};
 use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::sandbox::config::{Capability, Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
@@ -260,16 +260,17 @@ pub(crate) fn prepare(
 
 /// Whether binds of the sandbox's processes are to wait for an answer, or why not.
 fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
-    let may_inject = |port: &&PortMapping| matches!(port.wanted_mode(), PortMode::Auto | PortMode::Inject);
     if builder.network.is_host() {
         return Err("its network is the host's");
     }
-    if !builder.injectable_ports && builder.ports.iter().filter(may_inject).count() == 0 {
-        return Err("it was started without a port to inject, and injectable_ports was not asked for");
-    }
-    let wished = builder.ports.iter().filter(|port| may_inject(port));
-    if !builder.injectable_ports && !wished.clone().any(crate::net::may_inject) {
-        return Err(NO_LOCK);
+    if !builder.injectable_ports {
+        let mut wished = builder.ports.iter().filter(|port| port.is_for_injection()).peekable();
+        if wished.peek().is_none() {
+            return Err("it was started without a port to inject, and injectable_ports was not asked for");
+        }
+        if !wished.any(may_inject) {
+            return Err(NO_LOCK);
+        }
     }
     may_have_sockets(builder, user)
 }
