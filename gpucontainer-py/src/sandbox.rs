@@ -1,7 +1,9 @@
 //! Sandboxes and the processes in them, as Python sees them. The classes that people use are written in
 //! Python, in `gpucontainer.sandbox`; these hold the handles.
 
-use crate::describe::{MappingFields, ServiceFields, describe, duplicate, limits, mapping, ours, protocol, refuse, service, stdio};
+use crate::describe::{
+    MappingFields, ServiceFields, describe, duplicate, limits, mapping, ours, protocol, refuse, service, stdio,
+};
 use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
@@ -209,7 +211,12 @@ impl SandboxHandle {
         })
     }
 
-    fn publish_socket(&self, py: Python<'_>, socket: &Bound<'_, PyAny>, container_port: u16) -> PyResult<(String, u16)> {
+    fn publish_socket(
+        &self,
+        py: Python<'_>,
+        socket: &Bound<'_, PyAny>,
+        container_port: u16,
+    ) -> PyResult<(String, u16)> {
         let socket = duplicate(socket)?;
         self.with(py, |sandbox| {
             let ports = sandbox.publish_reserved(PortMapper::new().adopt(container_port, socket)?)?;

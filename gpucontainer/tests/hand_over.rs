@@ -49,7 +49,10 @@ for s in given: threading.Thread(target=serve, args=(s,)).start()
         names[0] = "'web'".to_owned();
         let numbers: Vec<String> = (0..=3 + count).map(|n| format!("'{n}'")).collect();
         let line = scene.line();
-        assert!(line.starts_with(&format!("[{}] [{}]", names.join(", "), vec!["1"; count.into()].join(", "))), "{line}");
+        assert!(
+            line.starts_with(&format!("[{}] [{}]", names.join(", "), vec!["1"; count.into()].join(", "))),
+            "{line}"
+        );
         // The last of them is of the listing itself.
         let mut numbers = numbers;
         numbers.sort();

@@ -45,10 +45,10 @@ fn nginx_and_gunicorn_have_sockets_for_their_workers() {
     }
     let workers = if common::is_root() { "worker_processes 2;" } else { "master_process off;" };
     let nginx = ["/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/nginx.conf", "-g", workers];
-    let gunicorn =
-        ["/usr/bin/gunicorn", "-w", "3", "--reuse-port", "-b", "[::]:80", "wsgiref.simple_server:demo_app"];
+    let gunicorn = ["/usr/bin/gunicorn", "-w", "3", "--reuse-port", "-b", "[::]:80", "wsgiref.simple_server:demo_app"];
     for (command, word) in [(nginx, "nginx "), (gunicorn, "Hello world!")] {
-        let scene = Scene::command(command, |b| b.publish_port(on_loopback(80)).stderr(Stdio::Null).working_dir("/tmp"));
+        let scene =
+            Scene::command(command, |b| b.publish_port(on_loopback(80)).stderr(Stdio::Null).working_dir("/tmp"));
         scene.serves_within(scene.address(0));
         for host in scene.sandbox.ports()[0].hosts() {
             for _ in 0..20 {
@@ -229,7 +229,9 @@ while True:
         assert_eq!(seen, expected, "{binds}: {:?}", scene.sandbox.port_status());
         // Inside, by both addresses.
         for address in ["127.0.0.1", "::1"].iter().take(if binds == four { 1 } else { 2 }) {
-            let client = format!("import socket\ns = socket.create_connection(('{address}', 80)); s.sendall(b'x'); print(s.recv(99))");
+            let client = format!(
+                "import socket\ns = socket.create_connection(('{address}', 80)); s.sendall(b'x'); print(s.recv(99))"
+            );
             let client = scene.sandbox.exec(["/usr/bin/python3", "-c", &client]);
             let client = client.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Inherit).spawn().unwrap();
             let output = client.communicate(b"", Some(Duration::from_secs(20))).unwrap();
@@ -434,7 +436,8 @@ fn power_over_networks_and_sockets_of_the_host_do_not_go_together() {
     if !common::tier("root") {
         return;
     }
-    let scene = Scene::command(["/bin/sleep", "1000"], |b| b.publish_port(port(80)).add_capability(Capability::NetAdmin));
+    let scene =
+        Scene::command(["/bin/sleep", "1000"], |b| b.publish_port(port(80)).add_capability(Capability::NetAdmin));
     let status = &scene.sandbox.port_status()[0];
     assert!(status.mode == PortMode::Relay && status.why.contains("CAP_NET_ADMIN"), "{status:?}");
     scene.close();

@@ -167,7 +167,9 @@ for one in s, c:
     );
     assert_eq!(scene.line(), "bound");
     for socket in ["listener", "connection"] {
-        for attack in ["attach", "detach", "unlock", "attach to a group", "namespace", "flags", "repair", "mark", "transparent"] {
+        for attack in
+            ["attach", "detach", "unlock", "attach to a group", "namespace", "flags", "repair", "mark", "transparent"]
+        {
             let line = scene.line();
             assert!(["EPERM", "EACCES"].contains(&line.as_str()), "{socket}: {attack}: {line}");
         }

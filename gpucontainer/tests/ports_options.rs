@@ -47,7 +47,8 @@ fn on(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
 fn allow_descriptors(wanted: u64) -> bool {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let enough = limit.maximum.is_none_or(|maximum| maximum >= wanted);
-    let limit = rustix::process::Rlimit { current: Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted))), ..limit };
+    let limit =
+        rustix::process::Rlimit { current: Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted))), ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
     enough
 }
@@ -94,7 +95,11 @@ fn all_interfaces_take_clients_of_both_families() {
     let published = publish(&container, PortMapping::tcp(80, 0).all_interfaces());
     let port = published.ports()[0];
     assert_eq!(port.hosts(), [on(Ipv6Addr::UNSPECIFIED, port.host().port())]);
-    for address in [on([127, 0, 0, 1], port.host().port()), on([127, 8, 8, 8], port.host().port()), on(Ipv6Addr::LOCALHOST, port.host().port())] {
+    for address in [
+        on([127, 0, 0, 1], port.host().port()),
+        on([127, 8, 8, 8], port.host().port()),
+        on(Ipv6Addr::LOCALHOST, port.host().port()),
+    ] {
         assert_eq!(exchange(address, b"Ehere"), b"here");
     }
     drop((published, server, container));
@@ -188,7 +193,10 @@ fn a_range_whose_middle_is_taken_leaves_nothing_taken() {
     let held = UdpSocket::bind(on(Ipv4Addr::LOCALHOST, first + 4)).unwrap();
     let error = mapper.reserve(&[PortMapping::udp_range(1, first, 9)]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PortInUse);
-    assert!(error.to_string().contains(&format!("port {} of 127.0.0.1 is taken by this process", first + 4)), "{error}");
+    assert!(
+        error.to_string().contains(&format!("port {} of 127.0.0.1 is taken by this process", first + 4)),
+        "{error}"
+    );
     UdpSocket::bind(on(Ipv4Addr::LOCALHOST, first)).unwrap();
     drop(held);
     drop(mapper.reserve(&[PortMapping::udp_range(1, first, 9)]).unwrap());

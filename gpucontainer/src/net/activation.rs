@@ -43,7 +43,10 @@ const MAX: usize = 1 << 20;
 /// The names of as many sockets as there are.
 fn parse(own: u32, pid: Option<&str>, count: Option<&str>, names: Option<&str>) -> Result<Vec<String>> {
     let bad = |name: &str, value: &str| {
-        Error::new(ErrorKind::InvalidArgument, format!("take the sockets that this process was started with: {name}={value:?}"))
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("take the sockets that this process was started with: {name}={value:?}"),
+        )
     };
     let (Some(pid), Some(count)) = (pid, count) else { return Ok(Vec::new()) };
     if pid.parse::<u32>().map_err(|_| bad("LISTEN_PID", pid))? != own {
@@ -51,11 +54,8 @@ fn parse(own: u32, pid: Option<&str>, count: Option<&str>, names: Option<&str>) 
     }
     let number = count.parse().ok().filter(|number| *number <= MAX).ok_or_else(|| bad("LISTEN_FDS", count))?;
     let Some(names) = names else { return Ok(vec!["unknown".to_owned(); number]) };
-    let list: Vec<String> = if number == 0 && names.is_empty() {
-        Vec::new()
-    } else {
-        names.split(':').map(str::to_owned).collect()
-    };
+    let list: Vec<String> =
+        if number == 0 && names.is_empty() { Vec::new() } else { names.split(':').map(str::to_owned).collect() };
     if list.len() != number {
         return Err(bad("LISTEN_FDNAMES", names));
     }

@@ -22,10 +22,10 @@ mod options;
 mod places;
 mod plan;
 mod ports;
-mod services;
 mod prepare;
 mod process;
 mod root;
+mod services;
 mod shift;
 mod stdio;
 
@@ -49,10 +49,10 @@ use crate::sandbox::config::Source;
 use crate::sandbox::gpus::{GpuSource, Gpus};
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::ports::Ports;
-use crate::sandbox::services::Services;
 use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
 use crate::sandbox::process::{Handle, process_methods};
 use crate::sandbox::root::Root;
+use crate::sandbox::services::Services;
 use crate::sandbox::shift::Shifted;
 use crate::store::LayerHandle;
 use crate::sys::program::now;
@@ -149,9 +149,11 @@ impl Sandbox {
         let facts = cgroup_facts(cgroup.as_ref());
         moments.push(("cgroup", now()));
 
-        let handed = reserved.iter_mut().map(Reservation::hand_over).collect::<Result<Vec<_>>>().with_context(wanted)?;
+        let handed =
+            reserved.iter_mut().map(Reservation::hand_over).collect::<Result<Vec<_>>>().with_context(wanted)?;
         let (names, handed): (Vec<_>, Vec<_>) = handed.into_iter().flatten().unzip();
-        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref(), names).with_context(wanted)?;
+        let prepared =
+            prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref(), names).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
         let (grant, bound) = ((prepared.grant.as_ref(), &prepared.vacant), prepared.id_maps.is_some());

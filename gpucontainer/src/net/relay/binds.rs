@@ -206,13 +206,9 @@ impl Engine {
             }
         };
         let kind = listener.suit(kind);
-        let made = self
-            .epoll
-            .remove(&listener.socket)
-            .and_then(|()| stop_listening(&listener.socket))
-            .and_then(|()| {
-                listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
-            });
+        let made = self.epoll.remove(&listener.socket).and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
+            listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
+        });
         let listens = match &made {
             Ok(_) => false,
             Err(error) => {

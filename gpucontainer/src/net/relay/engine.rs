@@ -2,11 +2,11 @@
 
 use super::binds::Watch;
 use super::connection::{Connection, Next, Workbench};
-use super::idle::Idle;
+use super::datagrams::{Datagrams, Flow};
 use super::dial::{Attempt, Inside};
+use super::idle::Idle;
 use super::pool::KEEP;
 use super::proxy;
-use super::datagrams::{Datagrams, Flow};
 use super::{Command, Counters, Offer, Partner, ended};
 use crate::error::{Error, Result};
 use crate::net::mapping::Protocol;
