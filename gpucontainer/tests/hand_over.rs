@@ -143,6 +143,7 @@ fn a_socket_that_this_process_was_started_with_leads_inside() {
     assert_eq!(scene::ask(address, "through"), "THROUGH");
     assert!(child.wait().unwrap().success());
     assert!(scene::is_refused(address));
+    drop(lines);
     leaks.check();
 }
 

@@ -38,6 +38,31 @@ fn an_unmodified_server_has_a_socket_of_the_host() {
 }
 
 #[test]
+fn nginx_and_gunicorn_have_sockets_for_their_workers() {
+    let leaks = Leaks::watch();
+    if !common::tools("servers", &["nginx", "gunicorn"]) || TcpListener::bind("[::1]:0").is_err() {
+        return;
+    }
+    let workers = if common::is_root() { "worker_processes 2;" } else { "master_process off;" };
+    let nginx = ["/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/nginx.conf", "-g", workers];
+    let gunicorn = ["/usr/bin/gunicorn", "-w", "3", "--reuse-port", "-b", "[::]:80", "wsgiref.simple_server:demo_app"];
+    for (command, word) in [(nginx, "nginx "), (gunicorn, "Hello world!")] {
+        let scene =
+            Scene::command(command, |b| b.publish_port(on_loopback(80)).stderr(Stdio::Null).working_dir("/tmp"));
+        scene.serves_within(scene.address(0));
+        for host in scene.sandbox.ports()[0].hosts() {
+            for _ in 0..20 {
+                let answer = scene.http(host, "/");
+                assert!(answer.contains(" 200 OK") && answer.contains(word), "{answer}");
+            }
+        }
+        assert_eq!(scene.sandbox.port_status()[0].last_error, None);
+        scene.close();
+    }
+    leaks.check();
+}
+
+#[test]
 fn a_small_server_in_c_has_one_too() {
     let leaks = Leaks::watch();
     // Each connection is taken by a process of its own, executed with it as standard input and output.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import socket
 from typing import Literal
 
 from . import _native
@@ -31,6 +32,9 @@ class PortMapping:
     idle_timeout: float | None = None
     #: The name in ``LISTEN_FDNAMES``.
     name: str | None = None
+    #: Trusts the container with sockets of the host that are not locked to the port, which an ordinary user cannot lock
+    #: on newer kernels.
+    unlocked: bool = False
 
     def _fields(self) -> _native._MappingFields:
         return (
@@ -44,6 +48,7 @@ class PortMapping:
             self.source,
             self.idle_timeout,
             self.name,
+            self.unlocked,
         )
 
 
@@ -110,6 +115,14 @@ class Port:
     #: How its clients are served now, and why so.
     mode: str
     why: str
+
+
+def activated() -> list[tuple[str, socket.socket]]:
+    """The sockets that this process was started with, and their names, as ``sd_listen_fds(3)`` has them.
+
+    The environment and the descriptors themselves stay as they are.
+    """
+    return [(name, socket.socket(fileno=number)) for name, number in _native.activated()]
 
 
 def _port(container_port: int, host: int | tuple[str, int]) -> PortMapping:

@@ -14,7 +14,7 @@ from ._native import Cancel, Image, ImageStore
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
 from .limits import UNLIMITED, IoLimit, Limits, Mount, _Path
 from .options import _gpus, _options, _words
-from .ports import HostService, Port, PortMapping, ServiceStatus
+from .ports import HostService, Port, PortMapping, ServiceStatus, activated
 from .process import DEVNULL, PIPE, ExitStatus, Output, Process, _Running, _Stream
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Process",
     "Sandbox",
     "ServiceStatus",
+    "activated",
     "collect_abandoned",
 ]
 
@@ -64,6 +65,7 @@ class Sandbox(_Running):
         pids: int | None = None,
         cgroup: bool | None = None,
         cgroup_view: bool | None = None,
+        injectable_ports: bool | None = None,
         network: Literal["none", "host"] | None = None,
         user_namespace: Literal["auto", "host", "oneself", "subordinate"] | tuple[int, int] | None = None,
         time_offsets: tuple[int, int] | None = None,
@@ -150,6 +152,15 @@ class Sandbox(_Running):
         if not isinstance(mapping, PortMapping):
             mapping = PortMapping(mapping, host_port, address=address)
         return self._handle.publish(mapping._fields())
+
+    def publish_socket(self, listener: socket.socket, container_port: int) -> tuple[str, int]:
+        """Leads the clients of a listening TCP socket, such as one of :func:`activated`, to a port inside.
+
+        The socket stays the caller's.
+
+        :return: its address and port, as :meth:`unpublish` takes them.
+        """
+        return self._handle.publish_socket(listener.fileno(), container_port)
 
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""
