@@ -1,7 +1,9 @@
 //! Sandboxes and the processes in them, as Python sees them. The classes that people use are written in
 //! Python, in `gpucontainer.sandbox`; these hold the handles.
 
-use crate::describe::{MappingFields, ServiceFields, describe, limits, mapping, ours, protocol, refuse, service, stdio};
+use crate::describe::{
+    MappingFields, ServiceFields, describe, limits, mapping, ours, protocol, refuse, service, stdio,
+};
 use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};

@@ -87,7 +87,8 @@ fn a_service_of_the_host_answers_inside() {
         let status = &exposed.status()[0];
         assert_eq!((status.accepted, status.bytes_in, status.bytes_out, status.refused), (1, 11, 11, 0), "{status:?}");
         // What is in use inside is an error that leaves nothing.
-        let error = ExposedServices::new(&[HostService::udp(9, echo.address), wanted[0]], namespace.clone()).unwrap_err();
+        let error =
+            ExposedServices::new(&[HostService::udp(9, echo.address), wanted[0]], namespace.clone()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PortInUse, "{error}");
         assert!(error.to_string().contains("taken inside"), "{error}");
         drop(exposed);

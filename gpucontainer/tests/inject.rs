@@ -200,7 +200,9 @@ while True:
         assert_eq!(seen, expected, "{binds}: {:?}", scene.sandbox.port_status());
         // Inside, by both addresses.
         for address in ["127.0.0.1", "::1"].iter().take(if binds == four { 1 } else { 2 }) {
-            let client = format!("import socket\ns = socket.create_connection(('{address}', 80)); s.sendall(b'x'); print(s.recv(99))");
+            let client = format!(
+                "import socket\ns = socket.create_connection(('{address}', 80)); s.sendall(b'x'); print(s.recv(99))"
+            );
             let client = scene.sandbox.exec(["/usr/bin/python3", "-c", &client]);
             let client = client.stdin(Stdio::Null).stdout(Stdio::Piped).stderr(Stdio::Inherit).spawn().unwrap();
             let output = client.communicate(b"", Some(Duration::from_secs(20))).unwrap();
@@ -405,7 +407,8 @@ fn power_over_networks_and_sockets_of_the_host_do_not_go_together() {
     if !common::tier("root") {
         return;
     }
-    let scene = Scene::command(["/bin/sleep", "1000"], |b| b.publish_port(port(80)).add_capability(Capability::NetAdmin));
+    let scene =
+        Scene::command(["/bin/sleep", "1000"], |b| b.publish_port(port(80)).add_capability(Capability::NetAdmin));
     let status = &scene.sandbox.port_status()[0];
     assert!(status.mode == PortMode::Relay && status.why.contains("CAP_NET_ADMIN"), "{status:?}");
     scene.close();

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-const CONNECTIONS: u32 = 4_000;
+const CONNECTIONS: u32 = 10_000;
 const DATAGRAMS: u32 = 20_000;
 const BULK_BYTES: u64 = 1 << 30;
 const REQUEST_BYTES: usize = 100;

@@ -114,7 +114,10 @@ fn offer(
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         (PortMode::Inject, Some(Ok(_))) if !lockable => {
-            return Err(Error::new(ErrorKind::PermissionDenied, format!("publish {}: inject: {NO_LOCK}", held.mapping)));
+            return Err(Error::new(
+                ErrorKind::PermissionDenied,
+                format!("publish {}: inject: {NO_LOCK}", held.mapping),
+            ));
         }
         (PortMode::Auto, Some(Ok(_))) if !lockable => (false, PortMode::Relay, NO_LOCK.to_owned()),
         (_, Some(_)) if namespace == 0 => {

@@ -1,9 +1,9 @@
 //! Services of the host that programs in a network namespace can reach.
 
 use super::mapping::Protocol;
+use super::mode::PortMode;
 use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
-use super::mode::PortMode;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::netns::{Family, Transport};

@@ -76,7 +76,8 @@ impl Ports {
     /// Joins what was reserved to the sandbox's network; all or none.
     pub(crate) fn publish(&self, reserved: Vec<Reservation>, network: NetworkNamespace) -> Result<()> {
         let binds = self.binds();
-        let published = reserved.into_iter().map(|one| one.publish(network.clone(), binds.as_ref().map_err(String::as_str)));
+        let published =
+            reserved.into_iter().map(|one| one.publish(network.clone(), binds.as_ref().map_err(String::as_str)));
         // An error closes those before it.
         let published: Vec<_> = published.collect::<Result<_>>()?;
         drop(binds);

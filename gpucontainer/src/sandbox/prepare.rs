@@ -3,8 +3,8 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment};
 use crate::image::{ImageConfig, ImageStore};
-use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::net::{NO_LOCK, PortMapping, PortMode};
+use crate::rootfs::{RootMount, Scratch, Writable};
 use crate::sandbox::config::{Capability, Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
 use crate::sandbox::gpus::Gpus;

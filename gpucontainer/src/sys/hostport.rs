@@ -171,7 +171,7 @@ impl Drop for Ajar<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::socket;
+    use super::super::socket::{self, Span};
     use super::*;
     use std::io::{Read, Write};
     use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn reserve(address: &str) -> (OwnedFd, SocketAddr) {
-        let reserved = socket::listen(address.parse().unwrap()).unwrap();
+        let reserved = socket::listen(address.parse().unwrap(), Span::OneFamily).unwrap();
         let address = socket::local_address(&reserved).unwrap();
         stop_listening(&reserved).unwrap();
         (reserved, address)
@@ -317,7 +317,7 @@ mod tests {
             closed.local_addr().unwrap()
         };
         // That the attempt succeeds with an ordinary socket is what makes its failure worth something.
-        let plain = socket::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let plain = socket::listen("127.0.0.1:0".parse().unwrap(), Span::OneFamily).unwrap();
         disconnect(&plain);
         assert!(reaches(&plain, there, true));
         assert!(service.accept().is_ok());

@@ -39,10 +39,8 @@ impl Peer {
         let status = fs::read_to_string(&PathBuf::from(format!("/proc/{thread}/status")))?;
         let process = field(&status, "Tgid:").and_then(|text| text.parse().ok()).unwrap_or(thread);
         let wanted = || format!("pidfd_open({process})");
-        let pid = rustix::process::Pid::from_raw(process)
-            .ok_or_else(|| Error::from_errno(wanted(), libc::ESRCH))?;
-        let pidfd =
-            pidfd_open(pid, PidfdFlags::empty()).map_err(|e| Error::from_errno(wanted(), e.raw_os_error()))?;
+        let pid = rustix::process::Pid::from_raw(process).ok_or_else(|| Error::from_errno(wanted(), libc::ESRCH))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| Error::from_errno(wanted(), e.raw_os_error()))?;
         Ok(Self { thread, process, pidfd })
     }
 

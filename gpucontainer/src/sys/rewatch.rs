@@ -118,7 +118,16 @@ mod tests {
         new_peer.write_all(b"x").unwrap();
         let mut ready = [const { std::mem::MaybeUninit::uninit() }; 4];
         let (ready, _) = rustix::event::epoll::wait(&instance, &mut ready, None).unwrap();
-        assert_eq!(ready.iter().map(|event| { let data = event.data; data.u64() }).collect::<Vec<_>>(), [77]);
+        assert_eq!(
+            ready
+                .iter()
+                .map(|event| {
+                    let data = event.data;
+                    data.u64()
+                })
+                .collect::<Vec<_>>(),
+            [77]
+        );
         // With the new file at that number, its process can change and remove what is watched.
         let number = old.as_raw_fd();
         // SAFETY: the number is of `old`, which is open and stays so.

@@ -48,14 +48,8 @@ pub(crate) enum Span {
     BothFamilies,
 }
 
-/// Binds and listens on a TCP address of the host; one of IPv6 takes IPv6 alone. The connections accepted from it send
-/// small pieces at once.
-pub(crate) fn listen(address: SocketAddr) -> Result<OwnedFd> {
-    listen_spanning(address, Span::OneFamily)
-}
-
-/// The same, and says what a wildcard address stands for.
-pub(crate) fn listen_spanning(address: SocketAddr, span: Span) -> Result<OwnedFd> {
+/// Binds and listens on a TCP address of the host. The connections accepted from it send small pieces at once.
+pub(crate) fn listen(address: SocketAddr, span: Span) -> Result<OwnedFd> {
     let mut socket = bound(address, SocketType::STREAM, span)?;
     if address.port() == 0 {
         // A port that the kernel chose is given back when the socket stops listening; one that was named is not.

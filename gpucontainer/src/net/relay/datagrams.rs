@@ -166,7 +166,8 @@ impl Engine {
         let slot = self.admit_client(index, port, client);
         let there = slot.is_some_and(|slot| match self.slots.get(slot).and_then(|slot| slot.entry.as_ref()) {
             Some(Entry::Flow(flow)) => {
-                matches!(socket::send(&flow.socket, bytes), Outcome::Moved(_)) && socket::take_error(&flow.socket).is_none()
+                matches!(socket::send(&flow.socket, bytes), Outcome::Moved(_))
+                    && socket::take_error(&flow.socket).is_none()
             }
             _ => false,
         });
