@@ -155,9 +155,9 @@ fn name(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
 /// Which address of the host the datagram was sent to, when the socket tells.
 fn destination(message: &libc::msghdr) -> Option<IpAddr> {
     // SAFETY: the kernel has said how much of the control buffer it filled, with whole messages.
-    let first = unsafe { libc::CMSG_FIRSTHDR(message) };
-    // SAFETY: null, or the header of a message in that buffer.
-    let header = unsafe { first.as_ref() }?;
+    let header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: null, or a whole message in that buffer, which is aligned as one.
+    let header = unsafe { header.as_ref() }?;
     // SAFETY: the data of a message that is there.
     let data = unsafe { libc::CMSG_DATA(header) };
     match (header.cmsg_level, header.cmsg_type) {
@@ -208,8 +208,9 @@ fn set_origin(message: &libc::msghdr, local: IpAddr, v6: bool) -> usize {
     let bytes = u32::try_from(bytes).unwrap_or_default();
     // SAFETY: arithmetic alone.
     first.cmsg_len = unsafe { libc::CMSG_LEN(bytes) } as usize;
-    // SAFETY: arithmetic alone.
-    unsafe { libc::CMSG_SPACE(bytes) as usize }
+    // SAFETY: likewise.
+    let space = unsafe { libc::CMSG_SPACE(bytes) };
+    space as usize
 }
 
 #[cfg(test)]
@@ -229,7 +230,7 @@ mod tests {
             client.connect(address).unwrap();
             client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
             client.send(b"question").unwrap();
-            let mut buffer = vec![0; 65535];
+            let mut buffer = vec![0; 65536];
             let (bytes, way) = receive_from(&server, &mut buffer).unwrap().unwrap();
             assert_eq!(&buffer[..bytes], b"question");
             assert_eq!(way.local.map(|local| local.to_canonical()), Some(asked));

@@ -50,7 +50,7 @@ pub(crate) enum Span {
 
 /// Binds and listens on a TCP address of the host; `span` says what a wildcard address stands for. The connections accepted
 /// from it send small pieces at once.
-pub(crate) fn listen_spanning(address: SocketAddr, span: Span) -> Result<OwnedFd> {
+pub(crate) fn listen(address: SocketAddr, span: Span) -> Result<OwnedFd> {
     let mut socket = bound(address, SocketType::STREAM, span)?;
     if address.port() == 0 {
         // A port that the kernel chose is given back when the socket stops listening; one that was named is not.
