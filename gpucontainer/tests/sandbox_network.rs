@@ -153,7 +153,7 @@ fn a_sandbox_joins_the_network_of_another() {
         }
         // A namespace that no sandbox made, and that lives longer than whoever made it.
         let other = within(&std::fs::File::open("/proc/thread-self/ns/net").unwrap(), || {
-            rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             run("ip link set lo up");
             OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
         });

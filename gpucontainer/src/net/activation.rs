@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn variables_say_which_sockets_there_are() {
-        let cases: [(Option<&str>, Option<&str>, Option<&str>, Option<&[&str]>); 10] = [
+        type Variable = Option<&'static str>;
+        let cases: [(Variable, Variable, Variable, Option<&[&str]>); 10] = [
             (None, None, None, Some(&[])),
             (Some("7"), None, None, Some(&[])),
             (Some("8"), Some("2"), None, Some(&[])),

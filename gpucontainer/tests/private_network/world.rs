@@ -27,7 +27,7 @@ pub(crate) fn on_a_host(test: impl FnOnce(&World) + Send + 'static) {
     }
     let thread = std::thread::spawn(|| {
         // Of this thread alone, which ends after the test.
-        rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET).unwrap();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         test(&World::new());
     });
     let result = thread.join();
