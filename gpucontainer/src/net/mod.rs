@@ -21,6 +21,7 @@ mod holder;
 mod mapping;
 mod namespace;
 mod netlink;
+pub(crate) mod outbound;
 mod private;
 mod published;
 mod relay;

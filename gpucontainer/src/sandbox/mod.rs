@@ -179,6 +179,7 @@ impl Sandbox {
             lease: lease.as_ref().map(AsFd::as_fd),
             target: None,
             network: joined.entrance(),
+            outbound: joined.outbound(),
             sources: sys.iter().map(|(source, mount)| (*source, mount.as_fd())).collect(),
             id_maps: prepared.id_maps.as_ref(),
         };
@@ -279,7 +280,7 @@ impl Sandbox {
     pub fn addresses(&self) -> &[IpAddr] {
         match &self.joined {
             Joined::Member(member) => member.addresses(),
-            Joined::Nothing | Joined::Namespace(_) => &[],
+            Joined::Nothing | Joined::Outbound(_) | Joined::Namespace(_) => &[],
         }
     }
 
@@ -448,6 +449,7 @@ impl Drop for Sandbox {
         if !self.handle.is_owner() {
             // A forked child of the host: nothing here is its to give back, and the relay's thread is not in it.
             std::mem::forget((self.cgroup.take(), self.scratch.take()));
+            self.joined.forget();
             self.ports.forget();
             return;
         }
