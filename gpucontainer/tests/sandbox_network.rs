@@ -64,7 +64,10 @@ fn sandboxes_of_a_network_find_each_other_by_name() {
                     "{user_namespace:?}"
                 );
             }
-            assert_eq!(client("hostname; cat /etc/hostname"), "client\nclient\n");
+            assert_eq!(
+                client("hostname; cat /etc/hostname; busybox nslookup client >/dev/null 2>&1; true"),
+                "client\nclient\n"
+            );
             let hosts = client("cat /etc/hosts");
             let own: Vec<&str> = hosts.lines().filter(|line| line.ends_with("\tclient")).collect();
             assert_eq!(own.len(), 2, "{hosts}");
@@ -153,7 +156,7 @@ fn a_sandbox_joins_the_network_of_another() {
         }
         // A namespace that no sandbox made, and that lives longer than whoever made it.
         let other = within(&std::fs::File::open("/proc/thread-self/ns/net").unwrap(), || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            world::leave(rustix::thread::UnshareFlags::NEWNET);
             run("ip link set lo up");
             OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
         });
@@ -203,6 +206,12 @@ fn parameters_of_the_network_are_set() {
 #[ignore = "the other process of a test"]
 fn other_process() {
     let fixture = Fixture::of_parent();
+    if role().as_deref() == Some("way out") {
+        let _sandbox = fixture.shell("sleep 1000").network(Network::Outbound).spawn().unwrap();
+        say("out");
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        return;
+    }
     let sandbox = fixture.shell("sleep 1000").name("other").network(private()).spawn().unwrap();
     say(&format!("address {}", sandbox.addresses()[0]));
     if role().as_deref() == Some("detached") {
@@ -274,5 +283,114 @@ fn refused_without_privilege() {
 fn without_privilege_it_is_refused() {
     if common::tier("root") {
         Ordinary::nobody().run("refused_without_privilege", &[]);
+    }
+}
+
+/// How long the end of what was killed may take.
+const SOON: Duration = Duration::from_millis(800);
+/// Where the other test's server is.
+const SERVER_OUTSIDE: &str = "GPUC_TEST_OUTSIDE";
+/// A server on the host's loopback, and on all addresses of the host.
+const SERVER_HOST: &str = "GPUC_TEST_HOST";
+
+/// How many living processes of the caller give a way out.
+fn running() -> usize {
+    let line = |status: &str, name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
+    let own = line(&std::fs::read_to_string("/proc/self/status").unwrap(), "Uid:");
+    let statuses = std::fs::read_dir("/proc").unwrap().flatten();
+    let statuses = statuses.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok());
+    let mine = statuses.filter(|status| {
+        let name = line(status, "Name:");
+        let called = name.starts_with("pasta") || name.starts_with("passt");
+        called && line(status, "Uid:") == own && !line(status, "State:").starts_with('Z')
+    });
+    mine.count()
+}
+
+/// The other test runs this one as another user, on a host of its own.
+#[test]
+fn way_out() {
+    let (Ok(outside), Ok(host)) = (std::env::var(SERVER_OUTSIDE), std::env::var(SERVER_HOST)) else {
+        return;
+    };
+    let fixture = Fixture::new();
+    let ask = |address: &str| {
+        let script = format!("busybox timeout 5 busybox nc -w 2 {} </dev/null; true", address.replace(':', " "));
+        output(fixture.shell(&script).network(Network::Outbound))
+    };
+    assert_eq!(ask(&outside), HOST);
+    for address in host.split(',') {
+        assert_eq!(ask(address), "", "{address} is reached");
+    }
+    let server = fixture.shell(SERVER).network(Network::Outbound).publish(80, 0).spawn().unwrap();
+    serves(&server);
+    let start = std::time::Instant::now();
+    while running() != 1 {
+        assert!(start.elapsed() < SOON, "{} are running", running());
+    }
+    let resolver =
+        server.exec(["cat", "/etc/resolv.conf"]).stdout(gpucontainer::sandbox::Stdio::Piped).spawn().unwrap();
+    let resolver = String::from_utf8(resolver.communicate(b"", Some(LONG)).unwrap().stdout).unwrap();
+    assert!(resolver.starts_with("nameserver 169.254.1.1\n"), "{resolver}");
+    server.close().unwrap();
+    until("pasta has ended", SOON, || running() == 0);
+    // Whatever has become of a process that was killed, the next start ends what it had.
+    let mut command = fixture.apart("way out");
+    let mut other = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(other.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "out"));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let started = std::time::Instant::now();
+    loop {
+        // The supervisor may live on for a moment.
+        assert_eq!(ask(&outside), HOST);
+        let start = std::time::Instant::now();
+        while running() > 0 && start.elapsed() < SOON {}
+        if running() == 0 {
+            break;
+        }
+        assert!(started.elapsed() < LONG, "it still runs");
+    }
+    let plan = fixture.shell("true").network(Network::Outbound).plan().unwrap().explain();
+    assert!(plan.contains("wait for a way out"), "{plan}");
+}
+
+#[test]
+fn pasta_gives_ordinary_users_a_way_out() {
+    if !common::tools("pasta", &["pasta", "setpriv"]) {
+        return;
+    }
+    let leaks = Leaks::watch();
+    on_a_host(|world| {
+        // Some hosts let only root make tunnels, and most let everybody.
+        world::leave(rustix::thread::UnshareFlags::NEWNS);
+        run("mount --make-rprivate /");
+        run("mount -t tmpfs none /dev/net");
+        run("mknod -m 666 /dev/net/tun c 10 200");
+        let outside = world.outside(|| serve(OUTSIDE.parse::<Ipv4Addr>().unwrap())).to_string();
+        let (loopback, everywhere) = (serve([127, 0, 0, 1]).port(), serve([0; 4]).port());
+        let gateway = "198.51.100.2";
+        let targets = [
+            format!("127.0.0.1:{loopback}"),
+            format!("127.0.0.1:{everywhere}"),
+            format!("{HOST}:{everywhere}"),
+            format!("{gateway}:{everywhere}"),
+            format!("169.254.1.1:{everywhere}"),
+        ];
+        let environment = [(SERVER_OUTSIDE, outside), (SERVER_HOST, targets.join(","))];
+        let environment = environment.each_ref().map(|(name, value)| (*name, std::ffi::OsStr::new(value)));
+        Ordinary::nobody().run("way_out", &environment);
+    });
+    leaks.check();
+}
+
+#[test]
+fn a_privileged_process_is_told_what_to_choose_instead() {
+    if common::tier("root") {
+        let error = Fixture::new().shell("true").network(Network::Outbound).spawn().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     }
 }

@@ -24,6 +24,7 @@ mod mapping;
 mod mode;
 mod namespace;
 mod netlink;
+pub(crate) mod outbound;
 mod port;
 mod private;
 mod published;

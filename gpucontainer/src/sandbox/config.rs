@@ -38,6 +38,12 @@ pub enum Network {
     /// sandbox cannot change them, whatever capabilities it has. Without one, `CAP_NET_ADMIN` and `CAP_NET_RAW` let it
     /// take the addresses of other members.
     Private(PrivateNetwork),
+    /// A namespace of its own with a way out that the program `pasta` makes, as its user's own traffic. For ordinary
+    /// users; `pasta` must be installed.
+    ///
+    /// The interface has the addresses of the host's own, so those cannot be reached from inside; neither can its
+    /// loopback. Other addresses that the host can reach, the sandbox can.
+    Outbound,
     /// The network of another sandbox ([`Sandbox::network_namespace`](crate::Sandbox::network_namespace)), or any other
     /// network namespace. Needs privileges over it. What is there is left as it is, and it lives at least as long as the
     /// sandbox.

@@ -1,6 +1,7 @@
 //! From a plan to a running application: the channels, the clone, the id maps, the answer.
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::net::outbound::Outbound;
 use crate::sandbox::compile::{BINDS, Descriptors, END, FIRST_HANDED, clone_flags, compile};
 use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
@@ -35,20 +36,20 @@ pub(crate) struct Inputs<'a> {
     pub(crate) network: Option<BorrowedFd<'a>>,
     /// Sources that were taken already, by their numbers.
     pub(crate) sources: Vec<(usize, BorrowedFd<'a>)>,
+    /// What gives the network a way out.
+    pub(crate) outbound: Option<&'a Outbound>,
     /// The maps of a new user namespace.
     pub(crate) id_maps: Option<&'a IdMaps>,
 }
 
 impl Inputs<'_> {
-    /// Lets programs of vendors prepare the container, whose application waits for them at `gate`.
-    fn run_hooks(&self, plan: &Plan, gate: &OwnedFd, application: &OwnedFd) -> Result<()> {
-        let pid = process::pid_of(application)?.unwrap_or(0);
-        let hooks = plan.steps.iter().filter_map(|step| match step {
-            Step::AwaitHooks { hooks } => Some(hooks),
-            _ => None,
-        });
-        for hook in hooks.flatten() {
-            hooks::run(hook, &plan.name, pid, "creating")?;
+    /// Has other programs do for the application what it waits for at `gate`.
+    fn pass(&self, plan: &Plan, step: &Step, gate: &OwnedFd, (supervisor, application): (i32, i32)) -> Result<()> {
+        match step {
+            Step::AwaitHooks { hooks } => {
+                hooks.iter().try_for_each(|hook| hooks::run(hook, &plan.name, application, "creating"))?;
+            }
+            _ => self.outbound.map_or(Ok(()), |outbound| outbound.start(supervisor))?,
         }
         process::tell(gate, b"G")
     }
@@ -79,9 +80,10 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let (stub_control, stub_started) = (aside(stub_control)?, aside(stub_started)?);
     let handed = inputs.handed.iter().map(|fd| process::duplicate_above(fd, free)).collect::<Result<Vec<_>>>()?;
     let owner = process::own_pidfd()?;
-    let waits = plan.steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. }));
+    let waits = plan.steps.iter().any(Step::is_gate);
     let (gate, stub_gate) =
         if waits { process::socket_pair().map(|(gate, stub)| (Some(gate), Some(stub)))? } else { (None, None) };
+    let stub_gate = stub_gate.map(aside).transpose()?;
     let shifted = inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd()));
     let sources = inputs.sources.iter().copied().chain(shifted);
     let descriptors = Descriptors {
@@ -116,14 +118,23 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     }
     let (mut application, mut terminal, mut binds) = (None, None, None);
     if let Some(gate) = &gate {
-        // It is readable when the application waits there, and also when it is gone.
-        process::await_readable(gate, None)?;
-        if let Some(failure) = report.failure()? {
-            return Err(explain(plan, &failure));
+        for step in plan.steps.iter().filter(|step| step.is_gate()) {
+            // It is readable when the application waits there, and also when it is gone.
+            process::await_readable(gate, None)?;
+            if let Some(failure) = report.failure()? {
+                return Err(explain(plan, &failure));
+            }
+            if application.is_none() {
+                let Some((b'P', pidfd)) = process::receive_descriptor(&control)? else {
+                    return Err(died(plan, &report));
+                };
+                application = Some(pidfd);
+            }
+            let pid = application.as_ref().map(process::pid_of).transpose()?.flatten().unwrap_or(0);
+            // So that the next word is of the next gate.
+            process::receive_word(gate)?;
+            inputs.pass(plan, step, gate, (child.pid, pid))?;
         }
-        let Some((b'P', pidfd)) = process::receive_descriptor(&control)? else { return Err(died(plan, &report)) };
-        inputs.run_hooks(plan, gate, &pidfd)?;
-        application = Some(pidfd);
         moments.push(("hooks", now()));
     }
     process::await_end(&started)?;

@@ -189,6 +189,7 @@ impl Sandbox {
             handed,
             target: None,
             network: joined.entrance(),
+            outbound: joined.outbound(),
             sources: sys.iter().map(|(source, mount)| (*source, mount.as_fd())).collect(),
             id_maps: prepared.id_maps.as_ref(),
         };
@@ -337,7 +338,7 @@ impl Sandbox {
     pub fn addresses(&self) -> &[IpAddr] {
         match &self.joined {
             Joined::Member(member) => member.addresses(),
-            Joined::Nothing | Joined::Namespace(_) => &[],
+            Joined::Nothing | Joined::Outbound(_) | Joined::Namespace(_) => &[],
         }
     }
 
@@ -508,6 +509,7 @@ impl Drop for Sandbox {
         if !self.handle.is_owner() {
             // A forked child of the host: nothing here is its to give back, and the relay's thread is not in it.
             std::mem::forget((self.cgroup.take(), self.scratch.take()));
+            self.joined.forget();
             self.ports.forget();
             self.services.forget();
             return;

@@ -1,6 +1,7 @@
 //! What a sandbox has of networks that are there before it.
 
 use crate::error::{Context, Result};
+use crate::net::outbound::Outbound;
 use crate::net::{NetworkMember, NetworkNamespace};
 use crate::sandbox::config::{Network, SandboxBuilder};
 use crate::sandbox::plan::{Plan, Step};
@@ -12,6 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(crate) enum Joined {
     /// One of its own or the host's: the start makes it, or nothing is to be done.
     Nothing,
+    /// One of its own, with a way out.
+    Outbound(Outbound),
     /// A private network.
     Member(Box<NetworkMember>),
     /// Somebody else's.
@@ -36,6 +39,7 @@ impl Joined {
                 Ok(Self::Member(Box::new(member)))
             }
             Network::Join(namespace) => Ok(Self::Namespace(namespace.clone())),
+            Network::Outbound => Ok(Self::Outbound(Outbound::prepare()?)),
             Network::None | Network::Host => Ok(Self::Nothing),
         }
     }
@@ -43,7 +47,7 @@ impl Joined {
     /// The namespace to start in, as `setns(2)` takes it.
     pub(crate) fn entrance(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Nothing => None,
+            Self::Nothing | Self::Outbound(_) => None,
             Self::Member(member) => Some(member.as_fd()),
             Self::Namespace(namespace) => Some(namespace.entrance()),
         }
@@ -51,11 +55,20 @@ impl Joined {
 
     /// What the supervisor holds, so that the network lives as long as it.
     pub(crate) fn holders(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let member = match self {
-            Self::Member(member) => Some(member),
-            _ => None,
+        let (member, claim) = match self {
+            Self::Member(member) => (Some(member), None),
+            Self::Outbound(outbound) => (None, outbound.claim()),
+            Self::Nothing | Self::Namespace(_) => (None, None),
         };
-        member.into_iter().flat_map(|member| member.holders())
+        member.into_iter().flat_map(|member| member.holders()).chain(claim)
+    }
+
+    /// What gives the network a way out once it is there.
+    pub(crate) fn outbound(&self) -> Option<&Outbound> {
+        match self {
+            Self::Outbound(outbound) => Some(outbound),
+            _ => None,
+        }
     }
 
     /// `/sys` with the devices of the network, and the number of the source that it is in `plan`; `None` where the
@@ -78,8 +91,10 @@ impl Joined {
 
     /// Leaves it to the supervisor.
     pub(crate) fn forget(&mut self) {
-        if let Self::Member(member) = self {
-            member.forget();
+        match self {
+            Self::Member(member) => member.forget(),
+            Self::Outbound(outbound) => outbound.forget(),
+            Self::Nothing | Self::Namespace(_) => {}
         }
     }
 
@@ -87,7 +102,7 @@ impl Joined {
     pub(crate) fn leave(self) -> Result<()> {
         match self {
             Self::Member(member) => member.leave(),
-            Self::Nothing | Self::Namespace(_) => Ok(()),
+            Self::Nothing | Self::Outbound(_) | Self::Namespace(_) => Ok(()),
         }
     }
 }

@@ -66,6 +66,8 @@ pub(crate) enum Step {
     NewCgroupNamespace,
     /// Makes a time namespace, with offsets in nanoseconds.
     NewTimeNamespace { monotonic: i64, boottime: i64 },
+    /// Waits until the network leads out.
+    AwaitNetwork,
     /// Says that the start happens in a network that is there already; nothing is to be done for it.
     InNetwork { network: String },
     /// Makes the application's process; the other one supervises.
@@ -235,6 +237,13 @@ impl fmt::Display for Namespace {
     }
 }
 
+impl Step {
+    /// Whether the application waits there for other programs.
+    pub(crate) fn is_gate(&self) -> bool {
+        matches!(self, Self::AwaitHooks { .. } | Self::AwaitNetwork)
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -253,6 +262,7 @@ impl fmt::Display for Step {
             Self::NewTimeNamespace { monotonic, boottime } => {
                 write!(f, "make a time namespace, monotonic {monotonic:+} ns, boot {boottime:+} ns")
             }
+            Self::AwaitNetwork => write!(f, "wait for a way out"),
             Self::InNetwork { network } => write!(f, "start in {network}"),
             Self::Fork => write!(f, "make the application's process"),
             Self::NewSession => write!(f, "start a session"),

@@ -240,6 +240,9 @@ pub(crate) fn prepare(
     planner.file_systems(cgroup, grant.as_ref(), &places)?;
     let hooks = grant.iter().flat_map(|grant| &grant.hooks).filter(|hook| hook.moment == HookMoment::CreateRuntime);
     let hooks: Vec<_> = hooks.cloned().collect();
+    if matches!(builder.network, Network::Outbound) {
+        planner.add(Step::AwaitNetwork);
+    }
     if !hooks.is_empty() {
         planner.add(Step::AwaitHooks { hooks });
     }
@@ -597,6 +600,7 @@ impl Planner<'_> {
                     "# This sandbox's network leads nowhere.\n".to_owned()
                 }
                 Network::Private(_) | Network::Join(_) => crate::net::resolver()?,
+                Network::Outbound => crate::net::outbound::resolver()?,
             };
             let own = |path: &str, text: String| Step::OwnFile {
                 path: path.to_owned(),

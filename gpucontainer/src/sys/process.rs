@@ -73,6 +73,14 @@ pub(crate) fn memory_file(bytes: &[u8]) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// What somebody has written to a file in memory, from its beginning.
+pub(crate) fn memory_text(file: &OwnedFd) -> Result<String> {
+    let mut bytes = vec![0_u8; 4096];
+    let length = rustix::io::pread(file, &mut bytes[..], 0).map_err(|e| failed("pread(memory file)", e))?;
+    bytes.truncate(length);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// What is in a pipe now, whoever may write more.
 pub(crate) fn read_now(pipe: &OwnedFd) -> Result<Vec<u8>> {
     rustix::io::ioctl_fionbio(pipe, true).map_err(|e| failed("ioctl(pipe, FIONBIO)", e))?;
@@ -158,6 +166,17 @@ pub(crate) fn receive_descriptor(socket: impl AsFd) -> Result<Option<(u8, OwnedF
         }
     }
     Ok(descriptor.map(|fd| (tag[0], fd)))
+}
+
+/// Takes one short message from a socket; one whose other end is closed has none.
+pub(crate) fn receive_word(socket: impl AsFd) -> Result<()> {
+    loop {
+        match rustix::net::recv(&socket, &mut [0_u8; 8], rustix::net::RecvFlags::empty()) {
+            Ok(_) | Err(Errno::CONNRESET) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("recv(gate)", e)),
+        }
+    }
 }
 
 /// Waits until the writing ends of a pipe are all closed.

@@ -26,8 +26,7 @@ pub(crate) fn on_a_host(test: impl FnOnce(&World) + Send + 'static) {
         return;
     }
     let thread = std::thread::spawn(|| {
-        // Of this thread alone, which ends after the test.
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        leave(rustix::thread::UnshareFlags::NEWNET);
         test(&World::new());
     });
     let result = thread.join();
@@ -35,6 +34,12 @@ pub(crate) fn on_a_host(test: impl FnOnce(&World) + Send + 'static) {
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Leaves a namespace of this thread alone, which ends after the test.
+pub(crate) fn leave(kind: rustix::thread::UnshareFlags) {
+    #[allow(deprecated, reason = "what is unsafe in its successor is to leave the table of descriptors")]
+    rustix::thread::unshare(kind).unwrap();
 }
 
 pub(crate) struct World {

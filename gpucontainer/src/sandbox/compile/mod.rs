@@ -258,9 +258,9 @@ impl Compiler<'_, '_> {
                 self.program.set_attributes(tree, attributes, Some(Travel::Private), false)?;
                 self.cover_file(tree, path)
             }
-            Step::AwaitHooks { .. } => {
+            Step::AwaitHooks { .. } | Step::AwaitNetwork => {
                 let Some(gate) = self.descriptors.gate else {
-                    return Err(Error::new(ErrorKind::InvalidArgument, "nobody is there to run programs of vendors"));
+                    return Err(Error::new(ErrorKind::InvalidArgument, "nobody is there to run other programs"));
                 };
                 let gate = program.descriptor(gate)?;
                 program.write(gate, b"R");
@@ -357,10 +357,10 @@ impl Compiler<'_, '_> {
         let (message, slot) = program.descriptor_message(b'P');
         let new_pid =
             if self.plan.init || !self.plan.namespaces.contains(&Namespace::Pid) { 0 } else { namespace::PID };
-        // A supervisor that waits for the application cannot tell the host of it while vendors' programs prepare the
+        // A supervisor that waits for the application cannot tell the host of it while other programs prepare the
         // container, and whoever shares memory keeps the clocks that it has.
         let steps = &self.plan.steps;
-        let sharing = !steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. } | Step::NewTimeNamespace { .. }));
+        let sharing = !steps.iter().any(|step| step.is_gate() || matches!(step, Step::NewTimeNamespace { .. }));
         let jump = program.fork(SIGCHLD | CLONE_PIDFD | new_pid, slot, child, sharing);
         self.supervisor = Some((jump, child, message));
         Ok(())
