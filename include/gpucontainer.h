@@ -1211,6 +1211,12 @@ void gpuc_config_set_time_offsets(gpuc_config_t *config, int64_t monotonic, int6
 void gpuc_config_set_shm_size(gpuc_config_t *config, uint64_t bytes);
 
 /**
+ * Whether ports that are published later can be injected, as those can be that are published with the start.
+ */
+void gpuc_config_set_injectable_ports(gpuc_config_t *config,
+                                      bool injectable);
+
+/**
  * Publishes a TCP port: connections to host_port of 127.0.0.1 and ::1 reach container_port inside.
  *
  * @param host_port  0 for any free one, which gpuc_sandbox_host_port then tells
@@ -2533,11 +2539,40 @@ void gpuc_port_mapping_set_idle_timeout(gpuc_port_mapping_t *mapping,
 void gpuc_port_mapping_set_name(gpuc_port_mapping_t *mapping, const char *name);
 
 /**
+ * Trusts the container with sockets of the host that are not locked to the port, which an ordinary user cannot lock on
+ * newer kernels.
+ */
+void gpuc_port_mapping_set_unlocked(gpuc_port_mapping_t *mapping,
+                                    bool unlocked);
+
+/**
  * Frees a mapping.
  *
  * @param mapping  may be NULL
  */
 void gpuc_port_mapping_free(gpuc_port_mapping_t *mapping);
+
+/**
+ * A listening socket that this process was started with, as sd_listen_fds(3) has it.
+ *
+ * @param name   of LISTEN_FDNAMES; NULL is the first one there is
+ * @param error  may be NULL
+ * @return a descriptor that the caller closes; -1 on failure, and if there is none (GPUC_ERROR_NOT_FOUND)
+ */
+int gpuc_activated_socket(const char *name,
+                          gpuc_error_t **error);
+
+/**
+ * Leads the clients of a listening TCP socket to a port of a running sandbox, until that is unpublished.
+ *
+ * @param socket  stays the caller's
+ * @param error   may be NULL
+ * @return the host's port; 0 on failure
+ */
+uint16_t gpuc_sandbox_publish_socket(const gpuc_sandbox_t *sandbox,
+                                     int socket,
+                                     uint16_t container_port,
+                                     gpuc_error_t **error);
 
 /**
  * Publishes ports with the start.

@@ -274,6 +274,12 @@ pub extern "C" fn gpuc_config_set_shm_size(config: Option<&mut Config>, bytes: u
     Config::update(config, |builder| Ok(builder.shm_size(bytes)));
 }
 
+/// Whether ports that are published later can be injected, as those can be that are published with the start.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_injectable_ports(config: Option<&mut Config>, injectable: bool) {
+    Config::update(config, |builder| Ok(builder.injectable_ports(injectable)));
+}
+
 /// Publishes a TCP port: connections to host_port of 127.0.0.1 and ::1 reach container_port inside.
 ///
 /// @param host_port  0 for any free one, which gpuc_sandbox_host_port then tells

@@ -5,10 +5,12 @@ use crate::boundary::{Fault, bad, call, catch, given, text};
 use crate::config::Config;
 use crate::error::Error;
 use crate::sandbox::Sandbox;
-use gpucontainer::Result;
-use gpucontainer::net::{HostService, PortMapping, PortMode, Protocol, SourceAddress};
-use std::ffi::c_char;
+use crate::stdio::duplicate;
+use gpucontainer::net::{HostService, PortMapper, PortMapping, PortMode, Protocol, SourceAddress, activated};
+use gpucontainer::{ErrorKind, Result};
+use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
+use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
 /// The transport protocol of a port.
@@ -168,12 +170,59 @@ pub unsafe extern "C" fn gpuc_port_mapping_set_name(mapping: Option<&mut Mapping
     Mapping::update(mapping, |mapping| Ok(mapping.name(unsafe { text(name, "name") }?)));
 }
 
+/// Trusts the container with sockets of the host that are not locked to the port, which an ordinary user cannot lock on
+/// newer kernels.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_port_mapping_set_unlocked(mapping: Option<&mut Mapping>, unlocked: bool) {
+    Mapping::update(mapping, |mapping| Ok(mapping.unlocked(unlocked)));
+}
+
 /// Frees a mapping.
 ///
 /// @param mapping  may be NULL
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_port_mapping_free(mapping: Option<Box<Mapping>>) {
     drop(mapping);
+}
+
+/// A listening socket that this process was started with, as sd_listen_fds(3) has it.
+///
+/// @param name   of LISTEN_FDNAMES; NULL is the first one there is
+/// @param error  may be NULL
+/// @return a descriptor that the caller closes; -1 on failure, and if there is none (GPUC_ERROR_NOT_FOUND)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_activated_socket(
+    name: *const c_char,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let name = if name.is_null() { None } else { Some(unsafe { text(name, "name") }?) };
+        let found = activated()?.into_iter().find(|one| name.as_ref().is_none_or(|name| one.name == *name));
+        let missing = || gpucontainer::Error::new(ErrorKind::NotFound, "this process was started with no such socket");
+        Ok(found.ok_or_else(missing)?.socket.into_raw_fd())
+    })
+}
+
+/// Leads the clients of a listening TCP socket to a port of a running sandbox, until that is unpublished.
+///
+/// @param socket  stays the caller's
+/// @param error   may be NULL
+/// @return the host's port; 0 on failure
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_sandbox_publish_socket(
+    sandbox: Option<&Sandbox>,
+    socket: c_int,
+    container_port: u16,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> u16 {
+    call(error, 0, || {
+        // SAFETY: the header asks for a descriptor that is open during the call.
+        let socket = unsafe { duplicate(socket) }?;
+        let reservation = PortMapper::new().adopt(container_port, socket)?;
+        let ports = given(sandbox, "sandbox")?.sandbox.publish_reserved(reservation)?;
+        Ok(ports.first().map_or(0, |port| port.host().port()))
+    })
 }
 
 /// Publishes ports with the start.

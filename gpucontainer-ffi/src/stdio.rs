@@ -5,7 +5,7 @@ use crate::boundary::bad;
 use gpucontainer::Result;
 use gpucontainer::sandbox::Stdio;
 use std::ffi::c_int;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// What one of standard input, output and error is.
 #[allow(non_camel_case_types, reason = "the names are those of C, so that one search finds both")]
@@ -34,13 +34,22 @@ fn stdio(number: u32) -> Result<Stdio> {
 /// # Safety
 /// `fd` is negative, or an open descriptor that stays open during the call.
 pub(crate) unsafe fn file(fd: c_int) -> Result<Stdio> {
+    // SAFETY: the caller vouches for it.
+    unsafe { duplicate(fd) }.map(Stdio::from)
+}
+
+/// The same, whatever it is of.
+///
+/// # Safety
+/// As for [`file()`].
+pub(crate) unsafe fn duplicate(fd: c_int) -> Result<OwnedFd> {
     if fd < 0 {
         return Err(bad(format!("{fd} is no descriptor")));
     }
     // SAFETY: the caller vouches for it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let own = borrowed.try_clone_to_owned();
-    own.map(Stdio::from).map_err(|e| gpucontainer::Error::from_io(format!("dup({fd})"), e))
+    own.map_err(|e| gpucontainer::Error::from_io(format!("dup({fd})"), e))
 }
 
 /// The three streams, which a sandbox and a further process in it have alike.

@@ -37,11 +37,15 @@ pub(crate) fn stdio(value: &Bound<'_, PyAny>) -> PyResult<Stdio> {
             other => refuse(format!("{other:?} is no stream")),
         };
     }
+    Ok(duplicate(value)?.into())
+}
+
+/// A duplicate of an open descriptor, by its number.
+pub(crate) fn duplicate(value: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
     let copy: i32 = value.py().import("os")?.call_method1("dup", (value,))?.extract()?;
     #[allow(unsafe_code, reason = "a descriptor from Python is a number")]
     // SAFETY: `os.dup` has just made it, and nobody else knows the number.
-    let owned = unsafe { OwnedFd::from_raw_fd(copy) };
-    Ok(owned.into())
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 fn resource(name: &str) -> PyResult<ResourceLimit> {
@@ -190,6 +194,7 @@ pub(crate) fn describe(
             "writable_memory" => builder.writable(Writable::Memory).writable_max(value.extract()?),
             "limits" => builder.limits(limits(value.cast()?)?),
             "cgroup" => builder.cgroup(value.extract()?),
+            "injectable_ports" => builder.injectable_ports(value.extract()?),
             "cgroup_view" => builder.cgroup_view(value.extract()?),
             "unfiltered" if value.extract()? => builder.seccomp(Profile::allow_all()),
             "unfiltered" => builder,
@@ -275,12 +280,12 @@ fn wait(timeout: f64) -> PyResult<Wait> {
 }
 
 /// A wish for ports: protocol, port inside, port of the host, count, address, all interfaces, mode, source, seconds of
-/// idleness, name.
+/// idleness, name, whether sockets for it need not be locked.
 pub(crate) type MappingFields =
-    (String, u16, u16, u16, Option<IpAddr>, bool, String, String, Option<f64>, Option<String>);
+    (String, u16, u16, u16, Option<IpAddr>, bool, String, String, Option<f64>, Option<String>, bool);
 
 pub(crate) fn mapping(fields: MappingFields) -> PyResult<PortMapping> {
-    let (protocol, container_port, host_port, count, address, everywhere, mode, source, idle, name) = fields;
+    let (protocol, container_port, host_port, count, address, everywhere, mode, source, idle, name, unlocked) = fields;
     let mut mapping = match self::protocol(&protocol)? {
         Protocol::Udp => PortMapping::udp_range(container_port, host_port, count),
         _ => PortMapping::tcp_range(container_port, host_port, count),
@@ -311,7 +316,7 @@ pub(crate) fn mapping(fields: MappingFields) -> PyResult<PortMapping> {
         "proxy-v2" => SourceAddress::ProxyV2,
         other => return refuse(format!("no kind of source address is called {other:?}")),
     };
-    Ok(mapping.mode(mode).source(source))
+    Ok(mapping.mode(mode).source(source).unlocked(unlocked))
 }
 
 pub(crate) fn protocol(name: &str) -> PyResult<Protocol> {

@@ -31,7 +31,7 @@ mod _native {
     #[pymodule_export]
     use super::mig::{MigDevicesHandle, MigLeaseHandle};
     #[pymodule_export]
-    use super::sandbox::{ProcessHandle, SandboxHandle, collect_abandoned, explain};
+    use super::sandbox::{ProcessHandle, SandboxHandle, activated, collect_abandoned, explain};
     #[pymodule_export]
     use super::ticket::TicketHandle;
     #[pymodule_export]

@@ -2,14 +2,14 @@
 //! Python, in `gpucontainer.sandbox`; these hold the handles.
 
 use crate::describe::{
-    MappingFields, ServiceFields, describe, limits, mapping, ours, protocol, refuse, service, stdio,
+    MappingFields, ServiceFields, describe, duplicate, limits, mapping, ours, protocol, refuse, service, stdio,
 };
 use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
 use crate::work::{self, Callback};
-use gpucontainer::net::{HostService, PortStatus, ServiceStatus};
+use gpucontainer::net::{HostService, PortMapper, PortStatus, ServiceStatus};
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
@@ -31,6 +31,12 @@ fn ended(status: ExitStatus) -> Ended {
 }
 
 /// What a start would do, a line a step.
+#[pyfunction]
+pub(crate) fn activated() -> PyResult<Vec<(String, i32)>> {
+    let sockets = ours(gpucontainer::net::activated())?;
+    Ok(sockets.into_iter().map(|one| (one.name, one.socket.into_raw_fd())).collect())
+}
+
 #[pyfunction]
 pub(crate) fn explain(py: Python<'_>, image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<String> {
     let builder = describe(image, options, &Cancel::new())?;
@@ -201,6 +207,19 @@ impl SandboxHandle {
         let mapping = mapping(fields)?;
         self.with(py, |sandbox| {
             let ports = sandbox.publish(&[mapping])?;
+            Ok(ports.first().map(|port| (port.host().ip().to_string(), port.host().port())).unwrap_or_default())
+        })
+    }
+
+    fn publish_socket(
+        &self,
+        py: Python<'_>,
+        socket: &Bound<'_, PyAny>,
+        container_port: u16,
+    ) -> PyResult<(String, u16)> {
+        let socket = duplicate(socket)?;
+        self.with(py, |sandbox| {
+            let ports = sandbox.publish_reserved(PortMapper::new().adopt(container_port, socket)?)?;
             Ok(ports.first().map(|port| (port.host().ip().to_string(), port.host().port())).unwrap_or_default())
         })
     }

@@ -11,7 +11,7 @@ use common::Leaks;
 use gpucontainer::ErrorKind;
 use gpucontainer::net::PortMode;
 use gpucontainer::sandbox::{Capability, Stdio};
-use scene::{SERVE, Scene, has_python, port};
+use scene::{SERVE, Scene, has_python, on_loopback, port};
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -22,14 +22,43 @@ fn an_unmodified_server_has_a_socket_of_the_host() {
         return;
     }
     let scene = Scene::command(["/usr/bin/python3", "-u", "-m", "http.server", "8000", "--directory", "/etc"], |b| {
-        b.publish_port(port(8000))
+        b.publish_port(on_loopback(8000))
     });
     scene.serves_within(scene.address(0));
-    let answer = scene.http(scene.address(0), "/inside");
-    assert!(answer.starts_with("HTTP/1.0 200 OK") && answer.ends_with("inside\n"), "{answer}");
-    let status = &scene.sandbox.port_status()[0];
-    assert_eq!((status.mode, status.accepted, status.last_error.as_deref()), (PortMode::Inject, 0, None), "{status:?}");
+    // The second address, which a socket of IPv4 cannot serve, leads to the first.
+    for (number, host) in scene.sandbox.ports()[0].hosts().into_iter().enumerate() {
+        let answer = scene.http(host, "/inside");
+        assert!(answer.starts_with("HTTP/1.0 200 OK") && answer.ends_with("inside\n"), "{answer}");
+        let status = &scene.sandbox.port_status()[0];
+        let facts = (status.mode, status.accepted, status.last_error.as_deref());
+        assert_eq!(facts, (PortMode::Inject, number as u64, None), "{status:?}");
+    }
     scene.close();
+    leaks.check();
+}
+
+#[test]
+fn nginx_and_gunicorn_have_sockets_for_their_workers() {
+    let leaks = Leaks::watch();
+    if !common::tools("servers", &["nginx", "gunicorn"]) || TcpListener::bind("[::1]:0").is_err() {
+        return;
+    }
+    let workers = if common::is_root() { "worker_processes 2;" } else { "master_process off;" };
+    let nginx = ["/usr/sbin/nginx", "-e", "stderr", "-c", "/etc/nginx.conf", "-g", workers];
+    let gunicorn = ["/usr/bin/gunicorn", "-w", "3", "--reuse-port", "-b", "[::]:80", "wsgiref.simple_server:demo_app"];
+    for (command, word) in [(nginx, "nginx "), (gunicorn, "Hello world!")] {
+        let scene =
+            Scene::command(command, |b| b.publish_port(on_loopback(80)).stderr(Stdio::Null).working_dir("/tmp"));
+        scene.serves_within(scene.address(0));
+        for host in scene.sandbox.ports()[0].hosts() {
+            for _ in 0..20 {
+                let answer = scene.http(host, "/");
+                assert!(answer.contains(" 200 OK") && answer.contains(word), "{answer}");
+            }
+        }
+        assert_eq!(scene.sandbox.port_status()[0].last_error, None);
+        scene.close();
+    }
     leaks.check();
 }
 

@@ -4,6 +4,7 @@
 #include <ftw.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *place) {
@@ -407,7 +408,9 @@ static void port_mappings(const gpuc_image_t *image) {
     gpuc_port_mapping_set_mode(mapping, GPUC_PORT_MODE_RELAY);
     gpuc_port_mapping_set_address(mapping, "127.0.0.1");
     gpuc_port_mapping_set_name(mapping, "datagrams");
+    gpuc_port_mapping_set_unlocked(mapping, false);
     gpuc_config_t *config = shell(image, "exec sleep 1000");
+    gpuc_config_set_injectable_ports(config, true);
     gpuc_config_publish_mapping(config, mapping);
     gpuc_config_expose_host(config, GPUC_PROTOCOL_TCP, 5432, "127.0.0.1:9");
     gpuc_sandbox_t *sandbox = spawn(config);
@@ -434,6 +437,18 @@ static void port_mappings(const gpuc_image_t *image) {
     expect(error, GPUC_ERROR_INVALID_ARGUMENT, "77 is no mode");
     gpuc_port_mapping_free(mapping);
     CHECK(gpuc_sandbox_publish_mapping(sandbox, NULL, NULL) == 0);
+
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(gpuc_sandbox_publish_socket(sandbox, listener, 80, &error) == 0);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "no TCP socket that listens");
+    CHECK(listen(listener, 8) == 0);
+    uint16_t led = gpuc_sandbox_publish_socket(sandbox, listener, 80, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(led > 0 && gpuc_sandbox_host_port(sandbox, 80) == led);
+    CHECK(close(listener) == 0);
+    CHECK(gpuc_sandbox_publish_socket(sandbox, -1, 80, NULL) == 0);
+    CHECK(gpuc_activated_socket(NULL, &error) == -1);
+    expect(error, GPUC_ERROR_NOT_FOUND, "started with no such socket");
 
     uint16_t inside = gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_UDP, 0, "127.0.0.1:53", &error);
     CHECK_NO_ERROR(error);

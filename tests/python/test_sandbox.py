@@ -299,6 +299,18 @@ def test_port_mappings(start: Start) -> None:
         sandbox.publish(gpucontainer.PortMapping(80, protocol="sctp"))  # type: ignore[arg-type]
 
 
+def test_sockets_of_the_process(start: Start) -> None:
+    assert gpucontainer.activated() == []
+    sandbox = start("exec sleep 1000", injectable_ports=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert sandbox.publish_socket(listener, 80) == listener.getsockname()
+    (port,) = sandbox.ports
+    assert (port.container_port, port.mode) == (80, "relay")
+    sandbox.unpublish(port.host, port.host_port)
+    with socket.socket() as plain, pytest.raises(errors.InvalidArgumentError, match="listens"):
+        sandbox.publish_socket(plain, 80)
+
+
 def test_host_services(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, number = server.getsockname()

@@ -35,6 +35,7 @@ from .sandbox import (
     Process,
     Sandbox,
     ServiceStatus,
+    activated,
     collect_abandoned,
 )
 from .xid import XidEvent, XidWatch
@@ -84,5 +85,6 @@ __all__ = [
     "XidWatch",
     "__version__",
     "cdi",
+    "activated",
     "collect_abandoned",
 ]

@@ -179,6 +179,9 @@ class PortMapping:
     idle_timeout: float | None = None
     #: The name in ``LISTEN_FDNAMES``.
     name: str | None = None
+    #: Trusts the container with sockets of the host that are not locked to the port, which an ordinary user cannot lock
+    #: on newer kernels.
+    unlocked: bool = False
 
     def _fields(self) -> _native._MappingFields:
         return (
@@ -192,6 +195,7 @@ class PortMapping:
             self.source,
             self.idle_timeout,
             self.name,
+            self.unlocked,
         )
 
 
@@ -258,6 +262,14 @@ class Port:
     #: How its clients are served now, and why so.
     mode: str
     why: str
+
+
+def activated() -> list[tuple[str, socket.socket]]:
+    """The sockets that this process was started with, and their names, as ``sd_listen_fds(3)`` has them.
+
+    The environment and the descriptors themselves stay as they are.
+    """
+    return [(name, socket.socket(fileno=number)) for name, number in _native.activated()]
 
 
 class _Handle(Protocol):
@@ -480,6 +492,7 @@ class Sandbox(_Running):
         pids: int | None = None,
         cgroup: bool | None = None,
         cgroup_view: bool | None = None,
+        injectable_ports: bool | None = None,
         network: Literal["none", "host"] | None = None,
         user_namespace: Literal["auto", "host", "oneself", "subordinate"] | tuple[int, int] | None = None,
         time_offsets: tuple[int, int] | None = None,
@@ -566,6 +579,15 @@ class Sandbox(_Running):
         if not isinstance(mapping, PortMapping):
             mapping = PortMapping(mapping, host_port, address=address)
         return self._handle.publish(mapping._fields())
+
+    def publish_socket(self, listener: socket.socket, container_port: int) -> tuple[str, int]:
+        """Leads the clients of a listening TCP socket, such as one of :func:`activated`, to a port inside.
+
+        The socket stays the caller's.
+
+        :return: its address and port, as :meth:`unpublish` takes them.
+        """
+        return self._handle.publish_socket(listener.fileno(), container_port)
 
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""

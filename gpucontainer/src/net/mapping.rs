@@ -161,8 +161,8 @@ impl PortMapping {
     ///
     /// A socket that is handed over or injected is locked: nothing but clients of its port reaches it, so that it leads to
     /// no service on the host's loopback address. Newer kernels, 6.18.44 among them, let only root (`CAP_NET_ADMIN`) lock
-    /// sockets; an ordinary user's ports are relayed there, unless this is set. With it a hostile program inside can connect to what this
-    /// user's programs can, from that port.
+    /// sockets; an ordinary user's ports are relayed there, unless this is set. With it a hostile program inside can
+    /// connect to what this user's programs can, from that port.
     #[must_use]
     pub fn unlocked(mut self, unlocked: bool) -> Self {
         self.unlocked = unlocked;

@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod activation;
 mod holder;
 mod inject;
 mod mapping;
@@ -28,6 +29,7 @@ mod relay;
 mod reserve;
 mod service;
 
+pub use activation::{ActivatedSocket, activated};
 pub(crate) use inject::{Binds, bind_filter, may_inject};
 pub use mapping::{PortMapping, Protocol};
 pub use mode::{PortMode, SourceAddress};

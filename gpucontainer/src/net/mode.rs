@@ -14,7 +14,12 @@ pub enum PortMode {
     /// from it at the speed of the host. For programs that know socket activation.
     HandOver,
     /// The program's `bind(2)` is answered with a socket of the host, which then takes clients at the speed of the host.
-    /// The program need not know; one that asks its socket for its address is told the host's.
+    /// The program need not know. What it can notice: asked for its address, the socket names the host's; a signal whose
+    /// handler does not restart calls may end a `bind` with `EINTR`; clients may connect from the bind on; and copies of
+    /// the socket that were made before, by `dup` or a fork, stay as they were. Sockets in epoll instances of the process
+    /// are exchanged there.
+    ///
+    /// For TCP, and a socket of IPv4 for an IPv4 address of the host alone; other addresses of the port are relayed.
     Inject,
     /// One thread of this process passes everything on.
     Relay,

@@ -6,11 +6,12 @@ use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
-use super::reserve::{Held, HostSocket};
+use super::reserve::{Held, HostSocket, Way};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::hostport::{can_lock, stop_listening};
 use crate::sys::netns::{Family, Transport};
-use crate::sys::peer::namespace_cookie;
+use crate::sys::peer::{namespace_cookie, stop_taking};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Published ports of one container. Dropping it closes them and every connection through them, before drop returns.
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub struct Published {
     ports: Vec<(PublishedPort, Arc<Counters>)>,
     link: Option<Link>,
+    /// Sockets that the container has as well.
+    handed: Vec<OwnedFd>,
 }
 
 impl Published {
@@ -30,20 +33,27 @@ impl Published {
         binds: Option<Result<&Binds, &str>>,
     ) -> Result<Self> {
         if sockets.is_empty() {
-            return Ok(Self { ports: Vec::new(), link: None });
+            return Ok(Self { ports: Vec::new(), link: None, handed: Vec::new() });
         }
         // Says now, not with the first client, that the namespace cannot be entered.
         let inside = namespace.open_sockets(Family::V4, Transport::Stream, 1)?;
         let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
         drop(inside);
         let watch = binds.and_then(Result::ok);
-        let (mut ports, mut offers) = (Vec::with_capacity(sockets.len()), Vec::new());
+        let (mut ports, mut offers, mut handed) = (Vec::with_capacity(sockets.len()), Vec::new(), Vec::new());
         for held in sockets {
             let port = held.port;
-            ports.push((port, offer(held, cookie, binds, &mut offers)?));
+            if held.way == Way::Handed {
+                let why = "asked for; the program has the socket of the host".to_owned();
+                ports.push((port, Arc::new(Counters::new(PortMode::HandOver, why))));
+                handed.extend(held.sockets.into_iter().map(|one| one.socket));
+            } else {
+                ports.push((port, offer(held, cookie, binds, &mut offers)?));
+            }
         }
-        let link = Some(Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id))?);
-        Ok(Self { ports, link })
+        let relay = |offers| Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id));
+        let link = if offers.is_empty() { None } else { Some(relay(offers)?) };
+        Ok(Self { ports, link, handed })
     }
 
     /// The ports with their real numbers, in the order in which they were asked for.
@@ -59,6 +69,7 @@ impl Published {
     /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container
     /// has for them. Connections that these have taken are the container's, and stay.
     pub fn close(mut self) {
+        self.handed.iter().for_each(stop_taking);
         if let Some(link) = self.link.take() {
             revoke(&link.close());
         }
@@ -89,6 +100,9 @@ fn offer(
     let unlocked = held.mapping.is_unlocked();
     let lockable = unlocked || can_lock();
     let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
+        (PortMode::Auto, Some(_)) if held.way == Way::Adopted => {
+            (false, PortMode::Relay, "its socket is not this process's alone".to_owned())
+        }
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
         (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
             let why = "a socket of UDP in the container's hands could send to whatever the host can";

@@ -1,15 +1,17 @@
 //! Ports of the host, taken before anything is started.
 
-use super::inject::Binds;
+use super::inject::{Binds, may_inject};
 use super::mapping::{Place, PortMapping, Protocol, check};
+use super::mode::PortMode;
 use super::port::PublishedPort;
-use super::published::Published;
+use super::published::{NO_LOCK, Published};
 use super::{holder, namespace::NetworkNamespace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::datagram;
+use crate::sys::hostport;
 use crate::sys::socket::{self, Span, number};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// So often a free port is looked for before none is left.
 const ATTEMPTS: usize = 64;
@@ -45,6 +47,29 @@ impl PortMapper {
         check_descriptors(mappings)?;
         let sockets = mappings.iter().map(take).collect::<Result<_>>()?;
         Ok(Reservation { sockets })
+    }
+}
+
+impl PortMapper {
+    /// Takes a socket that listens already, of this process's own or one that it [was started with](super::activated), as
+    /// the host's side of a port: `container_port` of whatever it is then [relayed](Reservation::relay) to.
+    ///
+    /// As others may have the socket too it is never injected.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) for container port 0, and for what is no listening TCP socket.
+    pub fn adopt(&self, container_port: u16, socket: OwnedFd) -> Result<Reservation> {
+        let wanted = || format!("adopt a socket for port {container_port}");
+        if !socket::is_tcp_listener(&socket) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "it is no TCP socket that listens").context(wanted()));
+        }
+        let host = socket::local_address(&socket).map_err(|error| error.context(wanted()))?;
+        let mapping = PortMapping::tcp(container_port, host.port()).address(host.ip());
+        check(std::slice::from_ref(&mapping))?;
+        socket::set_nonblocking(&socket)?;
+        let sockets = vec![HostSocket { port: PublishedPort::single(&mapping, 0, host), socket }];
+        let held = Held { port: PublishedPort::new(&mapping, host, None), mapping, sockets, way: Way::Adopted };
+        Ok(Reservation { sockets: vec![held] })
     }
 }
 
@@ -127,7 +152,7 @@ fn take_from(mapping: &PortMapping, first: u16) -> Result<Held, Refusal> {
             Err(refusal) => return Err(refusal),
         }
     }
-    Ok(Held { port: PublishedPort::new(mapping, main, also), mapping: mapping.clone(), sockets })
+    Ok(Held { port: PublishedPort::new(mapping, main, also), mapping: mapping.clone(), sockets, way: Way::Open })
 }
 
 /// Takes the ports from that of `first` on, on its address.
@@ -144,7 +169,7 @@ fn take_on(mapping: &PortMapping, first: SocketAddr, sockets: &mut Vec<HostSocke
 fn open(mapping: &PortMapping, address: SocketAddr) -> Result<OwnedFd> {
     let span = if mapping.place() == Place::All { Span::BothFamilies } else { Span::OneFamily };
     match mapping.protocol() {
-        Protocol::Tcp => socket::listen(address, span),
+        Protocol::Tcp => socket::listen_spanning(address, span),
         Protocol::Udp => {
             let socket = socket::bind_datagrams(address, span)?;
             if address.ip().is_unspecified() {
@@ -204,6 +229,18 @@ pub(super) struct Held {
     pub(super) port: PublishedPort,
     pub(super) mapping: PortMapping,
     pub(super) sockets: Vec<HostSocket>,
+    pub(super) way: Way,
+}
+
+/// What sockets that are taken are for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Way {
+    /// Whatever their mapping wants.
+    Open,
+    /// The container has them as well.
+    Handed,
+    /// Others have them as well, who did not ask for them to be changed.
+    Adopted,
 }
 
 /// A socket of the host: one port on one address.
@@ -223,6 +260,33 @@ impl Reservation {
     /// The same as one reservation a port, in their order, so that each port can be closed for itself.
     pub fn each(self) -> Vec<Self> {
         self.sockets.into_iter().map(|one| Self { sockets: vec![one] }).collect()
+    }
+
+    /// Locks the sockets of [`PortMode::HandOver`](super::PortMode::HandOver), which a container is given; with their names
+    /// in `LISTEN_FDNAMES`, one name for all sockets of a port.
+    pub(crate) fn hand_over(&mut self) -> Result<Vec<(String, BorrowedFd<'_>)>> {
+        let mut handed = Vec::new();
+        for held in self.sockets.iter_mut().filter(|held| held.mapping.wanted_mode() == PortMode::HandOver) {
+            let mapping = &held.mapping;
+            if mapping.protocol() != Protocol::Tcp {
+                let message = format!("publish {mapping}: hand over: not built for UDP");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+            if !may_inject(mapping) {
+                let message = format!("publish {mapping}: hand over: {NO_LOCK}");
+                return Err(Error::new(ErrorKind::PermissionDenied, message));
+            }
+            for one in &held.sockets {
+                if !mapping.is_unlocked() {
+                    hostport::lock(&one.socket, one.port.host().port())?;
+                }
+                // `accept` waits, as on sockets from every service manager.
+                socket::set_blocking(&one.socket)?;
+                handed.push((mapping.listen_name(), one.socket.as_fd()));
+            }
+            held.way = Way::Handed;
+        }
+        Ok(handed)
     }
 
     /// Hands the sockets out, for a program that takes clients itself: one for each port on each address, which its

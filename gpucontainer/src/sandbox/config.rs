@@ -417,16 +417,6 @@ impl SandboxBuilder {
         self
     }
 
-    /// Makes a service of the host reachable inside, on a port of the loopback addresses there; it needs no network for
-    /// that. None by default.
-    ///
-    /// It is there some 100 microseconds after the program was executed: one that connects with its first breath tries
-    /// again.
-    pub fn host_service(mut self, service: HostService) -> Self {
-        self.services.push(service);
-        self
-    }
-
     /// Whether ports that are published later can be [injected](crate::net::PortMode::Inject), as those can be that are
     /// published with the start. False by default.
     ///
@@ -434,6 +424,16 @@ impl SandboxBuilder {
     /// 100 microseconds. A sandbox that starts with a port that may be injected has it anyhow.
     pub fn injectable_ports(mut self, injectable: bool) -> Self {
         self.injectable_ports = injectable;
+        self
+    }
+
+    /// Makes a service of the host reachable inside, on a port of the loopback addresses there; it needs no network for
+    /// that. None by default.
+    ///
+    /// It is there some 100 microseconds after the program was executed: one that connects with its first breath tries
+    /// again.
+    pub fn host_service(mut self, service: HostService) -> Self {
+        self.services.push(service);
         self
     }
 

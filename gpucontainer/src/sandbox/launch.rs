@@ -1,7 +1,7 @@
 //! From a plan to a running application: the channels, the clone, the id maps, the answer.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::sandbox::compile::{BINDS, Descriptors, END, clone_flags, compile};
+use crate::sandbox::compile::{BINDS, Descriptors, END, FIRST_HANDED, clone_flags, compile};
 use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Plan, Step};
@@ -27,6 +27,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) lease: Option<BorrowedFd<'a>>,
     /// What was taken for a shifted user namespace.
     pub(crate) shifted: Option<&'a Shifted>,
+    /// Sockets that the application finds from number 3 on.
+    pub(crate) handed: Vec<BorrowedFd<'a>>,
     /// The process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// The maps of a new user namespace.
@@ -67,6 +69,11 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let mut moments = vec![("launch", now())];
     let (control, stub_control) = process::socket_pair()?;
     let (started, stub_started) = process::pipe()?;
+    // Nothing that is still needed may be where the sockets go.
+    let free = FIRST_HANDED + i32::try_from(inputs.handed.len()).unwrap_or(i32::MAX - FIRST_HANDED);
+    let aside = |fd: OwnedFd| if inputs.handed.is_empty() { Ok(fd) } else { process::duplicate_above(fd, free) };
+    let (stub_control, stub_started) = (aside(stub_control)?, aside(stub_started)?);
+    let handed = inputs.handed.iter().map(|fd| process::duplicate_above(fd, free)).collect::<Result<Vec<_>>>()?;
     let owner = process::own_pidfd()?;
     let waits = plan.steps.iter().any(|step| matches!(step, Step::AwaitHooks { .. }));
     let (gate, stub_gate) =
@@ -83,6 +90,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         writes: inputs.shifted.and_then(|taken| taken.writes.as_ref()).map(AsFd::as_fd),
         sources: inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd())).collect(),
         gate: stub_gate.as_ref().map(AsFd::as_fd),
+        handed: handed.iter().map(AsFd::as_fd).collect(),
         target: inputs.target,
     };
     let program = compile(plan, &descriptors)?;
@@ -176,6 +184,7 @@ pub(crate) fn perform(plan: &Plan, target: BorrowedFd<'_>) -> Result<(), Broken>
         writes: None,
         sources: Vec::new(),
         gate: None,
+        handed: Vec::new(),
         target: Some(target),
     };
     let program = compile(plan, &descriptors)?.finish()?;

@@ -40,7 +40,9 @@ use crate::cgroup::{Cgroup, DeviceKind, DeviceRule, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
-use crate::net::{HostService, NetworkNamespace, PortMapping, PortStatus, Protocol, PublishedPort, ServiceStatus};
+use crate::net::{
+    HostService, NetworkNamespace, PortMapping, PortStatus, Protocol, PublishedPort, Reservation, ServiceStatus,
+};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::config::Source;
@@ -137,7 +139,7 @@ impl Sandbox {
         if gpus.is_some() {
             moments.push(("gpus", now()));
         }
-        let reserved = Ports::reserve(builder).with_context(wanted)?;
+        let mut reserved = Ports::reserve(builder).with_context(wanted)?;
         let scratch = match root.writable(builder) {
             Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name).with_context(wanted)?),
             _ => None,
@@ -147,7 +149,11 @@ impl Sandbox {
         let facts = cgroup_facts(cgroup.as_ref());
         moments.push(("cgroup", now()));
 
-        let prepared = prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref()).with_context(wanted)?;
+        let handed =
+            reserved.iter_mut().map(Reservation::hand_over).collect::<Result<Vec<_>>>().with_context(wanted)?;
+        let (names, handed): (Vec<_>, Vec<_>) = handed.into_iter().flatten().unzip();
+        let prepared =
+            prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref(), names).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
         let (grant, bound) = ((prepared.grant.as_ref(), &prepared.vacant), prepared.id_maps.is_some());
@@ -173,6 +179,7 @@ impl Sandbox {
             stdio: streams.as_ref().map(|streams| streams.inside()),
             claims,
             lease: lease.as_ref().map(AsFd::as_fd),
+            handed,
             target: None,
             id_maps: prepared.id_maps.as_ref(),
         };
@@ -206,12 +213,12 @@ impl Sandbox {
             published.with_context(publishing(&sandbox.name))?;
             moments.push(("ports", now()));
         }
+        // Binds wait until the ports that they may be for are known.
+        binds.map_or(Ok(()), |listener| sandbox.ports.hear(listener)).with_context(publishing(&sandbox.name))?;
         if !builder.services.is_empty() {
             sandbox.expose_host(&builder.services)?;
             moments.push(("services", now()));
         }
-        // Binds wait until the ports that they may be for are known.
-        binds.map_or(Ok(()), |listener| sandbox.ports.hear(listener)).with_context(publishing(&sandbox.name))?;
         let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
         for hook in prepared.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
             // As the OCI runtime specification has it: the application runs, whatever such a program says.
@@ -258,6 +265,15 @@ impl Sandbox {
     /// application.
     pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
         let published = self.network().and_then(|network| self.ports.add(mappings, network));
+        published.with_context(publishing(&self.name))
+    }
+
+    /// Publishes what was reserved before, such as sockets that were [adopted](crate::net::PortMapper::adopt).
+    ///
+    /// # Errors
+    /// As for [`publish`](Self::publish), but for what reserving met.
+    pub fn publish_reserved(&self, reservation: Reservation) -> Result<Vec<PublishedPort>> {
+        let published = self.network().and_then(|network| self.ports.add_reserved(reservation, network));
         published.with_context(publishing(&self.name))
     }
 
@@ -395,8 +411,8 @@ impl Sandbox {
 
     /// Lets the application live on when this handle and this process are gone.
     ///
-    /// Published ports and services of the host close, since this process served them; a program inside that has a socket
-    /// of the host goes on to take clients from it until it closes it. What is left when the application ends is removed by
+    /// Published ports and services of the host close, since this process served them; a program inside that has a
+    /// socket of the host goes on to take clients from it until it closes it. What is left when the application ends is removed by
     /// the next store that is opened, and by the next sandbox of the user.
     ///
     /// # Errors

@@ -150,6 +150,8 @@ pub(crate) enum Step {
         instructions: Vec<u64>,
         length: usize,
     },
+    /// Puts the listening sockets of ports where the application looks for them.
+    HandOver { names: Vec<String> },
     /// Executes the application: the first of the candidates that is there.
     Execute { candidates: Vec<String>, argv: Vec<String>, envp: Vec<String> },
 }
@@ -304,6 +306,7 @@ impl fmt::Display for Step {
             Self::NoNewPrivileges => write!(f, "give up new privileges"),
             Self::WatchBinds => write!(f, "let binds of ports wait for an answer"),
             Self::Seccomp { length, .. } => write!(f, "load the system call filter of {length} instructions"),
+            Self::HandOver { names } => write!(f, "hand over the sockets of {}", names.join(", ")),
             Self::Execute { argv, .. } => write!(f, "execute {:?}", argv.first().map_or("", String::as_str)),
         }
     }

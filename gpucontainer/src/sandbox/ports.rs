@@ -61,12 +61,24 @@ impl Ports {
         self.binds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Publishes what was reserved before.
+    pub(crate) fn add_reserved(&self, reserved: Reservation, network: NetworkNamespace) -> Result<Vec<PublishedPort>> {
+        self.check_own_network()?;
+        let ports = reserved.ports();
+        self.publish(reserved.each(), network)?;
+        Ok(ports)
+    }
+
+    fn check_own_network(&self) -> Result<()> {
+        if self.own_network {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidArgument, "its network is the host's; there is nothing to publish"))
+    }
+
     /// Publishes more; all or none.
     pub(crate) fn add(&self, mappings: &[PortMapping], network: NetworkNamespace) -> Result<Vec<PublishedPort>> {
-        if !self.own_network {
-            let message = "its network is the host's; there is nothing to publish";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
+        self.check_own_network()?;
         let reserved = PortMapper::new().reserve(mappings)?.each();
         let ports = reserved.iter().flat_map(Reservation::ports).collect();
         self.publish(reserved, network)?;

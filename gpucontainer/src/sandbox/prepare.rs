@@ -67,12 +67,14 @@ pub(crate) fn plan_only(builder: &SandboxBuilder) -> Result<Plan> {
     let root = Root::find(builder, false)?;
     let gpus = Gpus::foresee(builder, &root)?;
     let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
+    let handed = builder.ports.iter().filter(|port| port.wanted_mode() == PortMode::HandOver);
+    let handed = handed.map(PortMapping::listen_name).collect();
     // Made for a moment, so that the plan says what a start would use.
     let scratch = match root.writable(builder) {
         Writable::Disk => Some(Scratch::create(&root.scratch(builder)?, &name)?),
         _ => None,
     };
-    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default(), gpus.as_ref());
+    let prepared = prepare(builder, &name, root, scratch.as_ref(), &CgroupFacts::default(), gpus.as_ref(), handed);
     scratch.map_or(Ok(()), Scratch::remove)?;
     Ok(prepared?.plan)
 }
@@ -159,6 +161,7 @@ pub(crate) fn prepare(
     scratch: Option<&Scratch>,
     cgroup: &CgroupFacts,
     gpus: Option<&Gpus>,
+    handed: Vec<String>,
 ) -> Result<Prepared> {
     let maps = id_maps(builder.user_namespace)?;
     let tree = root.tree()?;
@@ -200,6 +203,11 @@ pub(crate) fn prepare(
         namespaces: namespaces(builder, maps.is_some()),
         watch_binds: watch_binds(builder, maps.is_some()),
     };
+    if let Some(mapping) = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::HandOver) {
+        if let Err(why) = may_have_sockets(builder, maps.is_some()) {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("publish {mapping}: hand over: {why}")));
+        }
+    }
     let injected = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Inject);
     if let (Some(mapping), Err(why)) = (injected, context.watch_binds) {
         let kind = if why == NO_LOCK { ErrorKind::PermissionDenied } else { ErrorKind::InvalidArgument };
@@ -228,7 +236,7 @@ pub(crate) fn prepare(
         planner.add(Step::AwaitHooks { hooks });
     }
     planner.own_files(&root)?;
-    planner.process(&context, argv)?;
+    planner.process(&context, argv, handed)?;
     let plan = Plan {
         name: name.to_owned(),
         namespaces: context.namespaces.clone(),
@@ -255,6 +263,11 @@ fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str>
     if !builder.injectable_ports && !wished.clone().any(crate::net::may_inject) {
         return Err(NO_LOCK);
     }
+    may_have_sockets(builder, user)
+}
+
+/// Whether the sandbox may have sockets of the host, or why not.
+fn may_have_sockets(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
     if !user && builder.capabilities & Capability::NetAdmin.bit() != 0 {
         return Err("with CAP_NET_ADMIN and no user namespace a socket of the host would give power over its network");
     }
@@ -565,7 +578,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn process(&mut self, context: &ExecContext, argv: Vec<String>) -> Result<()> {
+    fn process(&mut self, context: &ExecContext, argv: Vec<String>, names: Vec<String>) -> Result<()> {
         let builder = self.builder;
         for (resource, soft, hard) in &builder.resource_limits {
             let (name, resource) = resource.kernel();
@@ -581,7 +594,15 @@ impl Planner<'_> {
         let set_groups = context.set_groups;
         self.steps.extend(application(context, &context.identity, &context.working_dir, set_groups, builder.umask)?);
         let candidates = candidates(&argv, &context.env);
-        let envp = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut envp: Vec<String> = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        if !names.is_empty() {
+            // The supervisor is process 1, if it is inside at all.
+            let pid = if builder.init { 2 } else { 1 };
+            envp.retain(|line| !line.starts_with("LISTEN_"));
+            envp.extend([format!("LISTEN_PID={pid}"), format!("LISTEN_FDS={}", names.len())]);
+            envp.push(format!("LISTEN_FDNAMES={}", names.join(":")));
+            self.add(Step::HandOver { names });
+        }
         self.add(Step::Execute { candidates, argv, envp });
         Ok(())
     }

@@ -94,7 +94,7 @@ fn set<T>(socket: BorrowedFd<'_>, option: i32, value: &T) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) }
 }
 
-/// Makes a listening socket of [`socket::listen`] a reservation: the port stays taken, and clients are refused.
+/// Makes a listening socket of [`socket::listen_spanning`](super::socket::listen_spanning) a reservation: the port stays taken, and clients are refused.
 pub(crate) fn stop_listening(reserved: impl AsFd) -> Result<()> {
     let reserved = reserved.as_fd();
     match rustix::net::shutdown(reserved, Shutdown::Read) {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn reserve(address: &str) -> (OwnedFd, SocketAddr) {
-        let reserved = socket::listen(address.parse().unwrap(), Span::OneFamily).unwrap();
+        let reserved = socket::listen_spanning(address.parse().unwrap(), Span::OneFamily).unwrap();
         let address = socket::local_address(&reserved).unwrap();
         stop_listening(&reserved).unwrap();
         (reserved, address)
@@ -317,7 +317,7 @@ mod tests {
             closed.local_addr().unwrap()
         };
         // That the attempt succeeds with an ordinary socket is what makes its failure worth something.
-        let plain = socket::listen("127.0.0.1:0".parse().unwrap(), Span::OneFamily).unwrap();
+        let plain = socket::listen_spanning("127.0.0.1:0".parse().unwrap(), Span::OneFamily).unwrap();
         disconnect(&plain);
         assert!(reaches(&plain, there, true));
         assert!(service.accept().is_ok());

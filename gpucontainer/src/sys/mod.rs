@@ -1,5 +1,6 @@
 //! The only door to the kernel: everything unsafe, and every use of `libc`, `nix` and `rustix`, is behind it.
 
+pub(crate) mod activation;
 pub(crate) mod bpf;
 pub(crate) mod calls;
 pub(crate) mod cgroup;

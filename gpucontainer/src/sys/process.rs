@@ -89,8 +89,14 @@ pub(crate) fn read_now(pipe: &OwnedFd) -> Result<Vec<u8>> {
 
 /// Another descriptor of the same open file.
 pub(crate) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
+    duplicate_above(fd, 3)
+}
+
+/// Another descriptor of the same open file, whose number is `lowest` or higher.
+pub(crate) fn duplicate_above(fd: impl AsFd, lowest: i32) -> Result<OwnedFd> {
     let fd = fd.as_fd();
-    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|e| failed(format!("fcntl({}, F_DUPFD_CLOEXEC)", fd.as_raw_fd()), e))
+    rustix::io::fcntl_dupfd_cloexec(fd, lowest)
+        .map_err(|e| failed(format!("fcntl({}, F_DUPFD_CLOEXEC)", fd.as_raw_fd()), e))
 }
 
 /// Writes one message to a socket. A peer that is gone is no error: it needs no word any more.

@@ -48,8 +48,9 @@ pub(crate) enum Span {
     BothFamilies,
 }
 
-/// Binds and listens on a TCP address of the host. The connections accepted from it send small pieces at once.
-pub(crate) fn listen(address: SocketAddr, span: Span) -> Result<OwnedFd> {
+/// Binds and listens on a TCP address of the host; `span` says what a wildcard address stands for. The connections accepted
+/// from it send small pieces at once.
+pub(crate) fn listen_spanning(address: SocketAddr, span: Span) -> Result<OwnedFd> {
     let mut socket = bound(address, SocketType::STREAM, span)?;
     if address.port() == 0 {
         // A port that the kernel chose is given back when the socket stops listening; one that was named is not.
@@ -232,6 +233,14 @@ pub(crate) fn wait_writable(socket: impl AsFd, timeout: Option<Duration>) -> Res
             Err(e) => return Err(failed("poll(POLLOUT)", e)),
         }
     }
+}
+
+/// Whether it is a TCP socket of IPv4 or IPv6 that takes connections.
+pub(crate) fn is_tcp_listener(socket: impl AsFd) -> bool {
+    let socket = socket.as_fd();
+    let tcp = sockopt::socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM)
+        && sockopt::socket_domain(socket).is_ok_and(|it| matches!(it, AddressFamily::INET | AddressFamily::INET6));
+    tcp && sockopt::socket_acceptconn(socket).unwrap_or(false)
 }
 
 /// Lets the socket take connections; the kernel cuts the queue to `net.core.somaxconn`. The error is a number.

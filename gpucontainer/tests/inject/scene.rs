@@ -32,6 +32,16 @@ def serve(s):
     while True: serve_one(s)
 ";
 
+/// Two workers, each with sockets of its own; as an ordinary user one, since nginx would change to other groups.
+const NGINX: &str = "
+daemon off; pid /tmp/nginx.pid; error_log stderr; user root root; events {}
+http {
+    access_log off;
+    client_body_temp_path /tmp/1; proxy_temp_path /tmp/2; fastcgi_temp_path /tmp/3; uwsgi_temp_path /tmp/4; scgi_temp_path /tmp/5;
+    server { listen 80 reuseport; listen [::]:80 reuseport; location / { return 200 \"nginx $pid\"; } }
+}
+";
+
 /// Whether the host has the Python that is shown inside; if not, says so.
 pub(crate) fn has_python() -> bool {
     let there = Path::new("/usr/bin/python3").exists();
@@ -62,6 +72,11 @@ pub(crate) fn can_lock() -> bool {
 
 /// A port of the container on any of the host's, to be had by whoever runs the test.
 pub(crate) fn port(container: u16) -> PortMapping {
+    on_loopback(container).address(std::net::Ipv4Addr::LOCALHOST.into())
+}
+
+/// The same on both loopback addresses, as ports are by default.
+pub(crate) fn on_loopback(container: u16) -> PortMapping {
     PortMapping::tcp(container, 0).unlocked(!can_lock())
 }
 
@@ -81,7 +96,10 @@ impl Scene {
         command: [&str; N],
         more: impl FnOnce(SandboxBuilder) -> SandboxBuilder,
     ) -> Self {
-        let fixture = Fixture::with(|image| image.symlink("usr/lib", "/lib").symlink("usr/lib64", "/lib64"));
+        let fixture = Fixture::with(|image| {
+            let image = image.symlink("usr/lib", "/lib").symlink("usr/lib64", "/lib64");
+            image.file("/etc/group", "root:x:0:\n", 0o644).file("/etc/nginx.conf", NGINX, 0o644)
+        });
         let builder = fixture.builder().command(command).stderr(Stdio::Inherit);
         let builder = builder.mount(Mount::bind("/usr", "/usr").read_only()).mount(Mount::tmpfs("/tmp"));
         let sandbox = more(builder).spawn().unwrap();

@@ -44,6 +44,10 @@ pub(in crate::net) fn examine(bind: &Bind, listener: &OwnedFd, host: u64) -> Wis
     if !bind.waits(listener) {
         return Wish::GoOn;
     }
+    if kind.namespace == 0 {
+        // Before Linux 5.14 nothing is injected, so that there is nothing to tell apart.
+        return Wish::GoOn;
+    }
     if kind.namespace == host {
         // As the kernel says of a socket that is bound, which all of these once were.
         return Wish::Fail(EINVAL);

@@ -37,6 +37,8 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) sources: Vec<(usize, BorrowedFd<'fd>)>,
     /// The stub's end of the socket by which it waits for hooks.
     pub(crate) gate: Option<BorrowedFd<'fd>>,
+    /// Sockets that are handed over, above the numbers that they go to.
+    pub(crate) handed: Vec<BorrowedFd<'fd>>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
 }
@@ -44,7 +46,7 @@ pub(crate) struct Descriptors<'fd> {
 impl Descriptors<'_> {
     /// A number above all of them, and above what the stub opens itself.
     fn above(&self) -> i32 {
-        let lists = [&self.cgroup_tasks, &self.claims, &self.layers];
+        let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.handed];
         let single = [self.control, self.started, self.owner];
         let sources = self.sources.iter().map(|(_, source)| source);
         let all = lists
@@ -67,6 +69,9 @@ const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, 
 
 /// The stamp of a program that has come to its end, which only one without an application does.
 pub(crate) const END: &str = "end";
+
+/// The first number of sockets that are handed over (`SD_LISTEN_FDS_START`).
+pub(crate) const FIRST_HANDED: i32 = 3;
 
 /// The tag of the message with the listener for binds.
 pub(crate) const BINDS: u8 = b'N';
@@ -321,6 +326,14 @@ impl Compiler<'_, '_> {
                 program.load_filter(instructions);
                 Ok(())
             }
+            Step::HandOver { .. } => {
+                // The launch has put them, and what is still needed, above the numbers that they go to.
+                for (number, socket) in (FIRST_HANDED..).zip(&self.descriptors.handed) {
+                    let socket = program.descriptor(*socket)?;
+                    program.duplicate(socket, number);
+                }
+                Ok(())
+            }
             Step::Execute { candidates, argv, envp } => program.execute(candidates, argv, envp),
         }
     }
@@ -362,7 +375,7 @@ impl Compiler<'_, '_> {
         program.close(started);
         let mut closed = vec![];
         let descriptors = self.descriptors;
-        let lists = [&descriptors.cgroup_tasks, &descriptors.layers];
+        let lists = [&descriptors.cgroup_tasks, &descriptors.layers, &descriptors.handed];
         let sources =
             descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes).chain(&descriptors.gate);
         for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
