@@ -1,7 +1,7 @@
 //! Services of the host that programs in a network namespace can reach.
 
 use super::mapping::Protocol;
-use super::mode::PortMode;
+use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
@@ -124,10 +124,9 @@ impl ExposedServices {
                 counters: Arc::clone(&counters),
                 listens: true,
                 inject: None,
-                unlocked: false,
                 to: Partner::Host(service.host),
                 idle: service.idle_timeout,
-                proxy: false,
+                source: SourceAddress::Loopback,
             }));
             exposed.push((service, counters));
         }
