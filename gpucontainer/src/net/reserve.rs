@@ -169,7 +169,7 @@ fn take_on(mapping: &PortMapping, first: SocketAddr, sockets: &mut Vec<HostSocke
 fn open(mapping: &PortMapping, address: SocketAddr) -> Result<OwnedFd> {
     let span = if mapping.place() == Place::All { Span::BothFamilies } else { Span::OneFamily };
     match mapping.protocol() {
-        Protocol::Tcp => socket::listen_spanning(address, span),
+        Protocol::Tcp => socket::listen(address, span),
         Protocol::Udp => {
             let socket = socket::bind_datagrams(address, span)?;
             if address.ip().is_unspecified() {

@@ -119,6 +119,7 @@ impl ExposedServices {
             let port = sockets.first().map_or(service.port, |(address, _)| address.port());
             let service = HostService { port, ..*service };
             offers.extend(sockets.into_iter().map(|(_, socket)| Offer {
+                unlocked: false,
                 port: PublishedPort::service(service.port, service.host, service.protocol),
                 socket,
                 counters: Arc::clone(&counters),
