@@ -420,8 +420,10 @@ fn a_kill_with_traffic_frees_every_port_at_once() {
             }
             apart.kill().unwrap();
             apart.wait().unwrap();
-            TcpListener::bind(host).unwrap();
-            UdpSocket::bind(host).unwrap();
+            // A child that was just making sockets inside has the descriptors some microseconds longer.
+            let soon = Duration::from_secs(1);
+            common::until("the port of TCP is free", soon, || TcpListener::bind(host).is_ok());
+            common::until("the port of UDP is free", soon, || UdpSocket::bind(host).is_ok());
             // The client learns of it, by an end or a reset.
             let _ = reader.join().unwrap();
         });
