@@ -179,6 +179,12 @@ impl PortMapping {
         self.mode
     }
 
+    /// Whether its wishes leave room for a socket of the host in the container's hands.
+    pub(crate) fn is_for_injection(&self) -> bool {
+        let modes = matches!(self.mode, PortMode::Auto | PortMode::Inject);
+        modes && self.protocol == Protocol::Tcp && self.source != SourceAddress::ProxyV2
+    }
+
     /// How the program is to learn who its clients are.
     pub fn wanted_source(&self) -> SourceAddress {
         self.source
@@ -375,9 +381,8 @@ mod tests {
                 (result, _) => panic!("{mappings:?}: {result:?}"),
             }
         }
-        for unsupported in [PortMapping::tcp(1, 2).mode(PortMode::Nat)] {
-            assert_eq!(check(&[unsupported]).unwrap_err().kind(), ErrorKind::Unsupported);
-        }
+        let unsupported = PortMapping::tcp(1, 2).mode(PortMode::Nat);
+        assert_eq!(check(&[unsupported]).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 
     #[test]

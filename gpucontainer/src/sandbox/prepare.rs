@@ -252,7 +252,7 @@ pub(crate) fn prepare(
 
 /// Whether binds of the sandbox's processes are to wait for an answer, or why not.
 fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str> {
-    let may_inject = |port: &&PortMapping| matches!(port.wanted_mode(), PortMode::Auto | PortMode::Inject);
+    let may_inject = |port: &&PortMapping| port.is_for_injection();
     if builder.network == Network::Host {
         return Err("its network is the host's");
     }

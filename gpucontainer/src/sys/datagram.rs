@@ -11,9 +11,6 @@ use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// The largest datagram that there is.
-pub(crate) const DATAGRAM_MAX: usize = 65535;
-
 /// Where a datagram came from, or where it is to go.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Way {
@@ -158,7 +155,9 @@ fn name(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
 /// Which address of the host the datagram was sent to, when the socket tells.
 fn destination(message: &libc::msghdr) -> Option<IpAddr> {
     // SAFETY: the kernel has said how much of the control buffer it filled, with whole messages.
-    let header = unsafe { libc::CMSG_FIRSTHDR(message).as_ref() }?;
+    let header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: null, or a whole message in that buffer, which is aligned as one.
+    let header = unsafe { header.as_ref() }?;
     // SAFETY: the data of a message that is there.
     let data = unsafe { libc::CMSG_DATA(header) };
     match (header.cmsg_level, header.cmsg_type) {
@@ -208,8 +207,9 @@ fn set_origin(message: &libc::msghdr, local: IpAddr, v6: bool) -> usize {
     };
     let bytes = u32::try_from(bytes).unwrap_or_default();
     // SAFETY: arithmetic alone.
-    let (length, space) = unsafe { (libc::CMSG_LEN(bytes), libc::CMSG_SPACE(bytes)) };
-    first.cmsg_len = length as usize;
+    first.cmsg_len = unsafe { libc::CMSG_LEN(bytes) } as usize;
+    // SAFETY: likewise.
+    let space = unsafe { libc::CMSG_SPACE(bytes) };
     space as usize
 }
 
@@ -230,7 +230,7 @@ mod tests {
             client.connect(address).unwrap();
             client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
             client.send(b"question").unwrap();
-            let mut buffer = vec![0; DATAGRAM_MAX];
+            let mut buffer = vec![0; 65536];
             let (bytes, way) = receive_from(&server, &mut buffer).unwrap().unwrap();
             assert_eq!(&buffer[..bytes], b"question");
             assert_eq!(way.local.map(|local| local.to_canonical()), Some(asked));

@@ -251,9 +251,12 @@ impl Engine {
                             idle.since = now;
                         }
                         let bytes = buffer.get(..bytes).unwrap_or_default();
+                        let total = &flow.counters.bytes_out;
+                        // Before it is sent, so that whoever has it finds it counted.
+                        total.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                         // No room, or a client that cannot be reached: datagrams may be lost.
-                        if datagram::send_to(flow.host.as_fd(), bytes, flow.client).is_ok() {
-                            flow.counters.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        if datagram::send_to(flow.host.as_fd(), bytes, flow.client).is_err() {
+                            total.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
                         }
                     }
                     Outcome::NotNow => break,

@@ -477,7 +477,7 @@ impl Engine {
         }
         let on_its_way = (!done).then_some(attempt);
         let counters = Arc::clone(&listener.counters);
-        let header = listener.proxy.then(|| proxy::header(&client)).unwrap_or_default();
+        let header = if listener.proxy { proxy::header(&client) } else { Vec::new() };
         let mut connection = Connection::new(client, server, on_its_way, listener.publication, counters);
         connection.say_first(header);
         connection.idle = listener.idle.map(|limit| Idle { limit, since: self.now });
