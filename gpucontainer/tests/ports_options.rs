@@ -266,10 +266,8 @@ fn the_proxy_protocol_says_who_the_client_is() {
 #[test]
 fn what_is_not_built_is_unsupported() {
     let leaks = Leaks::watch();
-    for mapping in [PortMapping::tcp(80, 0).mode(PortMode::Nat)] {
-        let error = PortMapper::new().reserve(&[mapping]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    }
+    let error = PortMapper::new().reserve(&[PortMapping::tcp(80, 0).mode(PortMode::Nat)]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     leaks.check();
 }
 
