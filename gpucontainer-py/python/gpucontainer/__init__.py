@@ -84,7 +84,7 @@ __all__ = [
     "XidEvent",
     "XidWatch",
     "__version__",
-    "cdi",
     "activated",
+    "cdi",
     "collect_abandoned",
 ]
