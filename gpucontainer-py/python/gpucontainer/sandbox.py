@@ -561,8 +561,8 @@ class Sandbox(_Running):
     def ports(self) -> list[Port]:
         """The published ports, with their counters at this moment."""
         return [
-            Port(inside, address, outside, *counters, *rest)
-            for inside, address, outside, counters, rest in self._handle.ports()
+            Port(inside, address, outside, *counters, error, protocol, count, hosts, mode, why)
+            for inside, address, outside, counters, (error, protocol, count, hosts, mode, why) in self._handle.ports()
         ]
 
     def publish(
