@@ -263,11 +263,76 @@ fn the_proxy_protocol_says_who_the_client_is() {
     leaks.check();
 }
 
+/// Connects from an address of this host's.
+fn connect_from(source: SocketAddr, address: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType};
+    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &source).unwrap();
+    rustix::net::connect(&socket, &address).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+#[test]
+fn clients_can_keep_their_own_addresses() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let servers = [container.serve("127.0.0.1:80"), container.serve("[::1]:80"), container.serve("127.0.0.1:81")];
+    let keep = |port| PortMapping::tcp(port, 0).source(SourceAddress::Keep).all_interfaces();
+    // Once more changes nothing.
+    for namespace in [container.namespace(), container.namespace_by_fds()] {
+        let published = PortMapper::new().reserve(&[keep(80), keep(81)]).unwrap().relay(namespace).unwrap();
+        let [both, four] = [0, 1].map(|index| published.ports()[index].host().port());
+        let mut sources = vec![on([127, 0, 0, 1], 0), on([127, 0, 0, 77], 0), on(Ipv6Addr::LOCALHOST, 0)];
+        // An address that is not loopback's, where this host has one: no packet needs to leave for that to be known.
+        let probe = UdpSocket::bind("0.0.0.0:0").unwrap();
+        sources.extend(probe.connect("192.0.2.1:9").ok().map(|()| on(probe.local_addr().unwrap().ip(), 0)));
+        for source in sources {
+            let to = if source.ip().is_loopback() { source.ip() } else { Ipv4Addr::LOCALHOST.into() };
+            for _ in 0..3 {
+                let mut stream = connect_from(source, on(to, both));
+                let own = stream.local_addr().unwrap();
+                stream.write_all(b"W").unwrap();
+                let mut seen = String::new();
+                stream.read_to_string(&mut seen).unwrap();
+                assert_eq!(seen, own.to_string());
+            }
+        }
+        // Much at once, and an end that is half.
+        let data = container::pattern(9, 8 << 20);
+        let mut stream = connect_from(on([127, 0, 0, 78], 0), on(Ipv4Addr::LOCALHOST, both));
+        stream.write_all(b"H").unwrap();
+        stream.write_all(&data).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, hash(&data));
+        // Nobody is at the loopback address of the client's family: it is not led to the other as somebody local.
+        assert_eq!(exchange(on([127, 0, 0, 1], four), b"Ehere"), b"here");
+        let refused = match TcpStream::connect(on(Ipv6Addr::LOCALHOST, four)) {
+            Ok(mut stream) => stream.read(&mut [0]).unwrap_err().kind(),
+            Err(error) => error.kind(),
+        };
+        assert_eq!(refused, IoErrorKind::ConnectionReset);
+        assert_eq!(published.status()[1].refused, 1);
+        drop((stream, probe, published));
+    }
+    drop((servers, container));
+    leaks.check();
+}
+
 #[test]
 fn what_is_not_built_is_unsupported() {
     let leaks = Leaks::watch();
-    let error = PortMapper::new().reserve(&[PortMapping::tcp(80, 0).mode(PortMode::Nat)]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    for mapping in [PortMapping::tcp(80, 0).mode(PortMode::Nat), PortMapping::udp(80, 0).source(SourceAddress::Keep)] {
+        let error = PortMapper::new().reserve(&[mapping]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    }
     leaks.check();
 }
 
@@ -357,8 +422,10 @@ fn a_kill_with_traffic_frees_every_port_at_once() {
             }
             apart.kill().unwrap();
             apart.wait().unwrap();
-            TcpListener::bind(host).unwrap();
-            UdpSocket::bind(host).unwrap();
+            // A child that was just making sockets inside has the descriptors some microseconds longer.
+            let soon = Duration::from_secs(1);
+            common::until("the port of TCP is free", soon, || TcpListener::bind(host).is_ok());
+            common::until("the port of UDP is free", soon, || UdpSocket::bind(host).is_ok());
             // The client learns of it, by an end or a reset.
             let _ = reader.join().unwrap();
         });

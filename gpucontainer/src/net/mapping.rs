@@ -274,8 +274,8 @@ impl PortMapping {
             (PortMode::Nat, _) => {
                 Some((ErrorKind::Unsupported, "address translation by nf_tables is not built in".to_owned()))
             }
-            (_, SourceAddress::Keep) => {
-                Some((ErrorKind::Unsupported, "the clients' own addresses cannot be kept".to_owned()))
+            (_, SourceAddress::Keep) if udp => {
+                Some((ErrorKind::Unsupported, "clients' own addresses can be kept for TCP".to_owned()))
             }
             _ => None,
         }

@@ -48,7 +48,10 @@ pub enum SourceAddress {
     /// Not at all: all clients come from the container's own loopback address. The default, and works with every program.
     #[default]
     Loopback,
-    /// They come from their own addresses. Not built yet: [`Unsupported`](crate::ErrorKind::Unsupported).
+    /// They come from their own addresses, and from their own ports where those are free inside. For TCP; nothing else that
+    /// the container does is routed otherwise for it. A client is led to the loopback address of its own family alone, so
+    /// that none is taken for a local one. In the network namespace a rule, a table of routes and the setting
+    /// `net.ipv4.tcp_fwmark_accept` stay as long as it lives.
     Keep,
     /// Each connection begins with a header of the PROXY protocol, version 2, which the program must expect (nginx:
     /// `listen 80 proxy_protocol`). For TCP. Such a port is always relayed.

@@ -7,10 +7,11 @@ use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
 use super::reserve::{Held, HostSocket, Way};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::hostport::{can_lock, stop_listening};
 use crate::sys::netns::{Family, Transport};
 use crate::sys::peer::{namespace_cookie, stop_taking};
+use crate::sys::transparent;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -39,6 +40,9 @@ impl Published {
         let inside = namespace.open_sockets(Family::V4, Transport::Stream, 1)?;
         let cookie = inside.first().map(namespace_cookie).unwrap_or_default();
         drop(inside);
+        if sockets.iter().any(|held| held.mapping.wanted_source() == SourceAddress::Keep) {
+            lead_back(&namespace)?;
+        }
         let watch = binds.and_then(Result::ok);
         let (mut ports, mut offers, mut handed) = (Vec::with_capacity(sockets.len()), Vec::new(), Vec::new());
         for held in sockets {
@@ -88,6 +92,13 @@ impl Drop for Published {
 /// Why a port of an ordinary user may have to be relayed.
 pub(crate) const NO_LOCK: &str = "this kernel lets only CAP_NET_ADMIN lock a socket to its port, without which the \
     container could reach services of the host by it, and unlocked(true) does not say that it may";
+
+/// Makes answers to clients' own addresses come back to the relay.
+fn lead_back(namespace: &NetworkNamespace) -> Result<()> {
+    let made = namespace.open_sockets(Family::V4, Transport::Routing, 1);
+    let led = made.and_then(|sockets| sockets.iter().try_for_each(transparent::lead_back));
+    led.context("keep clients' own addresses")
+}
 
 /// Settles how a port is to be reached, and offers its sockets to the relay.
 fn offer(
@@ -146,10 +157,10 @@ fn offer(
     };
     let listens = mode == PortMode::Relay;
     let counters = Arc::new(Counters::new(mode, why));
-    let (idle, proxy) = (held.mapping.idle(), held.mapping.wanted_source() == SourceAddress::ProxyV2);
+    let (idle, source) = (held.mapping.idle(), held.mapping.wanted_source());
     offers.extend(held.sockets.into_iter().map(|HostSocket { port, socket }| {
         let (counters, inject) = (Arc::clone(&counters), inject.then_some(namespace));
-        Offer { port, socket, counters, listens, inject, unlocked, to: Partner::Inside, idle, proxy }
+        Offer { port, socket, counters, listens, inject, unlocked, to: Partner::Inside, idle, source }
     }));
     Ok(counters)
 }

@@ -1,7 +1,7 @@
 //! Services of the host that programs in a network namespace can reach.
 
 use super::mapping::Protocol;
-use super::mode::PortMode;
+use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
@@ -127,7 +127,7 @@ impl ExposedServices {
                 inject: None,
                 to: Partner::Host(service.host),
                 idle: service.idle_timeout,
-                proxy: false,
+                source: SourceAddress::Loopback,
             }));
             exposed.push((service, counters));
         }

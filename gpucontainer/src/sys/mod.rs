@@ -30,4 +30,5 @@ pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod slot;
 pub(crate) mod socket;
+pub(crate) mod transparent;
 pub(crate) mod watch;

@@ -66,6 +66,11 @@ pub(crate) fn bind_datagrams(address: SocketAddr, span: Span) -> Result<OwnedFd>
     bound(address, SocketType::DGRAM, span)
 }
 
+/// Binds a socket as it is. The error is a number.
+pub(crate) fn bind_any(socket: impl AsFd, address: SocketAddr) -> Result<(), i32> {
+    rustix::net::bind(socket, &address).map_err(Errno::raw_os_error)
+}
+
 /// Binds a socket that was made elsewhere, TCP or UDP, to an address of its own network namespace.
 pub(crate) fn bind(socket: impl AsFd, address: SocketAddr) -> Result<()> {
     let socket = socket.as_fd();

@@ -246,6 +246,11 @@ fn serve_one(mut stream: TcpStream, proxied: bool) -> std::io::Result<()> {
         }
         // Who it is.
         b'N' => stream.write_all(std::process::id().to_string().as_bytes())?,
+        // Who the client is.
+        b'W' => {
+            let client = stream.peer_addr()?.to_string();
+            stream.write_all(client.as_bytes())?;
+        }
         // A word, and the end.
         b'G' => stream.write_all(b"greeting")?,
         // A reset.

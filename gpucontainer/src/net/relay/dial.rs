@@ -6,6 +6,7 @@ use crate::net::namespace::{NetworkNamespace, is_not_there};
 use crate::net::port::PublishedPort;
 use crate::sys::netns::{Family, Transport};
 use crate::sys::socket;
+use crate::sys::transparent;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -55,6 +56,22 @@ impl Inside {
         }
     }
 
+    /// A fresh socket inside that speaks from the client's own address, and its family.
+    pub(super) fn socket_of(&mut self, client: &OwnedFd) -> Result<(OwnedFd, Family)> {
+        let address = socket::peer_address(client)?;
+        // A socket of both families calls its clients of IPv4 `::ffff:A.B.C.D`.
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let family = family_of(address);
+        let socket = self.socket(family)?;
+        let failed = |call: &str, errno| socket::error(format!("{call} to speak for {address}"), errno);
+        transparent::speak_for_others(&socket, address.is_ipv6()).map_err(|errno| failed("setsockopt()", errno))?;
+        let own = socket::bind_any(&socket, address);
+        // Its port may be in use inside; its address is what counts.
+        let bound = own.or_else(|_| socket::bind_any(&socket, SocketAddr::new(address.ip(), 0)));
+        bound.map_err(|errno| failed("bind()", errno))?;
+        Ok((socket, family))
+    }
+
     /// Gives up spare sockets, because descriptors have run out; whether that freed any.
     pub(super) fn shrink(&mut self) -> bool {
         let freed = self.pools().map(Pool::shrink);
@@ -97,12 +114,19 @@ pub(super) struct Attempt {
     before: Option<i32>,
     /// The one address there is, on the host.
     on_host: Option<SocketAddr>,
+    /// Another family would show the server another client.
+    one_family: bool,
 }
 
 impl Attempt {
     /// Begins with the loopback address of `family`.
     pub(super) fn new(port: PublishedPort, family: Family) -> Self {
-        Self { port, family, before: None, on_host: None }
+        Self { port, family, before: None, on_host: None, one_family: false }
+    }
+
+    /// Leads to the loopback address of `family` alone.
+    pub(super) fn only(port: PublishedPort, family: Family) -> Self {
+        Self { one_family: true, ..Self::new(port, family) }
     }
 
     /// Leads to the host's side of the port.
@@ -123,7 +147,7 @@ impl Attempt {
 
     /// Whether another address is left to try.
     fn has_other(&self) -> bool {
-        self.before.is_none() && self.on_host.is_none()
+        self.before.is_none() && self.on_host.is_none() && !self.one_family
     }
 
     /// When nobody is at either address, the first answer is the one to report.

@@ -10,6 +10,7 @@ use super::proxy;
 use super::{Command, Counters, Offer, Partner, ended};
 use crate::error::{Error, Result};
 use crate::net::mapping::Protocol;
+use crate::net::mode::SourceAddress;
 use crate::net::namespace::NetworkNamespace;
 use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
@@ -45,8 +46,8 @@ pub(super) struct Listener {
     pub(super) inject: Option<Inject>,
     /// How long its connections may be idle.
     pub(super) idle: Option<Duration>,
-    /// Whether its connections begin with a header of the PROXY protocol.
-    pub(super) proxy: bool,
+    /// How the server learns who its clients are.
+    pub(super) source: SourceAddress,
     /// The loopback address that answered last, tried first.
     pub(super) family: Family,
     pub(super) resting_until: Option<Instant>,
@@ -84,7 +85,7 @@ impl Listener {
             listens: true,
             inject: None,
             idle: None,
-            proxy: false,
+            source: SourceAddress::Loopback,
             family: Family::V4,
             resting_until: None,
             queued: false,
@@ -242,7 +243,7 @@ impl Engine {
                 continue;
             }
             let mut listener = Listener::new(offer.socket, offer.port, id, offer.counters);
-            (listener.listens, listener.idle, listener.proxy) = (offer.listens, offer.idle, offer.proxy);
+            (listener.listens, listener.idle, listener.source) = (offer.listens, offer.idle, offer.source);
             if let Partner::Host(address) = offer.to {
                 listener.on_host = Some(address);
             }
@@ -455,8 +456,14 @@ impl Engine {
             Some(address) => Attempt::on_host(listener.port, address),
             None => Attempt::new(listener.port, listener.family),
         };
+        let keep = listener.source == SourceAddress::Keep && listener.on_host.is_none();
         let connected = partner.and_then(|mut server| {
             let inside = self.insides.get_mut(&listener.publication).ok_or_else(ended)?;
+            if keep {
+                inside.put_back(listener.family, server);
+                let (own, family) = inside.socket_of(&client)?;
+                (server, attempt) = (own, Attempt::only(listener.port, family));
+            }
             let done = inside.connect(&mut attempt, &mut server)?;
             Ok((server, done))
         });
@@ -477,7 +484,7 @@ impl Engine {
         }
         let on_its_way = (!done).then_some(attempt);
         let counters = Arc::clone(&listener.counters);
-        let header = if listener.proxy { proxy::header(&client) } else { Vec::new() };
+        let header = if listener.source == SourceAddress::ProxyV2 { proxy::header(&client) } else { Vec::new() };
         let mut connection = Connection::new(client, server, on_its_way, listener.publication, counters);
         connection.say_first(header);
         connection.idle = listener.idle.map(|limit| Idle { limit, since: self.now });

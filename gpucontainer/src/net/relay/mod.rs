@@ -18,7 +18,7 @@ mod idle;
 mod pool;
 mod proxy;
 
-use super::mode::PortMode;
+use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
 use super::published::PortStatus;
@@ -106,8 +106,8 @@ pub(super) struct Offer {
     pub(super) to: Partner,
     /// How long a connection, or a client of UDP, may be idle.
     pub(super) idle: Option<Duration>,
-    /// Whether connections begin with a header of the PROXY protocol.
-    pub(super) proxy: bool,
+    /// How the server learns who its clients are.
+    pub(super) source: SourceAddress,
 }
 
 /// Where clients are led to.

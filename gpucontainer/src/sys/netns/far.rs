@@ -16,7 +16,7 @@ use super::super::process::socket_pair;
 use super::super::program::{Argument, Finished, OnError, Program};
 use super::super::signals::AllBlocked;
 use super::near::{errno, reap, system_call};
-use super::{Call, Family, Fault, SOCKETS_MAX, Target, Transport};
+use super::{Call, Family, Fault, INHERIT_MARKS, SOCKETS_MAX, Target, Transport};
 use crate::error::{Error, Result};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::ffi::{CString, c_int, c_long, c_void};
@@ -24,7 +24,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What the numbers of the program's steps mean.
-const CALLS: [Call; 4] = [Call::EnterProcess, Call::EnterUser, Call::EnterNetwork, Call::Socket];
+const CALLS: [Call; 5] = [Call::EnterProcess, Call::EnterUser, Call::EnterNetwork, Call::InheritMarks, Call::Socket];
 
 pub(super) fn open_sockets(
     target: Target<'_>,
@@ -81,6 +81,15 @@ fn write_program<'fd>(
         }
     }
 
+    if transport == Transport::Routing {
+        program.set_step(step(Call::InheritMarks));
+        let (path, one) = (program.bytes(INHERIT_MARKS.to_bytes_with_nul()), program.bytes(b"1"));
+        let file = program.register()?;
+        let arguments = [libc::AT_FDCWD.into(), path.into(), (libc::O_WRONLY | libc::O_CLOEXEC).into()];
+        program.call_into(file, libc::SYS_openat, OnError::Fail, &arguments);
+        program.call(libc::SYS_write, OnError::Fail, &[file.into(), one.into(), 1_u64.into()]);
+    }
+
     program.set_step(step(Call::Socket));
     // struct cmsghdr: length, SOL_SOCKET, SCM_RIGHTS; then the descriptors.
     let control_bytes = 16 + 4 * count;
@@ -94,8 +103,9 @@ fn write_program<'fd>(
     // struct msghdr: name, its length, iov, count, control, its length, flags.
     let message = program.words(&[0, 0, iov, 1, control, control_bytes as u64, 0]);
     let made = program.register()?;
+    let numbers = transport.numbers(family);
     for number in 0..count as u64 {
-        let arguments = [family.number().into(), transport.number().into(), 0_u64.into()];
+        let arguments = [numbers.0.into(), numbers.1.into(), 0_u64.into()];
         program.call_into(made, libc::SYS_socket, OnError::Fail, &arguments);
         program.store(control + 16 + 4 * number, made);
     }

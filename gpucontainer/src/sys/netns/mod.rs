@@ -19,6 +19,7 @@ mod far;
 pub(super) mod near;
 
 use crate::error::{Error, ErrorKind, Result};
+use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,16 +60,23 @@ pub(crate) enum Transport {
     Stream,
     /// UDP.
     Datagram,
+    /// Netlink, for routes of either family; before it is made, sockets of accepted connections there are made to inherit
+    /// the mark of their first segment, by which their answers can be routed.
+    Routing,
 }
 
+/// What switches that on.
+const INHERIT_MARKS: &CStr = c"/proc/sys/net/ipv4/tcp_fwmark_accept";
+
 impl Transport {
-    /// The type of socket, non-blocking and closed on exec.
-    fn number(self) -> libc::c_int {
-        let kind = match self {
-            Self::Stream => libc::SOCK_STREAM,
-            Self::Datagram => libc::SOCK_DGRAM,
+    /// The family and the type of socket, non-blocking and closed on exec.
+    fn numbers(self, family: Family) -> (libc::c_int, libc::c_int) {
+        let (family, kind) = match self {
+            Self::Stream => (family.number(), libc::SOCK_STREAM),
+            Self::Datagram => (family.number(), libc::SOCK_DGRAM),
+            Self::Routing => (libc::AF_NETLINK, libc::SOCK_RAW),
         };
-        kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC
+        (family, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)
     }
 }
 
@@ -84,6 +92,7 @@ enum Call {
     EnterProcess,
     EnterNetwork,
     EnterUser,
+    InheritMarks,
     Socket,
 }
 
@@ -125,12 +134,14 @@ pub(crate) fn open_sockets(
     match result.map_err(|e| e.context("make a child that enters the container's network namespace"))? {
         Ok(sockets) if sockets.is_empty() => Err(Error::from_errno("socket()", libc::EMFILE)),
         Ok(sockets) => Ok(sockets),
-        Err(fault) => Err(explain(target, family, fault)),
+        Err(fault) => Err(explain(target, (family, transport), fault)),
     }
 }
 
-fn explain(target: Target<'_>, family: Family, fault: Fault) -> Error {
+fn explain(target: Target<'_>, (family, transport): (Family, Transport), fault: Fault) -> Error {
     let call = match (fault.call, target) {
+        (Call::InheritMarks, _) => format!("write({})", INHERIT_MARKS.to_string_lossy()),
+        (Call::Socket, _) if transport == Transport::Routing => "socket(AF_NETLINK)".to_owned(),
         (Call::Socket, _) => format!("socket(AF_INET{})", if family == Family::V4 { "" } else { "6" }),
         (Call::EnterProcess, _) => "setns(pidfd, CLONE_NEWUSER | CLONE_NEWNET)".to_owned(),
         (Call::EnterUser, _) => "setns(user namespace)".to_owned(),
@@ -141,5 +152,9 @@ fn explain(target: Target<'_>, family: Family, fault: Fault) -> Error {
         return Error::new(ErrorKind::SystemCall, format!("{call}: the child that makes sockets was killed"));
     }
     let error = Error::from_errno(call, fault.errno);
-    if fault.call == Call::Socket { error } else { error.context("enter the container's network namespace") }
+    if matches!(fault.call, Call::Socket | Call::InheritMarks) {
+        error
+    } else {
+        error.context("enter the container's network namespace")
+    }
 }

@@ -6,9 +6,9 @@
 #![allow(unsafe_code, reason = "clone, and descriptors made by the child")]
 
 use super::super::signals::AllBlocked;
-use super::{Call, Family, Fault, SOCKETS_MAX, Transport};
+use super::{Call, Family, Fault, INHERIT_MARKS, SOCKETS_MAX, Transport};
 use crate::error::{Error, Result};
-use std::ffi::{c_int, c_long, c_void};
+use std::ffi::{c_char, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// What the child is told and what it tells; it reads and writes nothing else.
@@ -17,6 +17,8 @@ struct Request {
     network: c_int,
     family: c_int,
     kind: c_int,
+    /// A setting to switch on first, or null.
+    setting: *const c_char,
     wanted: usize,
     made: usize,
     call: Call,
@@ -35,8 +37,9 @@ pub(super) fn open_sockets(
 ) -> Result<Result<Vec<OwnedFd>, Fault>> {
     let mut request = Request {
         network: network.as_raw_fd(),
-        family: family.number(),
-        kind: transport.number(),
+        family: transport.numbers(family).0,
+        kind: transport.numbers(family).1,
+        setting: if transport == Transport::Routing { INHERIT_MARKS.as_ptr() } else { std::ptr::null() },
         wanted: count,
         made: 0,
         call: Call::EnterNetwork,
@@ -100,6 +103,20 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
     if entered < 0 {
         request.errno = errno(entered);
         return 0;
+    }
+    if !request.setting.is_null() {
+        request.call = Call::InheritMarks;
+        let flags = c_long::from(libc::O_WRONLY | libc::O_CLOEXEC);
+        let file = system_call(libc::SYS_openat, [libc::AT_FDCWD.into(), request.setting as c_long, flags, 0, 0]);
+        let mut result = file;
+        if file >= 0 {
+            result = system_call(libc::SYS_write, [file, c"1".as_ptr() as c_long, 1, 0, 0]);
+            system_call(libc::SYS_close, [file, 0, 0, 0, 0]);
+        }
+        if result < 0 {
+            request.errno = errno(result);
+            return 0;
+        }
     }
     request.call = Call::Socket;
     let kind = c_long::from(request.kind);
