@@ -68,20 +68,20 @@ mod tests {
 
     #[test]
     fn variables_say_which_sockets_there_are() {
-        type Variable = Option<&'static str>;
-        let cases: [(Variable, Variable, Variable, Option<&[&str]>); 10] = [
-            (None, None, None, Some(&[])),
-            (Some("7"), None, None, Some(&[])),
-            (Some("8"), Some("2"), None, Some(&[])),
-            (Some("7"), Some("2"), None, Some(&["unknown", "unknown"])),
-            (Some("7"), Some("2"), Some("a:b"), Some(&["a", "b"])),
-            (Some("7"), Some("0"), Some(""), Some(&[])),
-            (Some("7"), Some("1"), Some("a:b"), None),
-            (Some("x"), Some("1"), None, None),
-            (Some("7"), Some("-1"), None, None),
-            (Some("7"), Some("99999999"), None, None),
+        type Case<'a> = ([Option<&'a str>; 3], Option<&'a [&'a str]>);
+        let cases: [Case<'_>; 10] = [
+            ([None, None, None], Some(&[])),
+            ([Some("7"), None, None], Some(&[])),
+            ([Some("8"), Some("2"), None], Some(&[])),
+            ([Some("7"), Some("2"), None], Some(&["unknown", "unknown"])),
+            ([Some("7"), Some("2"), Some("a:b")], Some(&["a", "b"])),
+            ([Some("7"), Some("0"), Some("")], Some(&[])),
+            ([Some("7"), Some("1"), Some("a:b")], None),
+            ([Some("x"), Some("1"), None], None),
+            ([Some("7"), Some("-1"), None], None),
+            ([Some("7"), Some("99999999"), None], None),
         ];
-        for (pid, count, names, expected) in cases {
+        for ([pid, count, names], expected) in cases {
             let parsed = parse(7, pid, count, names).ok();
             let expected = expected.map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
             assert_eq!(parsed, expected, "{pid:?} {count:?} {names:?}");
