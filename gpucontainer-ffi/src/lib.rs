@@ -51,4 +51,6 @@ pub mod process;
 
 pub mod grant;
 
+pub mod network;
+
 pub mod cdi;

@@ -3,9 +3,11 @@
 use crate::error::raise;
 use crate::gpu::{AllocatorHandle, LeaseHandle, request};
 use crate::image::{Image, ImageStore, seconds};
+use crate::network::network;
+use crate::sandbox::SandboxHandle;
 use gpucontainer::cgroup::{IoLimit, Limits};
 use gpucontainer::gpu::{DriverRoot, Wait};
-use gpucontainer::net::PortMapping;
+use gpucontainer::net::{NetworkNamespace, PortMapping};
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{
     Capability, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
@@ -37,11 +39,16 @@ pub(crate) fn stdio(value: &Bound<'_, PyAny>) -> PyResult<Stdio> {
             other => refuse(format!("{other:?} is no stream")),
         };
     }
+    Ok(duplicate(value)?.into())
+}
+
+/// A copy of a descriptor of Python's.
+fn duplicate(value: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
     let copy: i32 = value.py().import("os")?.call_method1("dup", (value,))?.extract()?;
     #[allow(unsafe_code, reason = "a descriptor from Python is a number")]
     // SAFETY: `os.dup` has just made it, and nobody else knows the number.
     let owned = unsafe { OwnedFd::from_raw_fd(copy) };
-    Ok(owned.into())
+    Ok(owned)
 }
 
 fn resource(name: &str) -> PyResult<ResourceLimit> {
@@ -199,8 +206,12 @@ pub(crate) fn describe(
             "network" => match value.extract::<String>()?.as_str() {
                 "none" => builder.network(Network::None),
                 "host" => builder.network(Network::Host),
+                "outbound" => builder.network(Network::Outbound),
                 other => return refuse(format!("no network is called {other:?}")),
             },
+            "private_network" => builder.network(Network::Private(network(value.extract()?))),
+            "join_sandbox" => builder.network(Network::Join(value.cast::<SandboxHandle>()?.get().network(value.py())?)),
+            "join_namespace" => builder.network(Network::Join(NetworkNamespace::from_fds(duplicate(&value)?, None))),
             "user_namespace" => builder.user_namespace(user_namespace(&value)?),
             "time_offsets" => {
                 let (monotonic, boottime) = value.extract()?;

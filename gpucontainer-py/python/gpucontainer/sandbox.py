@@ -21,6 +21,7 @@ from . import _native
 from ._native import Cancel, Image, ImageStore
 from .errors import TimedOutError
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
+from .network import PrivateNetwork
 
 #: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
 PIPE = subprocess.PIPE
@@ -28,6 +29,7 @@ DEVNULL = subprocess.DEVNULL
 
 _Stream: TypeAlias = int | IO[Any] | None
 _Path: TypeAlias = str | os.PathLike[str]
+_Descriptor: TypeAlias = int | IO[Any]
 
 #: No limit, where a limit is a number.
 UNLIMITED = 2**64 - 1
@@ -396,7 +398,7 @@ class Sandbox(_Running):
         pids: int | None = None,
         cgroup: bool | None = None,
         cgroup_view: bool | None = None,
-        network: Literal["none", "host"] | None = None,
+        network: Literal["none", "host", "outbound"] | PrivateNetwork | Sandbox | _Descriptor | None = None,
         user_namespace: Literal["auto", "host", "oneself", "subordinate"] | tuple[int, int] | None = None,
         time_offsets: tuple[int, int] | None = None,
         mounts: Iterable[Mount] | None = None,
@@ -429,6 +431,9 @@ class Sandbox(_Running):
         :param command: what to run, instead of the image's command.
         :param writable_memory: keeps writes to the root in memory, at most so many bytes.
         :param memory: bytes; ``cpus`` in cores; ``pids`` processes and threads: over those of ``limits``.
+        :param network: ``"none"``, loopback alone and published ports; ``"host"``, the host's; ``"outbound"``, a way out
+            for ordinary users through the program ``pasta``; a :class:`PrivateNetwork`, in which the sandbox is known by
+            its name; another sandbox or a descriptor of a network namespace, to be in that network too.
         :param ports: container port to host port, or to an address of the host and a port; 0 is any free one.
         :param gpus: how many, ``"all"``, indices as in ``"0,1"``, identifiers, a :class:`GpuRequest`,
             or a :class:`GpuLease`, which the sandbox then holds too.
@@ -456,6 +461,11 @@ class Sandbox(_Running):
     def name(self) -> str:
         """The name."""
         return self._name
+
+    @property
+    def addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+        """Its addresses in its private network: IPv4 first, then IPv6 if it has one. None in any other network."""
+        return self._handle.addresses()
 
     @property
     def ports(self) -> list[Port]:
@@ -652,6 +662,14 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
             given[name] = _stream(given[name])
     if "mounts" in given:
         given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
+    network = given.get("network")
+    if isinstance(network, PrivateNetwork):
+        given["private_network"] = given.pop("network")._fields()
+    elif isinstance(network, Sandbox):
+        given["join_sandbox"] = given.pop("network")._handle
+    elif network is not None and not isinstance(network, str):
+        descriptor = given.pop("network")
+        given["join_namespace"] = descriptor if isinstance(descriptor, int) else descriptor.fileno()
     if "ports" in given:
         given["ports"] = [_port(*port) for port in given["ports"].items()]
     if isinstance(given.get("gpus"), GpuLease):
