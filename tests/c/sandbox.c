@@ -404,7 +404,7 @@ static void private_network(const gpuc_image_t *image) {
     CHECK(gpuc_private_network_join(wanted, "program", &error) == NULL);
     expect(error, GPUC_ERROR_ALREADY_EXISTS, "program");
 
-    gpuc_config_t *config = shell(image, "echo served | nc -l -p 80");
+    gpuc_config_t *config = shell(image, "echo served | nc -l -p 80; exec sleep 1000");
     gpuc_config_set_name(config, "server");
     gpuc_config_set_private_network(config, wanted);
     gpuc_sandbox_t *server = spawn(config);

@@ -12,6 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(std::io::Error::last_os_error().into());
     }
+    let machine = gpucontainer_benches::machine::describe();
+    println!("{} on {} × {}, load {}", machine.kernel, machine.processors, machine.processor, machine.load);
     let network = PrivateNetwork::named("bench");
     let inner = PrivateNetwork::named("inner").outbound(false);
     let mut rows = Rows::default();
