@@ -398,6 +398,17 @@ typedef struct gpuc_mig_devices_t gpuc_mig_devices_t;
 typedef struct gpuc_mig_lease_t gpuc_mig_lease_t;
 
 /**
+ * A network namespace in a private network.
+ */
+typedef struct gpuc_network_member_t gpuc_network_member_t;
+
+/**
+ * A network of containers of this host, which reach each other by address and by name, and the outside through the
+ * host's addresses. It exists as long as somebody is in it. Needs privileges.
+ */
+typedef struct gpuc_private_network_t gpuc_private_network_t;
+
+/**
  * A further process in a sandbox. Any number of threads may use it at once.
  */
 typedef struct gpuc_process_t gpuc_process_t;
@@ -2188,7 +2199,7 @@ int gpuc_sandbox_dial(const gpuc_sandbox_t *sandbox,
 
 /**
  * Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
- * their counters, gpus, timeline.
+ * their counters, gpus, addresses in a private network, timeline.
  *
  * @param error  may be NULL
  * @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -2469,6 +2480,135 @@ char *gpuc_gpu_grant_json(const gpuc_gpu_grant_t *grant,
  * @param grant  may be NULL
  */
 void gpuc_gpu_grant_free(gpuc_gpu_grant_t *grant);
+
+/**
+ * Describes the private network of that name: 1 to 32 letters, digits, '_' and '-'.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_private_network_free; NULL on failure
+ */
+gpuc_private_network_t *gpuc_private_network_new(const char *name, gpuc_error_t **error);
+
+/**
+ * Chooses its IPv4 addresses, as in "10.9.0.0/24". By default 1,022 addresses to which the host has no route.
+ *
+ * @param error  may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_private_network_set_ipv4(gpuc_private_network_t *network,
+                                  const char *addresses,
+                                  gpuc_error_t **error);
+
+/**
+ * Whether members have IPv6 addresses too. On by default, where the kernel has IPv6.
+ *
+ * @param network  may be NULL, which does nothing
+ */
+void gpuc_private_network_set_ipv6(gpuc_private_network_t *network, bool on);
+
+/**
+ * Whether members reach what the host reaches, from the host's addresses. On by default. A host that forwards no packets
+ * is made to do so for the interfaces to which it has routes.
+ *
+ * @param network  may be NULL, which does nothing
+ */
+void gpuc_private_network_set_outbound(gpuc_private_network_t *network,
+                                       bool on);
+
+/**
+ * Whether members reach services of the host, but for those on its loopback. Off by default.
+ *
+ * @param network  may be NULL, which does nothing
+ */
+void gpuc_private_network_set_host_access(gpuc_private_network_t *network, bool on);
+
+/**
+ * Comes into the network with a new network namespace, without a sandbox.
+ *
+ * @param name   what it is called there: 1 to 63 letters, digits, '.', '_' and '-'
+ * @param error  may be NULL; GPUC_ERROR_ALREADY_EXISTS if a member has that name
+ * @return the caller's, freed with gpuc_network_member_free; NULL on failure
+ */
+gpuc_network_member_t *gpuc_private_network_join(const gpuc_private_network_t *network,
+                                                 const char *name,
+                                                 gpuc_error_t **error);
+
+/**
+ * Frees the description. Those who are in the network stay.
+ *
+ * @param network  may be NULL
+ */
+void gpuc_private_network_free(gpuc_private_network_t *network);
+
+/**
+ * One of its addresses: IPv4 first, then IPv6 if it has one.
+ *
+ * @return a string that lives as long as the object; NULL if there are not so many
+ */
+const char *gpuc_network_member_address(const gpuc_network_member_t *member, size_t index);
+
+/**
+ * One of the gateway's addresses: none in a network that leads nowhere.
+ *
+ * @return a string that lives as long as the object; NULL if there are not so many
+ */
+const char *gpuc_network_member_gateway(const gpuc_network_member_t *member, size_t index);
+
+/**
+ * The file with the names and addresses of all members, in the format of /etc/hosts. It is rewritten in place.
+ *
+ * @param member  may be NULL, which is an empty string
+ * @return a string that lives as long as the object
+ */
+const char *gpuc_network_member_hosts_file(const gpuc_network_member_t *member);
+
+/**
+ * The network namespace, as setns takes it.
+ *
+ * @return a descriptor that stays the object's; -1 without one
+ */
+int gpuc_network_member_fd(const gpuc_network_member_t *member);
+
+/**
+ * Connects to a TCP port on the loopback of the namespace.
+ *
+ * @param milliseconds  how long to try; negative is for ever
+ * @param error         may be NULL
+ * @return a socket that the caller closes; -1 on failure
+ */
+int gpuc_network_member_dial(const gpuc_network_member_t *member,
+                             uint16_t port,
+                             int64_t milliseconds,
+                             gpuc_error_t **error);
+
+/**
+ * Gives its addresses and its name back.
+ *
+ * @param member  may be NULL
+ */
+void gpuc_network_member_free(gpuc_network_member_t *member);
+
+/**
+ * Starts the sandbox in a private network, in which it is known by its name.
+ */
+void gpuc_config_set_private_network(gpuc_config_t *config, const gpuc_private_network_t *network);
+
+/**
+ * Gives the sandbox of an ordinary user a way out through the program pasta, which must be installed.
+ */
+void gpuc_config_set_outbound_network(gpuc_config_t *config);
+
+/**
+ * Starts the sandbox in the network of another one. Needs privileges.
+ */
+void gpuc_config_join_network(gpuc_config_t *config, const gpuc_sandbox_t *sandbox);
+
+/**
+ * Starts the sandbox in a network namespace, such as /proc/PID/ns/net. Needs privileges over it.
+ *
+ * @param fd  stays the caller's
+ */
+void gpuc_config_set_network_namespace(gpuc_config_t *config, int fd);
 
 /**
  * The specification of what sandboxes with the GPUs of a request would be given, for other engines to read.

@@ -51,6 +51,8 @@ pub mod process;
 
 pub mod grant;
 
+pub mod network;
+
 pub mod cdi;
 
 pub mod port;

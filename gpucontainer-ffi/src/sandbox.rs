@@ -235,7 +235,7 @@ pub extern "C" fn gpuc_sandbox_dial(
 }
 
 /// Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
-/// their counters, gpus, timeline.
+/// their counters, gpus, addresses in a private network, timeline.
 ///
 /// @param error  may be NULL
 /// @return the caller's, freed with gpuc_string_free; NULL on failure
@@ -279,7 +279,7 @@ pub extern "C" fn gpuc_sandbox_json(
             .collect();
         let all = serde_json::json!({
             "name": sandbox.name(), "pid": sandbox.pid(), "ports": ports, "host_services": services,
-            "gpus": sandbox.gpus(), "timeline": timeline,
+            "gpus": sandbox.gpus(), "addresses": sandbox.addresses(), "timeline": timeline,
         });
         Ok(c_string(all.to_string().as_bytes()).into_raw())
     })

@@ -62,6 +62,8 @@ fn generate() -> String {
         ("Mapping", "gpuc_port_mapping_t"),
         ("MigDevices", "gpuc_mig_devices_t"),
         ("MigLease", "gpuc_mig_lease_t"),
+        ("NetworkMember", "gpuc_network_member_t"),
+        ("PrivateNetwork", "gpuc_private_network_t"),
         ("Process", "gpuc_process_t"),
         ("Sandbox", "gpuc_sandbox_t"),
         ("Transfer", "gpuc_transfer_t"),

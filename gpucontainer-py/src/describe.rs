@@ -3,9 +3,11 @@
 use crate::error::raise;
 use crate::gpu::{AllocatorHandle, LeaseHandle, request};
 use crate::image::{Image, ImageStore, seconds};
+use crate::network::network;
+use crate::sandbox::SandboxHandle;
 use gpucontainer::cgroup::{IoLimit, Limits};
 use gpucontainer::gpu::{DriverRoot, Wait};
-use gpucontainer::net::{HostService, PortMapping, PortMode, Protocol, SourceAddress};
+use gpucontainer::net::{HostService, NetworkNamespace, PortMapping, PortMode, Protocol, SourceAddress};
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{
     Capability, Mount, Network, Propagation, ResourceLimit, SandboxBuilder, Stdio, UserNamespace,
@@ -204,8 +206,12 @@ pub(crate) fn describe(
             "network" => match value.extract::<String>()?.as_str() {
                 "none" => builder.network(Network::None),
                 "host" => builder.network(Network::Host),
+                "outbound" => builder.network(Network::Outbound),
                 other => return refuse(format!("no network is called {other:?}")),
             },
+            "private_network" => builder.network(Network::Private(network(value.extract()?))),
+            "join_sandbox" => builder.network(Network::Join(value.cast::<SandboxHandle>()?.get().network(value.py())?)),
+            "join_namespace" => builder.network(Network::Join(NetworkNamespace::from_fds(duplicate(&value)?, None))),
             "user_namespace" => builder.user_namespace(user_namespace(&value)?),
             "time_offsets" => {
                 let (monotonic, boottime) = value.extract()?;

@@ -7,6 +7,7 @@ mod gpu;
 mod host;
 mod image;
 mod mig;
+mod network;
 mod sandbox;
 mod slot;
 mod ticket;
@@ -30,6 +31,8 @@ mod _native {
     use super::image::{Image, ImageBuilder, ImageStore};
     #[pymodule_export]
     use super::mig::{MigDevicesHandle, MigLeaseHandle};
+    #[pymodule_export]
+    use super::network::MemberHandle;
     #[pymodule_export]
     use super::sandbox::{ProcessHandle, SandboxHandle, activated, collect_abandoned, explain};
     #[pymodule_export]

@@ -9,7 +9,7 @@ use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
 use crate::work::{self, Callback};
-use gpucontainer::net::{HostService, PortMapper, PortStatus, ServiceStatus};
+use gpucontainer::net::{HostService, NetworkNamespace, PortMapper, PortStatus, ServiceStatus};
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
@@ -102,6 +102,11 @@ pub(crate) struct Waits {
 }
 
 impl SandboxHandle {
+    /// The network, for another sandbox to join.
+    pub(crate) fn network(&self, py: Python<'_>) -> PyResult<NetworkNamespace> {
+        self.with(py, gpucontainer::Sandbox::network_namespace)
+    }
+
     fn with<R: Send>(
         &self,
         py: Python<'_>,
@@ -226,6 +231,10 @@ impl SandboxHandle {
 
     fn unpublish(&self, py: Python<'_>, address: IpAddr, host_port: u16) -> PyResult<()> {
         self.with(py, |sandbox| sandbox.unpublish(SocketAddr::new(address, host_port)))
+    }
+
+    fn addresses(&self, py: Python<'_>) -> PyResult<Vec<IpAddr>> {
+        self.with(py, |sandbox| Ok(sandbox.addresses().to_vec()))
     }
 
     fn gpus(&self, py: Python<'_>) -> PyResult<Vec<String>> {

@@ -367,6 +367,72 @@ static void attached(const gpuc_image_t *image, const char *directory) {
     CHECK(remove(path) == 0);
 }
 
+/* Whether a sandbox prints this. */
+static void prints(gpuc_config_t *config, const char *expected) {
+    gpuc_error_t *error;
+    gpuc_sandbox_t *sandbox = spawn(config);
+    gpuc_output_t *output = gpuc_sandbox_communicate(sandbox, NULL, 0, 20000, &error);
+    CHECK_NO_ERROR(error);
+    size_t length;
+    const void *bytes = gpuc_output_bytes(output, 1, &length);
+    CHECK(length == strlen(expected) && memcmp(bytes, expected, length) == 0);
+    gpuc_output_free(output);
+    close_sandbox(sandbox);
+}
+
+/* Two sandboxes and the program itself in one private network, and one that joins another's. */
+static void private_network(const gpuc_image_t *image) {
+    if (geteuid() != 0) return;
+    gpuc_error_t *error;
+    gpuc_private_network_t *wanted = gpuc_private_network_new("c-consumer", &error);
+    CHECK_NO_ERROR(error);
+    CHECK(gpuc_private_network_set_ipv4(wanted, "10.9.0.0", &error) == -1);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "10.9.0.0");
+    CHECK(gpuc_private_network_set_ipv4(wanted, "10.213.7.0/24", &error) == 0);
+    CHECK_NO_ERROR(error);
+    gpuc_private_network_set_ipv6(wanted, false);
+    gpuc_private_network_set_outbound(wanted, false);
+    gpuc_private_network_set_host_access(wanted, false);
+    gpuc_network_member_t *member = gpuc_private_network_join(wanted, "program", &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strcmp(gpuc_network_member_address(member, 0), "10.213.7.2") == 0);
+    CHECK(gpuc_network_member_address(member, 1) == NULL);
+    CHECK(gpuc_network_member_gateway(member, 0) == NULL);
+    CHECK(gpuc_network_member_fd(member) > 2);
+    CHECK(access(gpuc_network_member_hosts_file(member), R_OK) == 0);
+    CHECK(gpuc_network_member_dial(member, 80, 1000, &error) == -1);
+    expect(error, GPUC_ERROR_SYSTEM_CALL, "ECONNREFUSED");
+    CHECK(gpuc_private_network_join(wanted, "program", &error) == NULL);
+    expect(error, GPUC_ERROR_ALREADY_EXISTS, "program");
+
+    gpuc_config_t *config = shell(image, "echo served | nc -l -p 80; exec sleep 1000");
+    gpuc_config_set_name(config, "server");
+    gpuc_config_set_private_network(config, wanted);
+    gpuc_sandbox_t *server = spawn(config);
+    char *json = gpuc_sandbox_json(server, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"10.213.7.3\"") != NULL);
+    gpuc_string_free(json);
+    config = shell(image, "until nc server 80 </dev/null; do sleep 0.1; done");
+    gpuc_config_set_private_network(config, wanted);
+    prints(config, "served\n");
+    config = shell(image, "cat /sys/class/net/eth0/address");
+    gpuc_config_join_network(config, server);
+    prints(config, "02:67:0a:d5:07:03\n");
+    config = shell(image, "cat /sys/class/net/eth0/address");
+    gpuc_config_set_network_namespace(config, gpuc_network_member_fd(member));
+    prints(config, "02:67:0a:d5:07:02\n");
+    close_sandbox(server);
+
+    config = shell(image, "true");
+    gpuc_config_set_outbound_network(config);
+    CHECK(gpuc_sandbox_spawn(config, &error) == NULL);
+    expect(error, GPUC_ERROR_UNSUPPORTED, "pasta");
+    gpuc_config_free(config);
+    gpuc_network_member_free(member);
+    gpuc_private_network_free(wanted);
+}
+
 static void network(const gpuc_image_t *image) {
     gpuc_error_t *error;
     gpuc_config_t *config = shell(image, "echo hi | nc -l -p 8080 >/dev/null; exec sleep 1000");
@@ -546,6 +612,7 @@ int main(void) {
     attached(image, directory);
     network(image);
     port_mappings(image);
+    private_network(image);
     CHECK(gpuc_collect_abandoned(store, &error) == 0);
     CHECK_NO_ERROR(error);
     CHECK(gpuc_collect_abandoned(NULL, &error) == -1);

@@ -20,6 +20,7 @@ from .gpu import (
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
 from .mig import MigDevices, MigLease
+from .network import NetworkMember, PrivateNetwork
 from .sandbox import (
     DEVNULL,
     PIPE,
@@ -72,9 +73,11 @@ __all__ = [
     "Mount",
     "Mps",
     "MpsGroup",
+    "NetworkMember",
     "Output",
     "Port",
     "PortMapping",
+    "PrivateNetwork",
     "Process",
     "Progress",
     "QuarantinedGpu",

@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import _native
 from .gpu import GpuLease, GpuRequest
 from .limits import Limits
+from .network import PrivateNetwork
 from .ports import _port
 from .process import DEVNULL, PIPE, _Stream
 
@@ -57,6 +59,14 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
             given[name] = _stream(given[name])
     if "mounts" in given:
         given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
+    network = given.get("network")
+    if isinstance(network, PrivateNetwork):
+        given["private_network"] = given.pop("network")._fields()
+    elif isinstance(getattr(network, "_handle", None), _native._Sandbox):
+        given["join_sandbox"] = given.pop("network")._handle
+    elif network is not None and not isinstance(network, str):
+        descriptor = given.pop("network")
+        given["join_namespace"] = descriptor if isinstance(descriptor, int) else descriptor.fileno()
     if "ports" in given:
         ports = given["ports"]
         wanted = [_port(*port) for port in ports.items()] if isinstance(ports, Mapping) else ports

@@ -7,12 +7,13 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import IO, Any, Literal, TypeAlias
 
 from . import _native
 from ._native import Cancel, Image, ImageStore
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
 from .limits import UNLIMITED, IoLimit, Limits, Mount, _Path
+from .network import PrivateNetwork
 from .options import _gpus, _options, _words
 from .ports import HostService, Port, PortMapping, ServiceStatus, activated
 from .process import DEVNULL, PIPE, ExitStatus, Output, Process, _Running, _Stream
@@ -35,6 +36,8 @@ __all__ = [
     "activated",
     "collect_abandoned",
 ]
+
+_Descriptor: TypeAlias = int | IO[Any]
 
 
 class Sandbox(_Running):
@@ -66,7 +69,7 @@ class Sandbox(_Running):
         cgroup: bool | None = None,
         cgroup_view: bool | None = None,
         injectable_ports: bool | None = None,
-        network: Literal["none", "host"] | None = None,
+        network: Literal["none", "host", "outbound"] | PrivateNetwork | Sandbox | _Descriptor | None = None,
         user_namespace: Literal["auto", "host", "oneself", "subordinate"] | tuple[int, int] | None = None,
         time_offsets: tuple[int, int] | None = None,
         mounts: Iterable[Mount] | None = None,
@@ -100,6 +103,9 @@ class Sandbox(_Running):
         :param command: what to run, instead of the image's command.
         :param writable_memory: keeps writes to the root in memory, at most so many bytes.
         :param memory: bytes; ``cpus`` in cores; ``pids`` processes and threads: over those of ``limits``.
+        :param network: ``"none"``, loopback alone and published ports; ``"host"``, the host's; ``"outbound"``, a way out
+            for ordinary users through the program ``pasta``; a :class:`PrivateNetwork`, in which the sandbox is known by
+            its name; another sandbox or a descriptor of a network namespace, to be in that network too.
         :param ports: container port to host port, or to an address of the host and a port; 0 is any free one. Or
             what is wanted in all detail.
         :param host_services: services of the host that can be reached inside.
@@ -129,6 +135,11 @@ class Sandbox(_Running):
     def name(self) -> str:
         """The name."""
         return self._name
+
+    @property
+    def addresses(self) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+        """Its addresses in its private network: IPv4 first, then IPv6 if it has one. None in any other network."""
+        return self._handle.addresses()
 
     @property
     def ports(self) -> list[Port]:

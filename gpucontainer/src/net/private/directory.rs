@@ -68,6 +68,11 @@ impl Directory {
     pub(super) fn at(path: PathBuf) -> Result<Self> {
         loop {
             fs::create_dir_all(&path)?;
+            // Others could hold locks on files that they can read, and so keep addresses from their next owners.
+            match fs::set_mode(&path, 0o700) {
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                other => other?,
+            }
             match Lock::wait(&path.join("lock"), Mode::Exclusive) {
                 Ok(lock) => return Ok(Self { lock, path }),
                 // The last member has just removed it.

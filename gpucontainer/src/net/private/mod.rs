@@ -225,7 +225,8 @@ impl PrivateNetwork {
                 directory.sweep()?;
                 let (switch, description) = switch::make(self)?;
                 directory.set_network(&description.to_string())?;
-                alone.free()?;
+                // Nobody needs it again soon.
+                alone.remove()?;
                 return Ok((living, switch, description));
             }
             let description = Description::parse(&directory.network()?)
