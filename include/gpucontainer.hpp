@@ -22,6 +22,7 @@
 #include <gpucontainer/gpu.hpp>
 #include <gpucontainer/handle.hpp>
 #include <gpucontainer/image.hpp>
+#include <gpucontainer/network.hpp>
 #include <gpucontainer/sandbox.hpp>
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <gpucontainer/gpu.hpp>
 #include <gpucontainer/image.hpp>
+#include <gpucontainer/network.hpp>
 
 #include <string_view>
 
@@ -171,6 +172,15 @@ public:
             return gpuc_sandbox_publish(get(), address.c_str(), container_port, host_port, e);
         });
     }
+    /* In all detail; the host's port, the first of a range. */
+    std::uint16_t publish(const PortMapping &mapping) const {
+        return detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_publish_mapping(get(), mapping.get(), e); });
+    }
+    /* Leads the clients of a listening TCP socket, which stays the caller's, to a port inside; the host's port. */
+    std::uint16_t publish_socket(int socket, std::uint16_t container_port) const {
+        return detail::checked(
+            [&](gpuc_error_t **e) { return gpuc_sandbox_publish_socket(get(), socket, container_port, e); });
+    }
     void unpublish(std::uint16_t host_port, const std::string &address = "127.0.0.1") const {
         detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_unpublish(get(), address.c_str(), host_port, e); });
     }
@@ -178,6 +188,18 @@ public:
     int dial(std::uint16_t port, const Timeout &timeout = std::nullopt) const {
         return detail::checked(
             [&](gpuc_error_t **e) { return gpuc_sandbox_dial(get(), port, detail::milliseconds(timeout), e); });
+    }
+
+    /* Makes a service of the host, as in "127.0.0.1:5432", reachable inside; the port there, 0 for any free one. */
+    std::uint16_t expose_host(const std::string &host, std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) const {
+        return detail::checked([&](gpuc_error_t **e) {
+            return gpuc_sandbox_expose_host(get(), static_cast<std::uint32_t>(protocol), port, host.c_str(), e);
+        });
+    }
+    void withdraw_host(std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) const {
+        detail::checked([&](gpuc_error_t **e) {
+            return gpuc_sandbox_withdraw_host(get(), static_cast<std::uint32_t>(protocol), port, e);
+        });
     }
 
     std::string json() const {
@@ -318,6 +340,25 @@ public:
     SandboxBuilder &shm_size(std::uint64_t bytes) { return gpuc_config_set_shm_size(get(), bytes), *this; }
 
     SandboxBuilder &host_network(bool host) { return gpuc_config_set_host_network(get(), host), *this; }
+    SandboxBuilder &network(const PrivateNetwork &network) {
+        return gpuc_config_set_private_network(get(), network.get()), *this;
+    }
+    /* That of another sandbox. */
+    SandboxBuilder &network(const Sandbox &sandbox) { return gpuc_config_join_network(get(), sandbox.get()), *this; }
+    /* A descriptor of a network namespace, which stays the caller's. */
+    SandboxBuilder &network_namespace(int fd) { return gpuc_config_set_network_namespace(get(), fd), *this; }
+    /* A way out for ordinary users, by pasta. */
+    SandboxBuilder &outbound_network() { return gpuc_config_set_outbound_network(get()), *this; }
+    SandboxBuilder &injectable_ports(bool injectable) {
+        return gpuc_config_set_injectable_ports(get(), injectable), *this;
+    }
+    SandboxBuilder &publish(const PortMapping &mapping) {
+        return gpuc_config_publish_mapping(get(), mapping.get()), *this;
+    }
+    /* A service of the host, as in "127.0.0.1:5432", on a port inside. */
+    SandboxBuilder &expose_host(const std::string &host, std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) {
+        return gpuc_config_expose_host(get(), static_cast<std::uint32_t>(protocol), port, host.c_str()), *this;
+    }
     /* A TCP port; host port 0 is any free one. */
     SandboxBuilder &publish(std::uint16_t container_port, std::uint16_t host_port = 0,
                             const std::string &address = "127.0.0.1") {
