@@ -222,7 +222,7 @@ while True:
         c, a = s.accept(); c.recv(9); c.sendall(a[0].encode()); c.close()
 "
         );
-        let mut scene = Scene::python(&script, |b| b.publish_port(port(80)));
+        let mut scene = Scene::python(&script, |b| b.publish_port(on_loopback(80)));
         assert_eq!(scene.line(), "bound");
         let hosts = scene.sandbox.ports()[0].hosts();
         let seen = [0, 1].map(|n| scene.ask(hosts[n], "who"));
