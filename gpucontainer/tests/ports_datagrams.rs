@@ -8,7 +8,8 @@ mod container;
 use common::Leaks;
 use container::{Container, Server, pattern};
 use gpucontainer::ErrorKind;
-use gpucontainer::net::{PortMapper, PortMapping, PortMode, Protocol, Published};
+use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping, PortMode, Protocol, Published};
+use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -172,6 +173,30 @@ fn a_flood_of_clients_is_bounded_and_harms_nobody() {
 }
 
 #[test]
+fn clients_give_way_where_descriptors_are_short() {
+    let leaks = Leaks::watch();
+    if !may_run() || !common::tools("root", &["prlimit"]) {
+        return;
+    }
+    let container = Container::start();
+    let server = container.serve("udp 127.0.0.1:53");
+    let mut apart = container.relay_apart(53, 40);
+    let address = SocketAddr::from(([127, 0, 0, 1], container::said(&mut apart).parse::<u16>().unwrap()));
+    let clients: Vec<_> = (0..200).map(|_| client(address)).collect();
+    for round in 0..3 {
+        for client in &clients {
+            assert_eq!(ask(client, b"in turn").1, b"in turn", "round {round}");
+        }
+    }
+    drop(apart.stdin.take());
+    let status = container::said(&mut apart);
+    assert!(status.contains("accepted: 600") && status.contains("refused: 0"), "{status}");
+    apart.wait().unwrap();
+    drop((clients, apart, server, container));
+    leaks.check();
+}
+
+#[test]
 fn ports_of_both_protocols_share_a_number() {
     let leaks = Leaks::watch();
     let mapper = PortMapper::new();
@@ -185,6 +210,20 @@ fn ports_of_both_protocols_share_a_number() {
     // Every socket is bound for itself: what is free again at once can be taken at once.
     drop(mapper.reserve(&[PortMapping::udp(53, port), PortMapping::tcp(53, port)]).unwrap());
     leaks.check();
+}
+
+/// Not a test: a relay in a process of its own, until its input ends.
+#[test]
+#[ignore = "the tests start it themselves"]
+fn relay_apart() {
+    let Ok(wanted) = std::env::var("GPUC_TEST_RELAY") else { return };
+    let (pid, port) = wanted.split_once(' ').unwrap();
+    let namespace = NetworkNamespace::of_process(container::pidfd(pid.parse().unwrap()));
+    let reservation = PortMapper::new().reserve(&[PortMapping::udp(port.parse().unwrap(), 0)]).unwrap();
+    let published = reservation.relay(namespace).unwrap();
+    container::say(&published.ports()[0].host().port().to_string());
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    container::say(&format!("{:?}", published.status()[0]));
 }
 
 /// Not a test: the server that the tests start in containers, from this very program.
