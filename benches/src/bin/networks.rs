@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const WARM_UP: usize = 5;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let samples = std::env::args().nth(1).map_or(Ok(300), |text| text.parse())?;
+    let samples: usize = std::env::args().nth(1).map_or(Ok(100), |text| text.parse())?;
     // SAFETY: the process has one thread, and nothing of it knows the network that it had.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(std::io::Error::last_os_error().into());
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             if sample >= WARM_UP {
                 rows.add(what, took);
             }
-            gpucontainer::Result::Ok(())
+            Ok::<(), gpucontainer::Error>(())
         };
         for (network, first, further) in [
             (&network, "first member, with a way out", "further member, with a way out"),
@@ -36,9 +36,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             time(further, &mut || network.join("other").map(|member| other = Some(member)))?;
             time("leave", &mut || other.take().map_or(Ok(()), |member| member.leave()))?;
             time("leave as the last", &mut || one.take().map_or(Ok(()), |member| member.leave()))?;
+            // What the kernel takes apart behind our back shall not be in the next sample: it holds locks meanwhile.
+            std::thread::sleep(Duration::from_millis(200));
         }
-        // What the kernel takes apart behind our back shall not be in the next sample: an idle machine is what is measured.
-        std::thread::sleep(Duration::from_millis(60));
     }
     rows.print();
     Ok(())

@@ -34,6 +34,9 @@ pub enum Network {
     /// A private network, in which the sandbox is known by its name, and by its host name if one is chosen; without one
     /// the host name is the name. Needs privileges.
     ///
+    /// Names of the outside are asked of the host's name servers. Where those are on the host's loopback, of the ones that
+    /// `systemd-resolved` asks itself; where that does not run, nobody answers.
+    ///
     /// The network's interfaces and addresses belong to the host's user namespace: in a user namespace of its own the
     /// sandbox cannot change them, whatever capabilities it has. Without one, `CAP_NET_ADMIN` and `CAP_NET_RAW` let it
     /// take the addresses of other members.

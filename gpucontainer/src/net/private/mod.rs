@@ -38,6 +38,9 @@ use std::time::{Duration, Instant};
 /// when the last member is gone, however that came: interfaces, addresses and rules go with the descriptors that the
 /// members hold.
 ///
+/// A host whose firewall drops forwarded packets by default, as Docker has it, must let those of the interfaces `gpuc*`
+/// pass for members to get out: rules of this library drop packets, and cannot save them from the rules of others.
+///
 /// Its members cannot reach services of the host, neither on loopback nor on other addresses of it, nor members of other
 /// private networks; and nobody outside can begin a connection to a member. Publish ports for that.
 ///

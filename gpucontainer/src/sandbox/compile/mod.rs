@@ -1,12 +1,12 @@
 //! From the plan to the stub's program: the one table that says how each step becomes system calls.
 
 mod overlay;
+mod own_file;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::bind_filter;
 use crate::sandbox::plan::{Device, Masked, Namespace, Plan, Step};
 use crate::sys::calls::{At, Attributes, Message, Travel, namespace};
-use crate::sys::fs;
 use crate::sys::program::{Argument, Jump, Program, Register};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -546,36 +546,6 @@ impl Compiler<'_, '_> {
         self.program.move_mount_onto(tree, onto)?;
         self.program.close(onto);
         self.program.release(onto);
-        Ok(())
-    }
-
-    /// Mounts a file of memory over `path`, so that nothing of it is ever among what the container wrote.
-    fn own_file(&mut self, path: &str, contents: &[u8], mode: u32) -> Result<()> {
-        let program = &mut self.program;
-        // It lives in the tmpfs of /dev, under a name that is gone before the application comes, and that one which
-        // runs already cannot know. Mounts of files without a name are refused.
-        let name = &format!("/dev/.{}", fs::unique());
-        let file = program.create_new_file(At::Cwd, name, mode)?;
-        program.write(file, contents);
-        program.close(file);
-        program.release(file);
-        let tree = program.clone_tree(At::Cwd, name, false)?;
-        self.cover_file(tree.into(), path)?;
-        self.program.unlink(At::Cwd, name)
-    }
-
-    /// Mounts a file over `path`, which is made if it is not there.
-    fn cover_file(&mut self, tree: Argument, path: &str) -> Result<()> {
-        self.parents(path)?;
-        let program = &mut self.program;
-        // A link there is covered itself, wherever it leads.
-        let mounted = program.try_move_mount(tree, At::Cwd, path)?;
-        let absent = program.if_failed(mounted);
-        let done = program.jump();
-        program.land(absent);
-        program.touch(At::Cwd, path, 0o644)?;
-        program.move_mount(tree, At::Cwd, path)?;
-        program.land(done);
         Ok(())
     }
 
