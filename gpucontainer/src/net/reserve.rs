@@ -11,10 +11,14 @@ use crate::sys::datagram;
 use crate::sys::hostport;
 use crate::sys::socket::{self, Span, number};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// So often a free port is looked for before none is left.
 const ATTEMPTS: usize = 64;
+/// Where several ports in a row are looked for: below those that the kernel gives to whoever connects, of which some are
+/// always in use here and there.
+const RANGES: Range<u16> = 10_000..32_768;
 /// From so many sockets on it is looked beforehand whether there are descriptors for them.
 const MANY: u64 = 16;
 
@@ -97,12 +101,19 @@ type Refusal = (SocketAddr, Error);
 /// Takes what one mapping wants.
 fn take(mapping: &PortMapping) -> Result<Held> {
     let fixed = mapping.host().port();
+    let mut next = None;
     for _ in 0..ATTEMPTS {
-        let first = if fixed == 0 { some_free_port(mapping) } else { Ok(fixed) };
+        let first = match next.take() {
+            Some(first) => Ok(first),
+            None if fixed == 0 => some_free_port(mapping),
+            None => Ok(fixed),
+        };
         match first.and_then(|first| take_from(mapping, first)) {
             Ok(held) => return Ok(held),
             // Somebody has one of those; others may be free.
-            Err((_, error)) if fixed == 0 && error.errno() == Some(number::EADDRINUSE) => {}
+            Err((taken, error)) if fixed == 0 && error.errno() == Some(number::EADDRINUSE) => {
+                next = beyond(mapping, taken.port());
+            }
             Err((address, error)) => return Err(explain(error, mapping, address)),
         }
     }
@@ -110,7 +121,7 @@ fn take(mapping: &PortMapping) -> Result<Held> {
     Err(explain(error, mapping, mapping.host()))
 }
 
-/// The first of as many ports as are wanted; it was free a moment ago.
+/// The first of as many ports as are wanted: one is free where one is wanted, and several are likely to be.
 fn some_free_port(mapping: &PortMapping) -> Result<u16, Refusal> {
     let mut port = 0;
     on_main_address(mapping, 0, |address| {
@@ -118,7 +129,20 @@ fn some_free_port(mapping: &PortMapping) -> Result<u16, Refusal> {
         port = socket::local_address(&probe).map_err(|error| (address, error))?.port();
         Ok(())
     })?;
-    Ok(port.min(u16::MAX - (mapping.count() - 1)))
+    let count = mapping.count();
+    let room = (RANGES.end - RANGES.start).checked_sub(count);
+    Ok(match room {
+        // Any place in there, by the number that the kernel happened to choose.
+        Some(room) if count > 1 => RANGES.start + port % (room + 1),
+        _ => port.min(u16::MAX - (count - 1)),
+    })
+}
+
+/// Where to look for several ports when `taken` is somebody's; `None` for anywhere.
+fn beyond(mapping: &PortMapping, taken: u16) -> Option<u16> {
+    let first = taken.checked_add(1).filter(|_| mapping.count() > 1)?;
+    let end = if RANGES.contains(&first) { u32::from(RANGES.end) } else { 1 << 16 };
+    (u32::from(first) + u32::from(mapping.count()) <= end).then_some(first)
 }
 
 /// Does something on the main address of a mapping, which it returns: on a host without IPv6 all interfaces are those of
@@ -262,7 +286,7 @@ impl Reservation {
         self.sockets.into_iter().map(|one| Self { sockets: vec![one] }).collect()
     }
 
-    /// Locks the sockets of [`PortMode::HandOver`](super::PortMode::HandOver), which a container is given; with their names
+    /// Locks the sockets of [`PortMode::HandOver`], which a container is given; with their names
     /// in `LISTEN_FDNAMES`, one name for all sockets of a port.
     pub(crate) fn hand_over(&mut self) -> Result<Vec<(String, BorrowedFd<'_>)>> {
         let mut handed = Vec::new();

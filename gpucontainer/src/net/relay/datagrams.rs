@@ -187,7 +187,8 @@ impl Engine {
         }
         let mut made = self.flow_socket(port);
         let short = |made: &Result<OwnedFd>| made.as_ref().is_err_and(|error| error.errno().is_some_and(is_shortage));
-        if short(&made) && self.drop_longest_idle(port) {
+        // A child that makes sockets has several descriptors more for a moment.
+        while short(&made) && self.drop_longest_idle(port) {
             made = self.flow_socket(port);
         }
         let slot = self.reserve_slot();
