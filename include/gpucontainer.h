@@ -2727,7 +2727,7 @@ void gpuc_config_publish_mapping(gpuc_config_t *config, const gpuc_port_mapping_
  *
  * @param protocol  of gpuc_protocol_t
  * @param port      inside; 0 for any free one
- * @param host      the service's address and port, as in "127.0.0.1:5432" or "[::1]:5432"
+ * @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
  */
 void gpuc_config_expose_host(gpuc_config_t *config,
                              uint32_t protocol,
@@ -2749,7 +2749,7 @@ uint16_t gpuc_sandbox_publish_mapping(const gpuc_sandbox_t *sandbox,
  *
  * @param protocol  of gpuc_protocol_t
  * @param port      inside; 0 for any free one
- * @param host      the service's address and port, as in "127.0.0.1:5432" or "[::1]:5432"
+ * @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
  * @param error     may be NULL
  * @return the port inside; 0 on failure
  */

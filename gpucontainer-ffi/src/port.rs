@@ -235,7 +235,7 @@ pub extern "C" fn gpuc_config_publish_mapping(config: Option<&mut Config>, mappi
 ///
 /// @param protocol  of gpuc_protocol_t
 /// @param port      inside; 0 for any free one
-/// @param host      the service's address and port, as in "127.0.0.1:5432" or "[::1]:5432"
+/// @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gpuc_config_expose_host(
     config: Option<&mut Config>,
@@ -279,7 +279,7 @@ pub extern "C" fn gpuc_sandbox_publish_mapping(
 ///
 /// @param protocol  of gpuc_protocol_t
 /// @param port      inside; 0 for any free one
-/// @param host      the service's address and port, as in "127.0.0.1:5432" or "[::1]:5432"
+/// @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
 /// @param error     may be NULL
 /// @return the port inside; 0 on failure
 #[unsafe(no_mangle)]
