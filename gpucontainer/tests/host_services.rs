@@ -12,6 +12,8 @@ use gpucontainer::net::{ExposedServices, HostService, NetworkNamespace, Protocol
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SHORT: Duration = Duration::from_secs(10);
@@ -24,6 +26,7 @@ fn may_run() -> bool {
 /// A service of the host that sends back what it gets, until dropped.
 struct Echo {
     address: SocketAddr,
+    over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -31,23 +34,28 @@ impl Echo {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let ending = Arc::clone(&over);
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut all = Vec::new();
-                // One that says nothing is the end.
-                if stream.read_to_end(&mut all).is_err() || all.is_empty() {
+                if ending.load(Ordering::SeqCst) {
                     return;
                 }
-                stream.write_all(&all).unwrap();
+                let mut stream = stream.unwrap();
+                let mut all = Vec::new();
+                // A client whose process was killed has said nothing, or not all, and hears no answer.
+                if stream.read_to_end(&mut all).is_ok() {
+                    let _ = stream.write_all(&all);
+                }
             }
         });
-        Self { address, thread: Some(thread) }
+        Self { address, over, thread: Some(thread) }
     }
 }
 
 impl Drop for Echo {
     fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
         drop(TcpStream::connect(self.address).unwrap());
         self.thread.take().unwrap().join().unwrap();
     }
