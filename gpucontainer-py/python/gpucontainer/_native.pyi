@@ -25,6 +25,7 @@ __all__ = [
     "_Sandbox",
     "_XidWatch",
     "__version__",
+    "activated",
     "cdi_devices",
     "cdi_spec",
     "collect_abandoned",
