@@ -25,7 +25,7 @@ use super::netlink::{Batch, carry_out};
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::netns::NewNetwork;
-use crate::sys::{fs, netns, process};
+use crate::sys::{errno, netns, process};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -196,7 +196,7 @@ impl PrivateNetwork {
         let addresses = member.addresses.clone();
         living.push(member);
         living.sort_by_key(|member| member.number);
-        let connected = connect(&switch, &description, &own, (address, address6))
+        let connected = connect(&switch, &description, &own, (number, address, address6))
             .and_then(|()| directory.set_hosts(&names::hosts(&living)));
         if let Err(error) = connected {
             // The error to report is the first.
@@ -300,14 +300,28 @@ fn connect(
     switch: &Switch,
     description: &Description,
     own: &NewNetwork,
-    (address, address6): (Ipv4Addr, Option<Ipv6Addr>),
+    (number, address, address6): (u32, Ipv4Addr, Option<Ipv6Addr>),
 ) -> Result<()> {
-    let unique = fs::unique();
     let peer =
         Peer { name: "eth0", index: OWN, hardware: Some(subnet::hardware(address)), namespace: own.namespace.as_fd() };
-    let mut batch = Batch::new();
-    batch.new_pair((&format!("m{}", &unique[..12]), switch::port_index()), BRIDGE, &peer);
-    carry_out(&switch.route, &batch)?;
+    let port = format!("m{number}");
+    let lay = || {
+        let mut batch = Batch::new();
+        batch.new_pair((&port, switch::port_index()), BRIDGE, &peer);
+        carry_out(&switch.route, &batch)
+    };
+    match lay() {
+        // The namespace of a dead member with the address is not taken apart yet, and still talks.
+        Err(error) if error.errno() == Some(errno::EEXIST) => {
+            let mut batch = Batch::new();
+            batch.delete(&port);
+            match carry_out(&switch.route, &batch) {
+                Err(error) if error.errno() != Some(errno::ENODEV) => return Err(error),
+                _ => lay()?,
+            }
+        }
+        made => made?,
+    }
 
     let (gateway4, gateway6) = description.gateways();
     let mut batch = Batch::new();
