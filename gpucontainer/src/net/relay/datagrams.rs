@@ -25,6 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// How many clients give way to a new one at most where descriptors are short: a child that makes sockets has several more
+/// for a moment, and a shortage that is not of this process's making is not cured by it.
+const GIVE_WAY: usize = 16;
 /// Datagrams passed on before the others have their turn.
 const DATAGRAM_TURN: usize = 64;
 /// Clients that a port knows at most; each takes a descriptor.
@@ -187,8 +190,10 @@ impl Engine {
         }
         let mut made = self.flow_socket(port);
         let short = |made: &Result<OwnedFd>| made.as_ref().is_err_and(|error| error.errno().is_some_and(is_shortage));
-        // A child that makes sockets has several descriptors more for a moment.
-        while short(&made) && self.drop_longest_idle(port) {
+        for _ in 0..GIVE_WAY {
+            if !(short(&made) && self.drop_longest_idle(port)) {
+                break;
+            }
             made = self.flow_socket(port);
         }
         let slot = self.reserve_slot();
