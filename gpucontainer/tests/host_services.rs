@@ -116,10 +116,11 @@ fn a_service_that_is_not_there_resets_its_clients() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let exposed = ExposedServices::new(&[HostService::tcp(80, nobody)], container.namespace()).unwrap();
     let refused = match dial(&container.namespace(), 80) {
-        Ok(stream) => exchange(stream, b"x").unwrap_err().kind(),
+        // Only read: writing to what was reset already has errors of its own.
+        Ok(mut stream) => stream.read(&mut [0]).unwrap_err().kind(),
         Err(error) => std::io::Error::from_raw_os_error(error.errno().unwrap()).kind(),
     };
-    assert!(matches!(refused, IoErrorKind::ConnectionReset | IoErrorKind::BrokenPipe), "{refused:?}");
+    assert_eq!(refused, IoErrorKind::ConnectionReset);
     let status = &exposed.status()[0];
     assert_eq!((status.accepted, status.refused), (1, 1), "{status:?}");
     let error = status.last_error.as_ref().unwrap();
