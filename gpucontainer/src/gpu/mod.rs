@@ -36,6 +36,7 @@ pub use grant::{
     VendorHook,
 };
 pub use injection::image_facts::ImageFacts;
+pub(crate) use injection::known_images::known_facts;
 pub use injection::{grant, grant_from};
 pub use inventory::{
     Fabric, Gpu, GpuHealth, GpuMemory, GpuPair, Inventory, MigDevice, NvLink, NvLinkEnd, PciPath, RemappedRows,

@@ -3,23 +3,40 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fs::File;
 use crate::sys::root::{Description, Entry, Root};
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 /// As many links as the kernel follows.
 const LINKS: usize = 40;
 
+/// More than the directories that a start asks for, and little memory.
+const MOST_SEEN: usize = 4096;
+
 /// Layers, the top one first; a plain directory is a tree of one.
+///
+/// A look is made once: the layers of a store do not change, and what is in a directory of the caller's is asked for
+/// within one start, for which it is as it was at the first look.
 #[derive(Debug)]
 pub(crate) struct Stack {
     layers: Vec<Root>,
+    seen: RefCell<Seen>,
+}
+
+/// What was found at paths that are absolute and go through no link. Files are not among it: many are asked for, each
+/// once, while the same few directories lead to all of them.
+#[derive(Debug, Default)]
+struct Seen {
+    entries: HashMap<PathBuf, Option<(usize, Entry)>>,
+    /// Whether a directory of a layer is opaque.
+    opaque: HashMap<(usize, PathBuf), bool>,
 }
 
 impl Stack {
     /// Opens the directories of the layers, the top one first.
     pub(crate) fn open(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
         let layers = layers.into_iter().map(|path| Root::open(path.as_ref())).collect::<Result<_>>()?;
-        Ok(Self { layers })
+        Ok(Self { layers, seen: RefCell::default() })
     }
 
     /// How many layers there are.
@@ -74,7 +91,7 @@ impl Stack {
     pub(crate) fn names(&self, path: &Path) -> Result<Vec<String>> {
         let Some((_, path, Entry::Directory)) = self.find(path)? else { return Ok(Vec::new()) };
         let (mut names, mut hidden) = (BTreeSet::new(), BTreeSet::new());
-        for layer in &self.layers {
+        for (number, layer) in self.layers.iter().enumerate() {
             match layer.look(&path)? {
                 Entry::Directory => {
                     for (name, device) in layer.names_at(&path)? {
@@ -88,7 +105,7 @@ impl Stack {
                 Entry::Missing => {}
                 _ => break,
             }
-            if path.ancestors().any(|above| layer.is_opaque(above)) {
+            if self.hides(number, path.ancestors()) {
                 break;
             }
         }
@@ -137,19 +154,49 @@ impl Stack {
 
     /// What is at a path that is absolute and goes through no link, and the layer that shows it.
     pub(crate) fn look(&self, path: &Path) -> Result<Option<(&Root, Entry)>> {
-        for (number, layer) in (1..).zip(&self.layers) {
+        if let Some(seen) = self.seen.borrow().entries.get(path) {
+            return Ok(seen.as_ref().map(|(number, entry)| (&self.layers[*number], entry.clone())));
+        }
+        let found = self.look_now(path)?;
+        let mut seen = self.seen.borrow_mut();
+        if seen.entries.len() < MOST_SEEN && !matches!(found, Some((_, Entry::File))) {
+            seen.entries.insert(path.to_owned(), found.clone());
+        }
+        Ok(found.map(|(number, entry)| (&self.layers[number], entry)))
+    }
+
+    fn look_now(&self, path: &Path) -> Result<Option<(usize, Entry)>> {
+        for (number, layer) in self.layers.iter().enumerate() {
             match layer.look(path)? {
-                Entry::Missing if number == self.layers.len() => return Ok(None),
                 Entry::Missing => {}
                 Entry::Whiteout | Entry::Covered => return Ok(None),
-                entry => return Ok(Some((layer, entry))),
+                entry => return Ok(Some((number, entry))),
             }
             // The path is not in this layer, but one of the directories that lead there may hide those below.
-            if path.ancestors().skip(1).any(|above| layer.is_opaque(above)) {
+            if self.hides(number, path.ancestors().skip(1)) {
                 return Ok(None);
             }
         }
         Ok(None)
+    }
+
+    /// Whether one of these directories of a layer hides what those below it have.
+    fn hides<'a>(&self, number: usize, mut directories: impl Iterator<Item = &'a Path>) -> bool {
+        // There is nothing below the last one.
+        number + 1 < self.layers.len() && directories.any(|directory| self.is_opaque(number, directory))
+    }
+
+    fn is_opaque(&self, number: usize, directory: &Path) -> bool {
+        let key = (number, directory.to_owned());
+        let mut seen = self.seen.borrow_mut();
+        if let Some(opaque) = seen.opaque.get(&key) {
+            return *opaque;
+        }
+        let opaque = self.layers[number].is_opaque(directory);
+        if seen.opaque.len() < MOST_SEEN {
+            seen.opaque.insert(key, opaque);
+        }
+        opaque
     }
 }
 

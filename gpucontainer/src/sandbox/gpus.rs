@@ -1,7 +1,7 @@
 //! The GPUs of a start: chosen, leased, and then granted.
 
 use crate::error::{Context, Result};
-use crate::gpu::{DriverRoot, GpuAllocator, GpuGrant, GpuLease, GpuRequest, ImageFacts, Inventory};
+use crate::gpu::{DriverRoot, GpuAllocator, GpuGrant, GpuLease, GpuRequest, ImageFacts, Inventory, known_facts};
 use crate::layer::Stack;
 use crate::sandbox::config::SandboxBuilder;
 use crate::sandbox::root::Root;
@@ -108,9 +108,12 @@ impl Gpus {
         self.request.for_sandbox(&self.inventory, &self.driver_root).context("lease GPUs")
     }
 
-    /// What a container with the root `tree` needs to use them.
-    pub(crate) fn grant(&self, tree: &Stack) -> Result<GpuGrant> {
-        let facts = ImageFacts::read(tree, self.environment.clone());
+    /// What a container with `root`, whose files are in `tree`, needs to use them.
+    pub(crate) fn grant(&self, root: &Root, tree: &Stack) -> Result<GpuGrant> {
+        let facts = match root {
+            Root::Image { image, .. } => known_facts(image.trees(), tree, self.environment.clone()),
+            Root::Directory(_) => ImageFacts::read(tree, self.environment.clone()),
+        };
         crate::gpu::grant_from(&self.request, &self.inventory, &self.driver_root, &facts).context("grant GPUs")
     }
 

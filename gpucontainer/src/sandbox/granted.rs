@@ -1,7 +1,7 @@
 //! What a grant has, as steps of a plan: at the start of a sandbox, and while it runs.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::{DeviceNode, FileMount, FileTree, GpuGrant, OwnFile};
+use crate::gpu::{DeviceNode, FileMount, FileTree, GpuGrant, MountKind, OwnFile};
 use crate::sandbox::plan::{Device, Step};
 use crate::sandbox::prepare::text;
 use crate::sys::calls::{Attributes, Travel};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// A file, directory or socket of the host, taken as `source` before.
 pub(crate) fn granted_mount(mount: &FileMount, source: usize) -> Result<Step> {
-    let directory = fs::metadata(&mount.source)?.is_dir();
+    let directory = mount.kind == MountKind::Directory;
     let attributes =
         Attributes { read_only: mount.read_only, no_suid: true, no_devices: true, no_execute: !mount.executable };
     let (target, recursive, travel) = (text(&mount.target)?, mount.recursive, Travel::Private);

@@ -171,7 +171,7 @@ pub(crate) fn prepare(
     let maps = id_maps(builder.user_namespace)?;
     let tree = root.tree()?;
     let config = root.config();
-    let grant = gpus.map(|gpus| gpus.grant(&tree)).transpose()?;
+    let grant = gpus.map(|gpus| gpus.grant(&root, &tree)).transpose()?;
     let passwd = tree.read_to_string("/etc/passwd")?.unwrap_or_default();
     let group = tree.read_to_string("/etc/group")?.unwrap_or_default();
     let mut identity = resolve(builder.process.user.as_deref().unwrap_or(&config.user), &passwd, &group)?;

@@ -40,15 +40,29 @@ impl Root {
     }
 
     fn resolve(&self, path: &Path, flags: OFlags, mode: Mode, how: ResolveFlags) -> Result<OwnedFd> {
+        self.try_resolve(path, flags, mode, how).map_err(|e| self.not_resolved(path, e))
+    }
+
+    /// The same for callers to whom an error may be an answer, and who need no words for it then.
+    fn try_resolve(
+        &self,
+        path: &Path,
+        flags: OFlags,
+        mode: Mode,
+        how: ResolveFlags,
+    ) -> std::result::Result<OwnedFd, rustix::io::Errno> {
         let resolve = how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         loop {
             match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, resolve) {
-                Ok(fd) => return Ok(fd),
                 // A rename on the host raced with `..`; the kernel asks to try again.
                 Err(rustix::io::Errno::AGAIN) => {}
-                Err(e) => return Err(failed(format!("openat2({:?}, {path:?})", self.path), e).with_path(path)),
+                result => return result,
             }
         }
+    }
+
+    fn not_resolved(&self, path: &Path, error: rustix::io::Errno) -> Error {
+        failed(format!("openat2({:?}, {path:?})", self.path), error).with_path(path)
     }
 
     /// Opens a regular file inside for reading; anything else (a fifo, a device) is an error, never opened.
@@ -64,7 +78,7 @@ impl Root {
 
     /// Whether there is something at `path`, which is followed through links.
     pub(crate) fn exists_at(&self, path: &Path) -> bool {
-        self.open_at(path, OFlags::PATH, Mode::empty()).is_ok()
+        self.try_resolve(path, OFlags::PATH, Mode::empty(), ResolveFlags::empty()).is_ok()
     }
 
     /// The names in the directory `path`, sorted, and whether each may be a device; names that are not UTF-8 are left
@@ -73,7 +87,7 @@ impl Root {
         let directory = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
         let wrap = |e| failed(format!("getdents({path:?})"), e).with_path(path);
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&directory).map_err(wrap)? {
+        for entry in rustix::fs::Dir::new(directory).map_err(wrap)? {
             let entry = entry.map_err(wrap)?;
             let device =
                 matches!(entry.file_type(), rustix::fs::FileType::CharacterDevice | rustix::fs::FileType::Unknown);
@@ -108,11 +122,11 @@ impl Root {
     }
 
     fn look_with(&self, path: &Path, flags: ResolveFlags) -> Result<Entry> {
-        let fd = match self.resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty(), flags) {
+        let fd = match self.try_resolve(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty(), flags) {
             Ok(fd) => fd,
-            Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(Entry::Missing),
-            Err(e) if matches!(e.errno(), Some(libc::ENOTDIR | libc::ELOOP)) => return Ok(Entry::Covered),
-            Err(e) => return Err(e),
+            Err(rustix::io::Errno::NOENT) => return Ok(Entry::Missing),
+            Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => return Ok(Entry::Covered),
+            Err(e) => return Err(self.not_resolved(path, e)),
         };
         let stat = rustix::fs::fstat(&fd).map_err(|e| failed(format!("fstat({path:?})"), e).with_path(path))?;
         Ok(match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
@@ -128,10 +142,10 @@ impl Root {
         })
     }
 
-    /// The facts of what `path` leads to.
-    pub(crate) fn metadata(&self, path: &Path) -> Result<std::fs::Metadata> {
-        let place = File::from(self.open_at(path, OFlags::PATH, Mode::empty())?);
-        place.metadata().map_err(|e| Error::from_io(format!("fstat({path:?})"), e).with_path(path))
+    /// The facts of what `path` leads to, if it leads anywhere.
+    pub(crate) fn metadata(&self, path: &Path) -> Option<std::fs::Metadata> {
+        let place = self.try_resolve(path, OFlags::PATH, Mode::empty(), ResolveFlags::empty()).ok()?;
+        File::from(place).metadata().ok()
     }
 
     /// What the directory at `path` is like; no link is followed.

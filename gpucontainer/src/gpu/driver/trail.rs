@@ -136,7 +136,7 @@ impl Identity {
     }
 
     fn inside(root: &Root, directory: &Path) -> Option<Self> {
-        root.metadata(directory).ok().as_ref().map(Self::from)
+        root.metadata(directory).as_ref().map(Self::from)
     }
 
     fn newest(self) -> (i64, i64) {

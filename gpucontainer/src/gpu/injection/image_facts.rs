@@ -8,6 +8,7 @@ use crate::gpu::injection::image_files::{self, ImageFiles};
 
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The facts of an image on which the places of the driver's files depend.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -31,7 +32,7 @@ pub struct ImageFacts {
     /// The version of the image's glibc, if that is its C library and was read.
     pub(crate) glibc: Option<CLibrary>,
     /// What the loader's cache of the image says, or ought to: `None` if the image was not read or its loader has none.
-    pub(crate) loader_cache: Option<Vec<Entry>>,
+    pub(crate) loader_cache: Option<Arc<[Entry]>>,
     /// Where the loader of musl searches, if the image says.
     pub(crate) musl_path: Option<String>,
     /// `/usr/lib` is the directory of native libraries, by whatever other names, as on Arch.

@@ -66,8 +66,11 @@ impl ImageFiles for Stack {
 }
 
 fn read(files: &dyn ImageFiles, path: &Path, limit: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    files.open(path)?.take(limit).read_to_end(&mut bytes).ok()?;
+    let file = files.open(path)?;
+    let size = file.metadata().ok()?.len().min(limit);
+    // One more, so that the end is seen without a larger buffer.
+    let mut bytes = Vec::with_capacity(usize::try_from(size).ok()? + 1);
+    file.take(limit).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
@@ -88,9 +91,9 @@ pub(crate) fn loader(files: &dyn ImageFiles, facts: &mut ImageFacts) {
     let usual = system_directories().into_iter().map(|directory| format!("{directory}/libc.so.6"));
     facts.glibc = listed.chain(usual).find_map(|path| c_library(Path::new(&path)));
     facts.loader_cache = match (cached, facts.glibc) {
-        (Some(entries), _) => Some(entries),
-        (None, Some(_)) => Some(search(files)),
-        (None, None) if files.exists(Path::new(NARROW_LOADER)) => Some(search(files)),
+        (Some(entries), _) => Some(entries.into()),
+        (None, Some(_)) => Some(search(files).into()),
+        (None, None) if files.exists(Path::new(NARROW_LOADER)) => Some(search(files).into()),
         // Programs that bring their C library within them have no use for a cache.
         (None, None) => None,
     };

@@ -5,6 +5,7 @@ pub(crate) mod devices;
 mod extras;
 pub(crate) mod image_facts;
 pub(crate) mod image_files;
+pub(crate) mod known_images;
 mod loader;
 mod mps;
 pub(crate) mod procfs;

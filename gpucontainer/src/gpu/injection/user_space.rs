@@ -7,6 +7,7 @@ use crate::gpu::grant::{FileMount, GpuGrant, MountKind, Symlink};
 use crate::gpu::injection::image_facts::ImageFacts;
 use crate::gpu::request::{DriverCapability, GpuRequest};
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Libraries without which the capability that they belong to is worth nothing.
@@ -46,24 +47,21 @@ pub(crate) fn user_space(
         add_library(library, directory, grant);
     }
     for directory in grant.library_directories.clone() {
-        let there = |name: &Path, grant: &GpuGrant| {
-            let mounted = grant.mounts.iter().any(|mount| mount.target == name);
-            mounted || grant.links.iter().any(|known| known.link == name)
-        };
-        for (link, target) in catalog::LINKS {
+        // Paths are compared as texts here: by their parts it would take longer than all the rest.
+        let mounts = grant.mounts.iter().map(|mount| mount.target.as_os_str());
+        let linked: HashSet<_> = grant.links.iter().map(|known| known.link.as_os_str()).collect();
+        let there: HashSet<_> = mounts.chain(linked.iter().copied()).collect();
+        let producer = format!("libnvidia-vulkan-producer.so.{}", driver.version);
+        let producer = ("libnvidia-vulkan-producer.so", producer.as_str());
+        let links = catalog::LINKS.iter().copied().chain([producer]).filter_map(|(link, target)| {
             let link = directory.join(link);
             // Wherever the link itself is, it leads to a library of this directory.
             let leads_to = directory.join(Path::new(target).file_name().unwrap_or_default());
-            let linked = grant.links.iter().any(|known| known.link == link);
-            if there(&leads_to, grant) && !linked {
-                grant.links.push(Symlink { link, target: target.into() });
-            }
-        }
-        let producer = format!("libnvidia-vulkan-producer.so.{}", driver.version);
-        if there(&directory.join(&producer), grant) {
-            let link = directory.join("libnvidia-vulkan-producer.so");
-            grant.links.push(Symlink { link, target: producer.into() });
-        }
+            let wanted = there.contains(leads_to.as_os_str()) && !linked.contains(link.as_os_str());
+            wanted.then(|| Symlink { link, target: target.into() })
+        });
+        let links: Vec<Symlink> = links.collect();
+        grant.links.extend(links);
     }
     let programs = driver.programs.iter().chain(&driver.modules).map(|file| (file, true));
     for module in driver.modules.iter().filter(|module| request.wants(module.capability)) {
