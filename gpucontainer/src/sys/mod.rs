@@ -12,6 +12,7 @@ pub(crate) mod errno;
 pub(crate) mod events;
 pub(crate) mod fs;
 pub(crate) mod hostport;
+pub(crate) mod identity;
 pub(crate) mod launch;
 pub(crate) mod lock;
 #[cfg(feature = "nvml")]

@@ -142,10 +142,10 @@ impl Root {
         })
     }
 
-    /// The facts of what `path` leads to, if it leads anywhere.
-    pub(crate) fn metadata(&self, path: &Path) -> Option<std::fs::Metadata> {
+    /// What `stat(2)` says of what `path` leads to, if it leads anywhere.
+    pub(super) fn status(&self, path: &Path) -> Option<rustix::fs::Stat> {
         let place = self.try_resolve(path, OFlags::PATH, Mode::empty(), ResolveFlags::empty()).ok()?;
-        File::from(place).metadata().ok()
+        rustix::fs::fstat(&place).ok()
     }
 
     /// What the directory at `path` is like; no link is followed.

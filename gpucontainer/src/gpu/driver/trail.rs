@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::driver::{DATA_VARIABLE, Driver, PIPES_VARIABLE};
 use crate::sys::fs;
+use crate::sys::identity::Identity;
 use crate::sys::root::Root;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -46,15 +46,6 @@ pub(crate) struct Trail {
     /// Directories, as paths inside that may lead through links.
     directories: BTreeMap<PathBuf, Option<Identity>>,
     texts: BTreeMap<PathBuf, Option<String>>,
-}
-
-/// Changes with every change of a file or of a directory's entries.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 /// A trail that is being made; a root without one leaves none.
@@ -130,34 +121,40 @@ fn joined(directory: &Path, target: &Path) -> PathBuf {
     place
 }
 
-impl Identity {
-    fn of(place: &Path) -> Option<Self> {
-        fs::metadata(place).ok().as_ref().map(Self::from)
-    }
-
-    fn inside(root: &Root, directory: &Path) -> Option<Self> {
-        root.metadata(directory).as_ref().map(Self::from)
-    }
-
-    fn newest(self) -> (i64, i64) {
-        self.modified.max(self.changed)
-    }
-}
-
-impl From<&std::fs::Metadata> for Identity {
-    fn from(data: &std::fs::Metadata) -> Self {
-        let modified = (data.mtime(), data.mtime_nsec());
-        Self { device: data.dev(), inode: data.ino(), modified, changed: (data.ctime(), data.ctime_nsec()) }
-    }
-}
-
 impl Trail {
     /// Whether somebody who looks now would come by the same.
     fn holds(&self, root: &DriverRoot) -> bool {
         let Ok(opened) = Root::open(root.path()) else { return false };
         self.texts.iter().all(|(path, text)| root.text(path) == *text)
-            && self.directories.iter().all(|(path, known)| Identity::inside(&opened, path) == *known)
-            && self.places.iter().all(|(path, known)| Identity::of(path) == *known)
+            && self.directories_hold(&opened)
+            && self.places_hold()
+    }
+
+    fn directories_hold(&self, root: &Root) -> bool {
+        // What is in a directory comes after it, and is not there if that is not.
+        let mut missing: Option<&Path> = None;
+        self.directories.iter().all(|(path, known)| {
+            let there = match missing {
+                Some(above) if path.starts_with(above) => None,
+                _ => Identity::inside(root, path),
+            };
+            if there.is_none() && missing.is_none_or(|above| !path.starts_with(above)) {
+                missing = Some(path);
+            }
+            there == *known
+        })
+    }
+
+    fn places_hold(&self) -> bool {
+        // Most are next to each other in one directory, which is walked to once.
+        let mut opened: Option<(&Path, Root)> = None;
+        self.places.iter().all(|(path, known)| {
+            let Some((above, name)) = path.parent().zip(path.file_name()) else { return Identity::of(path) == *known };
+            if opened.as_ref().is_none_or(|(open, _)| *open != above) {
+                opened = Root::open(above).ok().map(|root| (above, root));
+            }
+            opened.as_ref().and_then(|(_, directory)| Identity::at(directory, name)) == *known
+        })
     }
 
     /// Whether everything on it was old when the look began.

@@ -85,7 +85,7 @@ struct Compiler<'fd, 'plan> {
     /// Made, not mounted yet.
     proc: Option<Register>,
     sys: Option<Register>,
-    /// Directories known to be there, so that each is made once.
+    /// What is known to be there, so that it is made once: directories, and places of files.
     made: BTreeSet<String>,
     /// The fork's other branch: where it leads from, the application's pid, what to tell the parent.
     supervisor: Option<(Jump, Register, Message)>,
@@ -540,7 +540,9 @@ impl Compiler<'_, '_> {
             self.directories(target)?;
         } else {
             self.parents(target)?;
-            self.program.touch(At::Cwd, target, 0o644)?;
+            if !self.made.contains(target) {
+                self.program.touch(At::Cwd, target, 0o644)?;
+            }
         }
         let onto = self.program.open_path_in(At::Cwd, target, directory)?;
         self.program.move_mount_onto(tree, onto)?;

@@ -114,7 +114,10 @@ impl Compiler<'_, '_> {
                         self.program.chown(at, &inside(path), *user, *group)?;
                     }
                 }
-                Place::File { path } => self.program.touch(at, &inside(path), 0o644)?,
+                Place::File { path } => {
+                    self.program.touch(at, &inside(path), 0o644)?;
+                    self.made.insert(format!("/{path}"));
+                }
                 Place::Link { path, target } => self.program.symlink(target, at, inside(path))?,
             }
         }
