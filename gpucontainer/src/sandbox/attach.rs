@@ -56,7 +56,7 @@ struct Undo {
 impl Attachments {
     /// Of a sandbox that was started with `grant`, on GPUs of `lease`. In the places `vacant` its image has nothing.
     pub(crate) fn of_start(
-        (grant, vacant): (Option<&GpuGrant>, &HashSet<PathBuf>),
+        (grant, vacant): (Option<GpuGrant>, &HashSet<String>),
         rules: Option<Vec<DeviceRule>>,
         bound: bool,
         lease: Option<GpuLease>,
@@ -75,7 +75,7 @@ impl Attachments {
         let covered = grant.mounts.iter().map(|mount| &mount.target).chain(files);
         for place in covered {
             let path = text(place)?;
-            let discard = vacant.contains(place).then(|| Step::Discard { path: path.clone() });
+            let discard = vacant.contains(&path).then(|| Step::Discard { path: path.clone() });
             let steps = [Step::Unmount { path }].into_iter().chain(discard).collect();
             undo.push(Undo { after: 0, place: place.clone(), steps });
         }
@@ -86,7 +86,7 @@ impl Attachments {
         for tree in &grant.trees {
             attachments.trees.insert(tree.path.clone(), 1);
         }
-        attachments.list.push(Attached { grant: grant.clone(), at_start: true, undo, lease });
+        attachments.list.push(Attached { grant, at_start: true, undo, lease });
         Ok(attachments)
     }
 

@@ -161,8 +161,11 @@ impl Sandbox {
             prepare(builder, &name, root, scratch.as_ref(), &facts, gpus.as_ref(), names).with_context(wanted)?;
         let rules = restrict_devices(builder, cgroup.as_ref(), &prepared).with_context(wanted)?;
         let lease = gpus.and_then(Gpus::into_lease);
-        let (grant, bound) = ((prepared.grant.as_ref(), &prepared.vacant), prepared.id_maps.is_some());
-        let attachments = Attachments::of_start(grant, rules, bound, lease.clone())?;
+        let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
+        let hooks = prepared.grant.iter().flat_map(|grant| &grant.hooks);
+        let late_hooks: Vec<VendorHook> = hooks.filter(late).cloned().collect();
+        let bound = prepared.id_maps.is_some();
+        let attachments = Attachments::of_start((prepared.grant, &prepared.vacant), rules, bound, lease.clone())?;
         // Device rules may have added a hierarchy.
         let entry = cgroup.as_ref().map(Cgroup::entry);
         let cgroup_tasks: Vec<_> = entry.iter().flat_map(crate::cgroup::Entry::tasks).collect();
@@ -233,8 +236,7 @@ impl Sandbox {
             sandbox.expose_host(&builder.services)?;
             moments.push(("services", now()));
         }
-        let late = |hook: &&VendorHook| hook.moment == HookMoment::Poststart;
-        for hook in prepared.grant.iter().flat_map(|grant| &grant.hooks).filter(late) {
+        for hook in &late_hooks {
             // As the OCI runtime specification has it: the application runs, whatever such a program says.
             if let Err(error) = hooks::run(hook, &sandbox.name, sandbox.pid(), "running") {
                 tracing::warn!(%error, sandbox = sandbox.name, "a vendor's program failed");

@@ -13,7 +13,7 @@ use crate::gpu::{GpuGrant, MountKind};
 use crate::layer::Stack;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The more layers, the closer to what kernels take, and the longer each look; so many are far from both.
 const MOST_LAYERS: usize = 100;
@@ -34,7 +34,7 @@ pub(crate) struct Places {
     /// The links of the grant that are among them, by the names that the grant has for them.
     links: HashSet<String>,
     /// The files, alike.
-    files: HashSet<PathBuf>,
+    files: HashSet<String>,
 }
 
 /// Mounts of every sandbox, which hide what a layer has there.
@@ -71,7 +71,7 @@ impl Places {
         for target in files.chain(grant.files.iter().map(|file| &file.path)) {
             if let Some(path) = work.place(target)? {
                 work.list.push(Place::File { path });
-                places.files.insert(target.clone());
+                places.files.extend(target.to_str().map(str::to_owned));
             }
         }
         for link in &grant.links {
@@ -90,7 +90,7 @@ impl Places {
     }
 
     /// The files of the grant that are there: the image has nothing in their places.
-    pub(crate) fn into_files(self) -> HashSet<PathBuf> {
+    pub(crate) fn into_files(self) -> HashSet<String> {
         self.files
     }
 

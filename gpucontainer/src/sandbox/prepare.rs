@@ -20,7 +20,7 @@ use crate::store::LayerHandle;
 use crate::sys::calls::{Attributes, Travel};
 use crate::sys::{fs, process};
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a start uses, after all checks and before any namespace is made.
@@ -31,7 +31,7 @@ pub(crate) struct Prepared {
     pub(crate) layers: Vec<LayerHandle>,
     pub(crate) grant: Option<GpuGrant>,
     /// The files of the grant in whose places the image has nothing.
-    pub(crate) vacant: HashSet<PathBuf>,
+    pub(crate) vacant: HashSet<String>,
     /// What `exec` starts from.
     pub(crate) context: ExecContext,
 }

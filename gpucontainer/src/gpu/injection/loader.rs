@@ -10,6 +10,7 @@ use crate::gpu::injection::compatibility::Compatibility;
 use crate::gpu::injection::image_facts::{ImageFacts, musl_path_file, narrow_musl};
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Where musl searches if nobody says.
@@ -77,18 +78,21 @@ fn musl_path(own: Option<&str>, directories: &[&PathBuf], first: bool) -> Option
 /// The granted libraries, by the names that links give them and by their own.
 fn granted(image: &ImageFacts, grant: &GpuGrant) -> Vec<Entry> {
     let narrow = image.library_directory_32();
+    // Paths are texts here: by their parts they would be compared for longer than all the rest takes.
+    let directories: Vec<&str> = grant.library_directories.iter().filter_map(|one| one.to_str()).collect();
     let entry = |path: &Path| {
-        let name = path.file_name()?.to_str().filter(|name| name.starts_with("lib") && name.contains(".so"))?;
-        let directory =
-            path.parent().filter(|directory| grant.library_directories.iter().any(|one| one == directory))?;
-        let thirty_two_bit = Some(directory) == narrow.as_deref() && is_narrow(path, grant);
+        let (directory, name) = path.to_str()?.rsplit_once('/')?;
+        if !name.starts_with("lib") || !name.contains(".so") || !directories.contains(&directory) {
+            return None;
+        }
+        let thirty_two_bit = narrow.as_deref() == Some(Path::new(directory)) && is_narrow(path, grant);
         Some(Entry::new(name, path.to_str()?, thirty_two_bit))
     };
-    let linked: HashSet<_> =
-        grant.links.iter().filter_map(|link| Some(link.link.parent()?.join(&link.target))).collect();
+    let linked = grant.links.iter().filter_map(|link| Some(link.link.parent()?.join(&link.target).into_os_string()));
+    let linked: HashSet<OsString> = linked.collect();
     // A library that has a link is asked for by the link.
     let files = grant.mounts.iter().filter(|mount| mount.kind == MountKind::File).map(|mount| &mount.target);
-    let files = files.filter(|target| !linked.contains(*target));
+    let files = files.filter(|target| !linked.contains(target.as_os_str()));
     grant.links.iter().map(|link| &link.link).chain(files).filter_map(|path| entry(path)).collect()
 }
 
