@@ -442,7 +442,7 @@ impl Planner<'_> {
     }
 
     /// Returns what is made of `places`: nothing, where there are no layers.
-    fn root(&mut self, root: &Root, scratch: Option<&Scratch>, places: Places) -> Result<Places> {
+    fn root(&mut self, root: &Root, scratch: Option<&Scratch>, mut places: Places) -> Result<Places> {
         let mount = root.rootfs(self.builder).plan(scratch, self.in_user_namespace)?;
         match mount {
             RootMount::Bind { directory, .. } => {
@@ -453,7 +453,7 @@ impl Planner<'_> {
                 let mount_at = root.scratch(self.builder)?;
                 let features = crate::sys::fs::overlay::overlay_features();
                 let (one_by_one, shifted) = (features.lowerdir_add, self.shifted);
-                let list = places.list.clone();
+                let list = std::mem::take(&mut places.list);
                 let overlay = Overlay { mount: overlay, mount_at, one_by_one, places: list, shifted };
                 self.add(Step::RootOverlay { overlay });
                 Ok(places)

@@ -14,9 +14,10 @@
 
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
 const OLD_MAGIC: &[u8] = b"ld.so-1.7.0";
@@ -63,6 +64,54 @@ pub(crate) struct Entry {
     hardware: Hardware,
 }
 
+/// What an image's loader knows, and what was last written for it with others before: starts of one image mostly add the
+/// same.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct LoaderCache {
+    entries: Vec<Entry>,
+    #[serde(skip)]
+    written: Mutex<Option<Written>>,
+}
+
+#[derive(Debug)]
+struct Written {
+    first: Vec<Entry>,
+    bytes: Vec<u8>,
+}
+
+impl PartialEq for LoaderCache {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl Eq for LoaderCache {}
+
+impl LoaderCache {
+    pub(crate) fn new(entries: Vec<Entry>) -> Arc<Self> {
+        Arc::new(Self { entries, written: Mutex::default() })
+    }
+
+    /// In the order of the cache.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The file for a loader that is to know `first`, and of its own what is not among them.
+    pub(crate) fn with(&self, first: Vec<Entry>) -> Vec<u8> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(written) = written.as_ref().filter(|written| written.first == first) {
+            return written.bytes.clone();
+        }
+        let known: HashSet<(&str, &str)> = first.iter().map(Entry::key).collect();
+        let own = self.entries.iter().filter(|entry| !known.contains(&entry.key()));
+        let bytes = write(first.iter().chain(own));
+        *written = Some(Written { first, bytes: bytes.clone() });
+        bytes
+    }
+}
+
 /// The hardware that a library is for.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 enum Hardware {
@@ -80,7 +129,7 @@ impl Entry {
     }
 
     /// What is asked for, and what is found.
-    pub(crate) fn key(&self) -> (&str, &str) {
+    fn key(&self) -> (&str, &str) {
         (&self.name, &self.path)
     }
 
@@ -324,6 +373,19 @@ mod tests {
         both.extend(&bytes);
         assert_eq!(directories(&both, is_cuda), [Path::new("/opt/driver/lib")], "behind the older format");
         assert!(directories(b"garbage", |_| true).is_empty());
+    }
+
+    #[test]
+    fn what_was_written_is_kept_for_the_same_additions_alone() {
+        let own =
+            vec![Entry::new("liba.so.1", "/lib/liba.so.1", false), Entry::new("libb.so.1", "/lib/libb.so.1", false)];
+        let cache = LoaderCache::new(own.clone());
+        for path in ["/lib/libb.so.1", "/lib/libb.so.1", "/opt/libb.so.1", "/lib/libb.so.1"] {
+            let new = Entry::new("libb.so.1", path, false);
+            let rest = own.iter().filter(|entry| entry.path != path);
+            let expected = write([&new].into_iter().chain(rest));
+            assert_eq!(cache.with(vec![new]), expected, "{path}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_millis(50);
 struct Look {
     root: PathBuf,
     variables: [Option<OsString>; 2],
-    trail: Trail,
+    trail: Arc<Trail>,
     driver: Arc<Driver>,
 }
 
@@ -181,7 +181,7 @@ pub(crate) fn known(root: &DriverRoot) -> Result<Arc<Driver>> {
     let began = SystemTime::now();
     let recorder = Recorder::new();
     let driver = Arc::new(Driver::look(&root.recorded(recorder.clone()))?);
-    let trail = recorder.trail().map(|trail| trail.clone()).unwrap_or_default();
+    let trail = Arc::new(recorder.trail().map(|trail| trail.clone()).unwrap_or_default());
     let mut looks = looks();
     looks.retain(|look| !same(&look));
     // A relative root is another directory as soon as the working directory is.

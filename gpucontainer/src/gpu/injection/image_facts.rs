@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::gpu::driver::elf::CLibrary;
-use crate::gpu::driver::loader_cache::Entry;
+use crate::gpu::driver::loader_cache::LoaderCache;
 use crate::gpu::injection::compatibility::Compatibility;
 use crate::gpu::injection::image_files::{self, ImageFiles};
 
@@ -32,7 +32,7 @@ pub struct ImageFacts {
     /// The version of the image's glibc, if that is its C library and was read.
     pub(crate) glibc: Option<CLibrary>,
     /// What the loader's cache of the image says, or ought to: `None` if the image was not read or its loader has none.
-    pub(crate) loader_cache: Option<Arc<[Entry]>>,
+    pub(crate) loader_cache: Option<Arc<LoaderCache>>,
     /// Where the loader of musl searches, if the image says.
     pub(crate) musl_path: Option<String>,
     /// `/usr/lib` is the directory of native libraries, by whatever other names, as on Arch.

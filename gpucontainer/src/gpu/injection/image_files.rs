@@ -4,7 +4,7 @@
 //! read counts as not being there.
 
 use crate::gpu::driver::elf::{self, Machine};
-use crate::gpu::driver::loader_cache::{self, Entry};
+use crate::gpu::driver::loader_cache::{self, Entry, LoaderCache};
 use crate::gpu::injection::image_facts::{ImageFacts, triplet};
 use crate::layer::Stack;
 use crate::sys::fs::File;
@@ -91,9 +91,9 @@ pub(crate) fn loader(files: &dyn ImageFiles, facts: &mut ImageFacts) {
     let usual = system_directories().into_iter().map(|directory| format!("{directory}/libc.so.6"));
     facts.glibc = listed.chain(usual).find_map(|path| c_library(Path::new(&path)));
     facts.loader_cache = match (cached, facts.glibc) {
-        (Some(entries), _) => Some(entries.into()),
-        (None, Some(_)) => Some(search(files).into()),
-        (None, None) if files.exists(Path::new(NARROW_LOADER)) => Some(search(files).into()),
+        (Some(entries), _) => Some(LoaderCache::new(entries)),
+        (None, Some(_)) => Some(LoaderCache::new(search(files))),
+        (None, None) if files.exists(Path::new(NARROW_LOADER)) => Some(LoaderCache::new(search(files))),
         // Programs that bring their C library within them have no use for a cache.
         (None, None) => None,
     };
@@ -223,7 +223,7 @@ mod tests {
         assert!(std::process::Command::new("mkfifo").arg(place.join("libpipe.so.1")).status().unwrap().success());
         let facts = ImageFacts::of_directory(directory.path(), Vec::new()).unwrap();
         assert!(facts.glibc.is_some());
-        let entries = facts.loader_cache.unwrap();
+        let entries = facts.loader_cache.unwrap().entries().to_vec();
         let expected = format!("/usr/lib/{}/libc.so.6", triplet());
         assert!(entries.iter().any(|entry| entry.name == "libc.so.6" && entry.path == expected), "{entries:?}");
         assert!(entries.iter().all(|entry| !entry.path.contains("broken") && !entry.path.contains("pipe")));

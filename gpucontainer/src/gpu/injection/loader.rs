@@ -4,7 +4,7 @@
 //! it is changed; the result is shown over the image's own file.
 
 use crate::gpu::driver::elf::{self, Machine};
-use crate::gpu::driver::loader_cache::{self, Entry};
+use crate::gpu::driver::loader_cache::Entry;
 use crate::gpu::grant::{GpuGrant, MountKind, OwnFile};
 use crate::gpu::injection::compatibility::Compatibility;
 use crate::gpu::injection::image_facts::{ImageFacts, musl_path_file, narrow_musl};
@@ -32,12 +32,7 @@ pub(crate) fn tell(image: &ImageFacts, grant: &mut GpuGrant) {
     if let Some(cached) = &image.loader_cache {
         let mut new: Vec<Entry> = compatibility.into_iter().flat_map(Compatibility::entries).collect();
         new.extend(granted(image, grant));
-        let known: HashSet<(&str, &str)> = new.iter().map(Entry::key).collect();
-        // Few of an image's libraries are in the same directories; that is seen faster than that they are others.
-        let directories: HashSet<&str> = known.iter().filter_map(|(_, path)| Some(path.rsplit_once('/')?.0)).collect();
-        let near = |path: &str| path.rsplit_once('/').is_some_and(|(directory, _)| directories.contains(directory));
-        let own = cached.iter().filter(|entry| !near(&entry.path) || !known.contains(&entry.key()));
-        let contents = loader_cache::write(new.iter().chain(own));
+        let contents = cached.with(new);
         grant.files.push(OwnFile { path: "/etc/ld.so.cache".into(), contents, mode: 0o644 });
         if let Some(compatibility) = compatibility {
             tracing::debug!(version = compatibility.version(), "the image's compatibility libraries come first");
