@@ -6,6 +6,7 @@
 //! ```
 
 mod attach;
+mod check;
 mod compile;
 mod config;
 mod defaults;
@@ -46,12 +47,13 @@ use crate::net::{
 };
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
+use crate::sandbox::check::check;
 use crate::sandbox::config::Source;
 use crate::sandbox::gpus::{GpuSource, Gpus};
 use crate::sandbox::launch::{Inputs, launch};
 use crate::sandbox::network::Joined;
 use crate::sandbox::ports::Ports;
-use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, check, prepare};
+use crate::sandbox::prepare::{CgroupFacts, ExecContext, Prepared, prepare};
 use crate::sandbox::process::{Handle, process_methods};
 use crate::sandbox::root::Root;
 use crate::sandbox::services::Services;

@@ -1,6 +1,6 @@
 //! Who and where the container is: its names, `/etc/hosts`, `/etc/resolv.conf`.
 
-use super::Planner;
+use super::planner::Planner;
 use crate::error::Result;
 use crate::rootfs::Writable;
 use crate::sandbox::config::Network;
