@@ -162,7 +162,8 @@ impl PortMapping {
     /// A socket that is handed over or injected is locked: nothing but clients of its port reaches it, so that it leads to
     /// no service on the host's loopback address. Newer kernels, 6.18.44 among them, let only root (`CAP_NET_ADMIN`) lock
     /// sockets; an ordinary user's ports are relayed there, unless this is set. With it a hostile program inside can
-    /// connect to what this user's programs can, from that port.
+    /// connect to what this user's programs can, from that port. A socket of UDP cannot be locked by anybody: ports of UDP
+    /// are handed over and injected with this alone.
     #[must_use]
     pub fn unlocked(mut self, unlocked: bool) -> Self {
         self.unlocked = unlocked;
@@ -181,8 +182,11 @@ impl PortMapping {
 
     /// Whether its wishes leave room for a socket of the host in the container's hands.
     pub(crate) fn is_for_injection(&self) -> bool {
-        let modes = matches!(self.mode, PortMode::Auto | PortMode::Inject);
-        modes && self.protocol == Protocol::Tcp && self.source != SourceAddress::ProxyV2
+        match self.mode {
+            PortMode::Inject => true,
+            PortMode::Auto => self.protocol == Protocol::Tcp && self.source != SourceAddress::ProxyV2,
+            _ => false,
+        }
     }
 
     /// How the program is to learn who its clients are.

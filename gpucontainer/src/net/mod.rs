@@ -33,14 +33,13 @@ mod reserve;
 mod service;
 
 pub use activation::{ActivatedSocket, activated};
-pub(crate) use inject::{Binds, bind_filter, may_inject};
+pub(crate) use inject::{Binds, NO_LOCK, NO_LOCK_FOR_UDP, bind_filter, may_have};
 pub use mapping::{PortMapping, Protocol};
 pub use mode::{PortMode, SourceAddress};
 pub use namespace::NetworkNamespace;
 pub use port::PublishedPort;
 pub(crate) use private::resolver;
 pub use private::{NetworkMember, PrivateNetwork};
-pub(crate) use published::NO_LOCK;
 pub use published::{PortStatus, Published};
 pub use reserve::{PortMapper, Reservation};
 pub use service::{ExposedServices, HostService, ServiceStatus};

@@ -11,7 +11,8 @@ pub enum PortMode {
     #[default]
     Auto,
     /// The program finds the host's listening socket among its descriptors, as `LISTEN_FDS` says, and takes clients
-    /// from it at the speed of the host. For programs that know socket activation.
+    /// from it at the speed of the host. For programs that know socket activation. One of UDP only for a container that is
+    /// [trusted](super::PortMapping::unlocked) with it.
     HandOver,
     /// The program's `bind(2)` is answered with a socket of the host, which then takes clients at the speed of the host.
     /// The program need not know. What it can notice: asked for its address, the socket names the host's; a signal whose
@@ -19,7 +20,10 @@ pub enum PortMode {
     /// the socket that were made before, by `dup` or a fork, stay as they were. Sockets in epoll instances of the process
     /// are exchanged there.
     ///
-    /// For TCP, and a socket of IPv4 for an IPv4 address of the host alone; other addresses of the port are relayed.
+    /// A socket of IPv4 is for an IPv4 address of the host alone; other addresses of a port of TCP are relayed. For UDP,
+    /// which [`Auto`](Self::Auto) relays, the container must be [trusted](super::PortMapping::unlocked) with it: what it
+    /// sends is not restrained. Until the program binds it such a port is closed, addresses that its socket does not suit
+    /// stay so, and a port that is taken away is free again when the program has closed the socket.
     Inject,
     /// One thread of this process passes everything on.
     Relay,

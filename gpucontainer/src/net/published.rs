@@ -1,6 +1,6 @@
 //! Ports of containers that can be reached now.
 
-use super::inject::{Binds, revoke};
+use super::inject::{Binds, may_have, revoke};
 use super::mapping::Protocol;
 use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
@@ -8,7 +8,7 @@ use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
 use super::reserve::{Held, HostSocket, Way};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::sys::hostport::{can_lock, stop_listening};
+use crate::sys::hostport;
 use crate::sys::netns::{Family, Transport};
 use crate::sys::peer::{namespace_cookie, stop_taking};
 use crate::sys::transparent;
@@ -89,10 +89,6 @@ impl Drop for Published {
     }
 }
 
-/// Why a port of an ordinary user may have to be relayed.
-pub(crate) const NO_LOCK: &str = "this kernel lets only CAP_NET_ADMIN lock a socket to its port, without which the \
-    container could reach services of the host by it, and unlocked(true) does not say that it may";
-
 /// Makes answers to clients' own addresses come back to the relay.
 fn lead_back(namespace: &NetworkNamespace) -> Result<()> {
     let made = namespace.open_sockets(Family::V4, Transport::Routing, 1);
@@ -109,22 +105,18 @@ fn offer(
 ) -> Result<Arc<Counters>> {
     let bound_by_us = "the program has not bound it yet";
     let unlocked = held.mapping.is_unlocked();
-    let lockable = unlocked || can_lock();
+    let let_down = may_have(&held.mapping).err();
     let (inject, mode, why) = match (held.mapping.wanted_mode(), binds) {
         (PortMode::Auto, Some(_)) if held.way == Way::Adopted => {
             (false, PortMode::Relay, "its socket is not this process's alone".to_owned())
         }
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
         (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
-            let why = "a socket of UDP in the container's hands could send to whatever the host can";
-            (false, PortMode::Relay, why.to_owned())
+            // A client of UDP that is relayed would be another one after the change.
+            (false, PortMode::Relay, let_down.unwrap_or("ports of UDP are injected where that is asked for").to_owned())
         }
         (PortMode::Auto, Some(_)) if held.mapping.wanted_source() == SourceAddress::ProxyV2 => {
             (false, PortMode::Relay, "the relay writes the header of the PROXY protocol".to_owned())
-        }
-        (PortMode::Inject, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
-            let message = format!("publish {}: inject: not built for UDP", held.mapping);
-            return Err(Error::new(ErrorKind::Unsupported, message));
         }
         (PortMode::Nat, Some(_)) => {
             let message = format!("publish {}: address translation by nf_tables is not built in", held.mapping);
@@ -138,18 +130,18 @@ fn offer(
             let message = format!("publish {}: a socket can be handed over when a sandbox starts", held.mapping);
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        (PortMode::Inject, Some(Ok(_))) if !lockable => {
-            return Err(Error::new(
-                ErrorKind::PermissionDenied,
-                format!("publish {}: inject: {NO_LOCK}", held.mapping),
-            ));
+        (PortMode::Inject, Some(Ok(_))) if let_down.is_some() => {
+            let message = format!("publish {}: inject: {}", held.mapping, let_down.unwrap_or_default());
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
-        (PortMode::Auto, Some(Ok(_))) if !lockable => (false, PortMode::Relay, NO_LOCK.to_owned()),
+        (PortMode::Auto, Some(Ok(_))) if let_down.is_some() => {
+            (false, PortMode::Relay, let_down.unwrap_or_default().to_owned())
+        }
         (_, Some(_)) if namespace == 0 => {
             (false, PortMode::Relay, "the kernel does not name network namespaces (Linux 5.14)".to_owned())
         }
         (PortMode::Inject, Some(Ok(_))) => {
-            held.sockets.iter().try_for_each(|one| stop_listening(&one.socket))?;
+            held.sockets.iter().try_for_each(|one| hostport::make_reservation(&one.socket))?;
             (true, PortMode::Inject, bound_by_us.to_owned())
         }
         (PortMode::Auto, Some(Ok(_))) => (true, PortMode::Relay, bound_by_us.to_owned()),

@@ -1,10 +1,10 @@
 //! Ports of the host, taken before anything is started.
 
-use super::inject::{Binds, may_inject};
+use super::inject::{Binds, may_have};
 use super::mapping::{Place, PortMapping, Protocol, check};
 use super::mode::PortMode;
 use super::port::PublishedPort;
-use super::published::{NO_LOCK, Published};
+use super::published::Published;
 use super::{holder, namespace::NetworkNamespace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::datagram;
@@ -292,13 +292,8 @@ impl Reservation {
         let mut handed = Vec::new();
         for held in self.sockets.iter_mut().filter(|held| held.mapping.wanted_mode() == PortMode::HandOver) {
             let mapping = &held.mapping;
-            if mapping.protocol() != Protocol::Tcp {
-                let message = format!("publish {mapping}: hand over: not built for UDP");
-                return Err(Error::new(ErrorKind::Unsupported, message));
-            }
-            if !may_inject(mapping) {
-                let message = format!("publish {mapping}: hand over: {NO_LOCK}");
-                return Err(Error::new(ErrorKind::PermissionDenied, message));
+            if let Err(why) = may_have(mapping) {
+                return Err(Error::new(ErrorKind::PermissionDenied, format!("publish {mapping}: hand over: {why}")));
             }
             for one in &held.sockets {
                 if !mapping.is_unlocked() {

@@ -6,7 +6,7 @@ mod process;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment};
-use crate::net::{NO_LOCK, PortMapping, PortMode, may_inject};
+use crate::net::{NO_LOCK, NO_LOCK_FOR_UDP, PortMapping, PortMode, may_have};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::check::check;
 use crate::sandbox::config::{Capability, Network, SandboxBuilder, UserNamespace};
@@ -160,7 +160,10 @@ pub(crate) fn prepare(
     }
     let injected = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Inject);
     if let (Some(mapping), Err(why)) = (injected, context.watch_binds) {
-        let kind = if why == NO_LOCK { ErrorKind::PermissionDenied } else { ErrorKind::InvalidArgument };
+        let kind = match why {
+            NO_LOCK | NO_LOCK_FOR_UDP => ErrorKind::PermissionDenied,
+            _ => ErrorKind::InvalidArgument,
+        };
         return Err(Error::new(kind, format!("publish {mapping}: inject: {why}")));
     }
     let mut planner = Planner {
@@ -214,13 +217,12 @@ fn watch_binds(builder: &SandboxBuilder, user: bool) -> Result<(), &'static str>
         return Err("its network is the host's");
     }
     if !builder.injectable_ports {
-        let mut wished = builder.ports.iter().filter(|port| port.is_for_injection()).peekable();
-        if wished.peek().is_none() {
-            return Err("it was started without a port to inject, and injectable_ports was not asked for");
-        }
-        if !wished.any(may_inject) {
-            return Err(NO_LOCK);
-        }
+        let wished: Vec<_> = builder.ports.iter().filter(|port| port.is_for_injection()).map(may_have).collect();
+        let first = wished.first().copied();
+        first.ok_or("it was started without a port to inject, and injectable_ports was not asked for")?.or_else(
+            // One that can be is enough.
+            |why| if wished.iter().any(Result::is_ok) { Ok(()) } else { Err(why) },
+        )?;
     }
     may_have_sockets(builder, user)
 }

@@ -22,7 +22,7 @@ use crate::error::Result;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, sockopt};
 use std::mem::size_of;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The longest queue of clients; the kernel cuts it to `net.core.somaxconn`.
@@ -105,6 +105,25 @@ pub(crate) fn stop_listening(reserved: impl AsFd) -> Result<()> {
     sockopt::set_socket_reuseaddr(reserved, false).map_err(|e| failed("setsockopt(SO_REUSEADDR)", e))
 }
 
+/// Makes a socket that holds a port of TCP or UDP a reservation: the port stays taken, and whoever comes is refused.
+pub(crate) fn make_reservation(reserved: impl AsFd) -> Result<()> {
+    let reserved = reserved.as_fd();
+    if !is_of_datagrams(reserved) {
+        return stop_listening(reserved);
+    }
+    let own = super::socket::local_address(reserved)?;
+    // Connected to itself it hears nobody else. One for all addresses would hold one of them then, so that it stays as it
+    // is: what comes is lost until the port is served.
+    if !own.ip().is_unspecified() {
+        rustix::net::connect(reserved, &own).map_err(|e| failed(format!("connect({own})"), e))?;
+    }
+    Ok(())
+}
+
+fn is_of_datagrams(socket: BorrowedFd<'_>) -> bool {
+    sockopt::socket_type(socket).is_ok_and(|kind| kind == SocketType::DGRAM)
+}
+
 /// What kind of socket serves a port.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
@@ -116,16 +135,21 @@ pub(crate) struct Kind {
     pub(crate) locked: bool,
 }
 
-/// Makes a listening socket beside the reservation of its address.
+/// Makes a socket that serves the port beside the reservation of its address.
 ///
-/// The error is a number: `EADDRINUSE` while another one listens, `EAFNOSUPPORT` for an IPv6 address and a socket of IPv4.
+/// The error is a number: `EADDRINUSE` while another one serves it, `EAFNOSUPPORT` for an IPv6 address and a socket of IPv4.
 pub(crate) fn listen_beside(reserved: impl AsFd, kind: Kind) -> Result<OwnedFd, i32> {
     beside(reserved.as_fd(), kind).map_err(Errno::raw_os_error)
 }
 
 fn beside(reserved: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd, Errno> {
     let address = SocketAddr::try_from(rustix::net::getsockname(reserved)?)?;
+    let datagrams = is_of_datagrams(reserved);
     let (family, address, only) = match (kind.v6, address.ip()) {
+        // Of sockets for all addresses that of the client's family hears it.
+        (false, IpAddr::V6(ip)) if datagrams && ip.is_unspecified() && !sockopt::ipv6_v6only(reserved)? => {
+            (AddressFamily::INET, SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), None)
+        }
         (false, IpAddr::V6(_)) => return Err(Errno::AFNOSUPPORT),
         (false, IpAddr::V4(_)) => (AddressFamily::INET, address, None),
         (true, IpAddr::V4(ip)) => {
@@ -134,7 +158,8 @@ fn beside(reserved: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd, Errno> {
         (true, IpAddr::V6(_)) => (AddressFamily::INET6, address, Some(sockopt::ipv6_v6only(reserved)?)),
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let of = if datagrams { SocketType::DGRAM } else { SocketType::STREAM };
+    let socket = rustix::net::socket_with(family, of, flags, None)?;
     if kind.locked {
         lock(&socket, address.port()).map_err(|e| Errno::from_raw_os_error(e.errno().unwrap_or(libc::EINVAL)))?;
     }
@@ -147,7 +172,12 @@ fn beside(reserved: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd, Errno> {
     }
     let open = Ajar::open(reserved)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
+    if datagrams {
+        // That it serves the port is what keeps a second one from it.
+        sockopt::set_socket_reuseaddr(&socket, false)?;
+    } else {
+        rustix::net::listen(&socket, BACKLOG)?;
+    }
     drop(open);
     Ok(socket)
 }

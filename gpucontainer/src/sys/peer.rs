@@ -142,8 +142,10 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
 pub(crate) struct SocketKind {
     /// Of IPv6, else of IPv4.
     pub(crate) v6: bool,
-    /// TCP; else it is something else of the internet's.
+    /// TCP; if neither, it is something else of the internet's.
     pub(crate) tcp: bool,
+    /// UDP.
+    pub(crate) udp: bool,
     /// Which network namespace it belongs to; 0 before Linux 5.14.
     pub(crate) namespace: u64,
 }
@@ -156,8 +158,9 @@ pub(crate) fn socket_kind(descriptor: &OwnedFd) -> Option<SocketKind> {
         libc::AF_INET6 => true,
         _ => return None,
     };
-    let tcp = number(libc::SO_TYPE)? == libc::SOCK_STREAM && number(libc::SO_PROTOCOL)? == libc::IPPROTO_TCP;
-    Some(SocketKind { v6, tcp, namespace: namespace_cookie(descriptor) })
+    let kind = (number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?);
+    let (tcp, udp) = (kind == (libc::SOCK_STREAM, libc::IPPROTO_TCP), kind == (libc::SOCK_DGRAM, libc::IPPROTO_UDP));
+    Some(SocketKind { v6, tcp, udp, namespace: namespace_cookie(descriptor) })
 }
 
 /// Names the network namespace of a socket, for as long as the system runs.
@@ -188,8 +191,17 @@ fn set_option<T: Copy>(socket: &OwnedFd, level: i32, option: i32, value: T) {
 /// `struct linger` and `struct timeval`.
 type Pair<T> = [T; 2];
 
-/// Options of one number that listening sockets have, and that connections inherit from them.
+/// Options of one number that listening sockets have, and that connections inherit from them; and those of UDP.
 const OPTIONS: &[(i32, i32)] = &[
+    (libc::SOL_SOCKET, libc::SO_BROADCAST),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL),
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    (libc::IPPROTO_UDP, libc::UDP_GRO),
+    (libc::IPPROTO_UDP, libc::UDP_SEGMENT),
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
     (libc::SOL_SOCKET, libc::SO_RCVLOWAT),

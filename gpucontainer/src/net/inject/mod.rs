@@ -18,7 +18,7 @@ mod revoke;
 pub(super) use examine::{Wanted, Wish, examine};
 pub(super) use revoke::revoke;
 
-use super::mapping::PortMapping;
+use super::mapping::{PortMapping, Protocol};
 use super::relay::Relay;
 use crate::error::Result;
 use std::os::fd::OwnedFd;
@@ -29,9 +29,23 @@ pub(crate) fn bind_filter() -> Vec<u64> {
     crate::sys::notify::bind_filter()
 }
 
-/// Whether a container may be given a socket of the host for this port.
-pub(crate) fn may_inject(mapping: &PortMapping) -> bool {
-    mapping.is_unlocked() || crate::sys::hostport::can_lock()
+/// Why a port of an ordinary user may have to be relayed.
+pub(crate) const NO_LOCK: &str = "this kernel lets only CAP_NET_ADMIN lock a socket to its port, without which the \
+    container could reach services of the host by it, and unlocked(true) does not say that it may";
+
+/// Why a port of UDP is relayed.
+pub(crate) const NO_LOCK_FOR_UDP: &str = "a socket of UDP in the container's hands could send to whatever the host can, \
+    and unlocked(true) does not say that it may";
+
+/// Whether a container may be given a socket of the host for this port, or why not.
+pub(crate) fn may_have(mapping: &PortMapping) -> Result<(), &'static str> {
+    match mapping.protocol() {
+        _ if mapping.is_unlocked() => Ok(()),
+        // What it sends is the kernel's to say, and no filter of a socket's.
+        Protocol::Udp => Err(NO_LOCK_FOR_UDP),
+        Protocol::Tcp if crate::sys::hostport::can_lock() => Ok(()),
+        Protocol::Tcp => Err(NO_LOCK),
+    }
 }
 
 /// Hears of the binds of one container's processes, until dropped; then their binds fail with `ENOSYS`.

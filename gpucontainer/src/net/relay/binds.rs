@@ -1,10 +1,12 @@
 //! The part of the loop that answers calls of `bind(2)`; see [`inject`](crate::net::inject).
 
-use super::Counters;
 use super::engine::{Engine, Entry, Listener, Which};
+use super::{Counters, Offer, Partner};
 use crate::error::Result;
 use crate::net::inject::{Wanted, Wish, examine};
-use crate::net::mode::PortMode;
+use crate::net::mapping::Protocol;
+use crate::net::mode::{PortMode, SourceAddress};
+use crate::sys::datagram;
 use crate::sys::hostport::{Kind, listen_beside, stop_listening};
 use crate::sys::notify::{self, Bind, Next};
 use crate::sys::peer::{self, copy_options, namespace_cookie};
@@ -128,10 +130,11 @@ impl Engine {
             let Some(Entry::Listener(listener)) = &slot.entry else { continue };
             let Some(inject) = &listener.inject else { continue };
             let same = inject.watch == watch && listener.port.container_port() == wanted.address.port();
-            let v6 = listener.port.host().is_ipv6();
+            let (v6, udp) = (listener.port.host().is_ipv6(), listener.port.protocol() == Protocol::Udp);
             // A program with a socket of IPv4 does not understand addresses of IPv6.
-            let fits = !v6 || (wanted.kind.v6 && !mapped);
-            if same && fits && wanted.kind.tcp && wanted.kind.namespace == inject.namespace {
+            let understood = !v6 || (wanted.kind.v6 && !mapped) || (udp && listener.port.host().ip().is_unspecified());
+            let fits = understood && if udp { wanted.kind.udp } else { wanted.kind.tcp };
+            if same && fits && wanted.kind.namespace == inject.namespace {
                 found.push((v6 != wanted.only_v6, index));
             }
         }
@@ -173,8 +176,11 @@ impl Engine {
     fn close_inside(&mut self, index: usize) {
         let inside = self.port_mut(index).and_then(|port| port.inject.as_mut()?.inside.take());
         if let Some(inside) = inside {
-            // Who has connected already is not to be lost with it.
-            self.accept(inside);
+            self.forget_clients(inside);
+            if self.port(inside).is_some() {
+                // Who has connected already is not to be lost with it.
+                self.accept(inside);
+            }
             self.remove(inside);
         }
     }
@@ -237,14 +243,17 @@ impl Engine {
         self.bring_to_watchers(bind, &wanted, made, &counters);
         let close_on_exec = wanted.peer.closes_on_exec(bind.descriptor);
         socket::set_nonblocking(&wanted.socket).map_err(errno_of)?;
-        socket::start_listening(&wanted.socket)?;
         let on_host = reachable(published.host());
-        let inside = Listener {
-            on_host: Some(on_host),
-            ..Listener::new(wanted.socket, published, publication, Arc::clone(&counters))
+        let inside = if wanted.kind.udp {
+            self.lead_datagrams_to(on_host, wanted, index)
+        } else {
+            socket::start_listening(&wanted.socket)?;
+            let inside = Listener::new(wanted.socket, published, publication, Arc::clone(&counters));
+            self.add_listener(Listener { on_host: Some(on_host), ..inside })
         };
-        let inside = self.add_listener(inside).map_err(errno_of)?;
+        let inside = inside.map_err(errno_of)?;
         if let Err(errno) = bind.replace(listener, made, close_on_exec) {
+            self.forget_clients(inside);
             self.remove(inside);
             return Err(errno);
         }
@@ -271,6 +280,27 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Leads clients inside from the socket that the container has bound to an address of the host.
+    fn lead_datagrams_to(&mut self, on_host: SocketAddr, wanted: Wanted, index: usize) -> Result<usize> {
+        let Some(port) = self.port(index) else { return Err(super::ended()) };
+        if wanted.address.ip().is_unspecified() {
+            datagram::tell_destination(&wanted.socket, wanted.address.is_ipv6())?;
+        }
+        let (publication, idle) = (port.publication, port.idle);
+        let offer = Offer {
+            port: port.port,
+            socket: wanted.socket,
+            counters: Arc::clone(&port.counters),
+            listens: true,
+            inject: None,
+            unlocked: false,
+            to: Partner::Host(on_host),
+            idle,
+            source: SourceAddress::Loopback,
+        };
+        self.add_datagrams(publication, offer)
     }
 
     /// Makes epoll instances that watch the container's socket already watch the host's.

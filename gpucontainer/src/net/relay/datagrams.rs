@@ -79,7 +79,8 @@ impl Datagrams {
 }
 
 impl Engine {
-    pub(super) fn add_datagrams(&mut self, publication: u64, offer: Offer) -> Result<()> {
+    /// Serves the clients of a port; its slot.
+    pub(super) fn add_datagrams(&mut self, publication: u64, offer: Offer) -> Result<usize> {
         let index = self.reserve_slot();
         let added = self.epoll.add_level(&offer.socket, self.token(index, Which::First));
         let family = match offer.to {
@@ -102,7 +103,15 @@ impl Engine {
         if added.is_err() {
             self.remove(index);
         }
-        added
+        added.map(|()| index)
+    }
+
+    /// Forgets all clients of a port, if there is one of UDP.
+    pub(super) fn forget_clients(&mut self, index: usize) {
+        if let Some(Entry::Datagrams(port)) = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut()) {
+            let clients = std::mem::take(&mut port.clients);
+            clients.into_values().for_each(|client| self.remove(client));
+        }
     }
 
     /// Passes on what clients have sent to a port.

@@ -238,7 +238,7 @@ impl Engine {
     fn publish(&mut self, id: u64, offers: Vec<Offer>, namespace: NetworkNamespace, watch: Option<u64>) -> Result<()> {
         self.insides.insert(id, Inside::new(namespace));
         for offer in offers {
-            if offer.port.protocol() == Protocol::Udp {
+            if offer.port.protocol() == Protocol::Udp && watch.zip(offer.inject).is_none() {
                 self.add_datagrams(id, offer)?;
                 continue;
             }
