@@ -93,7 +93,7 @@ impl Outbound {
         let failed = |call: &str, error| Error::from_io(format!("{call}({program:?})"), error).with_path(program);
         let mut child = Command::new(program)
             .args(["--config-net", "--quiet", "--no-map-gw", "--dns-forward", NAME_SERVER])
-            .args(["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--pid", "/dev/stdout"])
+            .args(["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--pid", "/proc/self/fd/1"])
             .args(["--userns", &format!("/proc/{pid}/ns/user"), "--netns", &namespace(pid)])
             .current_dir("/")
             .stdin(Stdio::null())
