@@ -37,6 +37,8 @@ echo "gpuc-test:524288:65536" >/etc/subgid
 printf 'passwd: files\ngroup: files\n' >/etc/nsswitch.conf
 echo "127.0.0.1 localhost" >/etc/hosts
 echo 1 >/proc/sys/net/ipv4/ip_forward
+# Some tests hold ten thousand ports.
+ulimit -n 65536
 
 # As systemd does it: processes in leaves, controllers handed down, and a subtree that belongs to the user.
 cgroup=/sys/fs/cgroup
