@@ -5,11 +5,12 @@
 //! as the functions here.
 
 use crate::error::{Error, ErrorKind};
-use crate::gpu::allocator::decide::{Question, decide};
-use crate::gpu::allocator::making::Making;
-use crate::gpu::allocator::record::{self, GoneRecord, LeaseRecord, Owner, TicketRecord};
-use crate::gpu::allocator::table::{Live, Scan, Waiting};
-use crate::gpu::allocator::{candidates, outer, xid};
+use crate::gpu::allocator::choice::decide::{Question, decide};
+use crate::gpu::allocator::choice::{candidates, outer};
+use crate::gpu::allocator::health::xid;
+use crate::gpu::allocator::mig::making::Making;
+use crate::gpu::allocator::slots::record::{self, GoneRecord, LeaseRecord, Owner, TicketRecord};
+use crate::gpu::allocator::slots::table::{Live, Scan, Waiting};
 use crate::gpu::cdi::hooks::{self, VendorHooks};
 use crate::gpu::cdi::{DeviceName, Hook, Spec, version};
 use crate::gpu::driver::root::DriverRoot;
@@ -234,7 +235,7 @@ pub fn lease_record(data: &[u8]) {
 /// The journal of MIG devices.
 #[cfg(feature = "nvml")]
 pub fn mig_journal(data: &[u8]) {
-    use crate::gpu::allocator::journal::Entry;
+    use crate::gpu::allocator::mig::journal::Entry;
     if let Some(entry) = Entry::parse(data) {
         assert_eq!(Entry::parse(&entry.line().expect("numbers and texts")), Some(entry));
     }

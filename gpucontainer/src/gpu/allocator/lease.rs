@@ -1,12 +1,12 @@
 //! A lease that is held.
 
 use crate::error::Result;
-use crate::gpu::allocator::candidates::Host;
-use crate::gpu::allocator::makers::Remains;
+use crate::gpu::allocator::choice::candidates::Host;
+use crate::gpu::allocator::choice::wishes::Sharing;
+use crate::gpu::allocator::mig::makers::Remains;
 use crate::gpu::allocator::mps::{Membership, MpsGroup};
-use crate::gpu::allocator::record::{Held, LeaseRecord};
-use crate::gpu::allocator::table::Slot;
-use crate::gpu::allocator::wishes::Sharing;
+use crate::gpu::allocator::slots::record::{Held, LeaseRecord};
+use crate::gpu::allocator::slots::table::Slot;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::Choice;
 use crate::sys::process::{duplicate, own_pid};

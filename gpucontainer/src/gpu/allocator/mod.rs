@@ -1,74 +1,43 @@
 //! Leases on GPUs, among any number of processes and users of a host, without a daemon.
 //!
 //! ```text
-//! GpuRequest ──► candidates   what the host has that suits, or an error at once
-//!                    │
-//!                decide        leases, those who wait before us, processes, memory ──► which, or why not now
-//!                    │
-//!   GpuLease ◄───── table      one slot a lease, live as long as its owner holds locks on it
-//!                    │
-//!   GpuTicket ◄─────┘          a slot too: a place in the queue that ends with its owner
+//! GpuRequest ──► choice   what the host has that suits, leases, those who wait before us ──► which, or why not now
+//!                  │
+//!   GpuLease ◄── slots    one a lease, live as long as its owner holds locks on it
+//!                  │
+//!  GpuTicket ◄─────┘      a slot too: a place in the queue that ends with its owner
 //! ```
 //!
-//! Where a request for MIG devices finds too few, `making` says where others can be, and `makers` makes them, written
-//! down in a `journal` beside the slots. A device that was made lives as long as a lease holds it; the last holder
+//! Where a request for MIG devices finds too few, `mig` makes others, written down in a journal beside the slots. A device that was made lives as long as a lease holds it; the last holder
 //! destroys it, or, if that one was killed, the next who comes.
 //!
 //! A slot is a small file whose owner holds locks on ranges of it. The kernel frees them when the last copy of the
 //! descriptor is closed, however its holder ends; and they are the truth about what is held (`record`), so that
 //! damage to a slot's text costs nothing but the description.
 
-pub(in crate::gpu) mod candidates;
-pub(in crate::gpu) mod decide;
-mod described;
-mod directory;
-#[cfg(feature = "nvml")]
-mod fit;
-mod health;
-#[cfg(feature = "nvml")]
-mod instances;
-#[cfg(feature = "nvml")]
-pub(in crate::gpu) mod journal;
+pub(in crate::gpu) mod choice;
+pub(in crate::gpu) mod health;
 mod lease;
-#[cfg(feature = "nvml")]
-mod makers;
-#[cfg(not(feature = "nvml"))]
-#[path = "without/makers.rs"]
-mod makers;
-#[cfg(feature = "nvml")]
-pub(in crate::gpu) mod making;
-#[cfg(not(feature = "nvml"))]
-#[path = "without/making.rs"]
-pub(in crate::gpu) mod making;
-#[cfg(feature = "nvml")]
-mod mig;
+pub(in crate::gpu) mod mig;
 mod mps;
-pub(in crate::gpu) mod outer;
 mod patience;
-mod placement;
 mod queue;
-pub(in crate::gpu) mod record;
-mod returning;
+pub(in crate::gpu) mod slots;
 mod status;
-pub(in crate::gpu) mod table;
-#[cfg(feature = "nvml")]
-mod watch;
-mod wishes;
-pub(in crate::gpu) mod xid;
 
-pub use health::{GpuFault, Quarantine, QuarantinedGpu};
+pub(crate) use choice::wishes::Wishes;
+pub use choice::wishes::{ForeignProcesses, Placement, Sharing};
+pub use health::quarantine::{GpuFault, Quarantine, QuarantinedGpu};
+#[cfg(feature = "nvml")]
+pub use health::watch::{XidEvent, XidWatch};
+pub use health::xid::XidAction;
 pub use lease::GpuLease;
 #[cfg(feature = "nvml")]
-pub use mig::{MigDevices, MigLease, MigModeChange};
+pub use mig::devices::{MigDevices, MigLease, MigModeChange};
 pub(in crate::gpu) use mps::Access;
 pub use mps::{Mps, MpsGroup};
 pub use queue::GpuTicket;
 pub use status::{GpuStatus, HeldGpu, LeaseStatus, TicketStatus};
-#[cfg(feature = "nvml")]
-pub use watch::{XidEvent, XidWatch};
-pub(crate) use wishes::Wishes;
-pub use wishes::{ForeignProcesses, Placement, Sharing};
-pub use xid::XidAction;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::driver::root::DriverRoot;
@@ -76,11 +45,12 @@ use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::wish;
 use crate::progress::Cancel;
-use directory::Directory;
+use choice::{candidates, outer};
 use patience::Patience;
 use queue::{Attempt, SOON};
-use record::Owner;
-use table::Table;
+use slots::directory::Directory;
+use slots::record::Owner;
+use slots::table::Table;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

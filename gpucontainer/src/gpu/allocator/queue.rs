@@ -6,15 +6,15 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::allocator::GpuAllocator;
-use crate::gpu::allocator::candidates::{Candidates, Host, is_faulty};
-use crate::gpu::allocator::decide::{Decision, Question, decide};
+use crate::gpu::allocator::choice::candidates::{Candidates, Host, is_faulty};
+use crate::gpu::allocator::choice::decide::{Decision, Question, decide};
 use crate::gpu::allocator::lease::GpuLease;
-use crate::gpu::allocator::makers::Seen;
-use crate::gpu::allocator::making::Making;
+use crate::gpu::allocator::mig::makers::Seen;
+use crate::gpu::allocator::mig::making::Making;
 use crate::gpu::allocator::mps::{self, Joining, Programs};
 use crate::gpu::allocator::patience::Patience;
-use crate::gpu::allocator::record::{LeaseRecord, TicketRecord};
-use crate::gpu::allocator::table::{Slot, Table, Waiting, is_interrupted, nanoseconds};
+use crate::gpu::allocator::slots::record::{LeaseRecord, TicketRecord};
+use crate::gpu::allocator::slots::table::{Slot, Table, Waiting, is_interrupted, nanoseconds};
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::{Choice, unavailable, wish};

@@ -1,11 +1,11 @@
 //! Who holds what since when, for people and programs.
 
-use crate::gpu::allocator::directory::Directory;
-use crate::gpu::allocator::health::QuarantinedGpu;
+use crate::gpu::allocator::choice::wishes::Sharing;
+use crate::gpu::allocator::health::quarantine::QuarantinedGpu;
 use crate::gpu::allocator::mps::MpsGroup;
-use crate::gpu::allocator::record::{Owner, shown};
-use crate::gpu::allocator::table::Scan;
-use crate::gpu::allocator::wishes::Sharing;
+use crate::gpu::allocator::slots::directory::Directory;
+use crate::gpu::allocator::slots::record::{Owner, shown};
+use crate::gpu::allocator::slots::table::Scan;
 use crate::gpu::inventory::{Gpu, GpuMemory, Inventory};
 use crate::gpu::select::{gibibytes, wish};
 use crate::sys::process::since_boot;
@@ -113,7 +113,7 @@ fn age(owner: &Owner) -> Duration {
 
 impl GpuStatus {
     pub(super) fn of(scan: &Scan, inventory: &Inventory, directory: &Directory) -> Self {
-        let lease = |live: &super::table::Live| {
+        let lease = |live: &crate::gpu::allocator::slots::table::Live| {
             let age = live.owner.as_ref().map(age);
             LeaseStatus {
                 id: live.id.clone(),

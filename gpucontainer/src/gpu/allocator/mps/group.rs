@@ -15,13 +15,13 @@
 //! have `pipe` and `shm`. A lease that comes before gives the group a new daemon.
 
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::gpu::allocator::choice::wishes::Sharing;
 use crate::gpu::allocator::mps::keeper::{self, Belongings, Executable, GROUP, Kept, LIVES, SHARED_MEMORY};
 use crate::gpu::allocator::mps::remains::{SHARED_PREFIX, clear, contents, remove_contents};
 use crate::gpu::allocator::mps::talk::ask;
 use crate::gpu::allocator::mps::{Access, CONTROL, Mps, PIPES_INSIDE, Programs, SERVER};
-use crate::gpu::allocator::record;
-use crate::gpu::allocator::table::{Slot, nanoseconds};
-use crate::gpu::allocator::wishes::Sharing;
+use crate::gpu::allocator::slots::record;
+use crate::gpu::allocator::slots::table::{Slot, nanoseconds};
 use crate::gpu::driver::Driver;
 use crate::gpu::driver::root::DriverRoot;
 use crate::progress::Cancel;

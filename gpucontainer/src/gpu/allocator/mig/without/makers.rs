@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::gpu::allocator::GpuAllocator;
 use crate::gpu::allocator::lease::GpuLease;
-use crate::gpu::allocator::making::{Making, Plan};
+use crate::gpu::allocator::mig::making::{Making, Plan};
 use crate::gpu::allocator::patience::Patience;
-use crate::gpu::allocator::record::Owner;
+use crate::gpu::allocator::slots::record::Owner;
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::Choice;
@@ -16,24 +16,24 @@ use std::collections::BTreeMap;
 
 /// A host as a request sees it.
 #[derive(Debug)]
-pub(super) struct Seen<'a> {
-    pub(super) inventory: Cow<'a, Inventory>,
-    pub(super) making: Making,
-    pub(super) unready: BTreeMap<String, String>,
+pub(in crate::gpu::allocator) struct Seen<'a> {
+    pub(in crate::gpu::allocator) inventory: Cow<'a, Inventory>,
+    pub(in crate::gpu::allocator) making: Making,
+    pub(in crate::gpu::allocator) unready: BTreeMap<String, String>,
 }
 
 /// Nothing remains of a lease.
 #[derive(Debug)]
-pub(super) struct Remains;
+pub(in crate::gpu::allocator) struct Remains;
 
 impl Remains {
-    pub(super) fn destroy(&self, _gpus: &[String]) -> Result<()> {
+    pub(in crate::gpu::allocator) fn destroy(&self, _gpus: &[String]) -> Result<()> {
         Ok(())
     }
 }
 
 impl GpuAllocator {
-    pub(super) fn look<'a>(
+    pub(in crate::gpu::allocator) fn look<'a>(
         &self,
         _request: &GpuRequest,
         inventory: Cow<'a, Inventory>,
@@ -43,7 +43,7 @@ impl GpuAllocator {
         Ok(Seen { inventory, making, unready: BTreeMap::new() })
     }
 
-    pub(super) fn make(
+    pub(in crate::gpu::allocator) fn make(
         &self,
         _request: &GpuRequest,
         _seen: &Seen<'_>,
@@ -54,9 +54,9 @@ impl GpuAllocator {
         match *plan {}
     }
 
-    pub(super) fn remains(&self, _chosen: &[Choice<'_>]) -> Remains {
+    pub(in crate::gpu::allocator) fn remains(&self, _chosen: &[Choice<'_>]) -> Remains {
         Remains
     }
 
-    pub(super) fn tidy_up(&self) {}
+    pub(in crate::gpu::allocator) fn tidy_up(&self) {}
 }

@@ -130,7 +130,7 @@ mod tests {
     use serde_json::Value;
 
     fn gpu(model: &str) -> SplitGpu {
-        let text = include_str!("../../../../tests/fake-nvml/profiles/mig-profiles.json");
+        let text = include_str!("../../../../../tests/fake-nvml/profiles/mig-profiles.json");
         let all: Value = serde_json::from_str(text).unwrap();
         let number = |value: &Value| u32::try_from(value.as_u64().unwrap()).unwrap();
         let kind = |kind: &Value| Kind {

@@ -17,7 +17,7 @@
 
 use crate::claim::Claim;
 use crate::error::{Context, Result};
-use crate::gpu::allocator::table::Table;
+use crate::gpu::allocator::slots::table::Table;
 use crate::gpu::inventory::MigDevice;
 use crate::sys::cgroup::effective_user;
 use crate::sys::mig::Span;

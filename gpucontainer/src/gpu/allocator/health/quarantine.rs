@@ -7,7 +7,7 @@
 //! ```
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::xid::{XidAction, logged};
+use crate::gpu::allocator::health::xid::{XidAction, logged};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::{Gpu, Inventory};
 use crate::sys::cgroup::effective_user;

@@ -1,7 +1,7 @@
 //! A watch for XIDs, which its caller drives.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::xid::XidAction;
+use crate::gpu::allocator::health::xid::XidAction;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::nvml;
 use crate::sys::events::Events;

@@ -12,15 +12,15 @@
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::allocator::GpuAllocator;
-use crate::gpu::allocator::candidates::Host;
-use crate::gpu::allocator::decide::contested;
-use crate::gpu::allocator::instances::{Undone, describe, failed, find, gpus, make, undo};
-use crate::gpu::allocator::journal::{self, Entry};
+use crate::gpu::allocator::choice::candidates::Host;
+use crate::gpu::allocator::choice::decide::contested;
 use crate::gpu::allocator::lease::GpuLease;
-use crate::gpu::allocator::making::{Making, Place, Plan, Splits};
-use crate::gpu::allocator::mig::{Gate, MigDevices};
+use crate::gpu::allocator::mig::devices::{Gate, MigDevices};
+use crate::gpu::allocator::mig::instances::{Undone, describe, failed, find, gpus, make, undo};
+use crate::gpu::allocator::mig::journal::{self, Entry};
+use crate::gpu::allocator::mig::making::{Making, Place, Plan, Splits};
 use crate::gpu::allocator::patience::Patience;
-use crate::gpu::allocator::record::Owner;
+use crate::gpu::allocator::slots::record::Owner;
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::{GpuName, GpuRequest, Vendor, Which};
 use crate::gpu::select::{Choice, find as find_device, unavailable};
@@ -40,24 +40,24 @@ const NO_RESOURCES: u32 = 23;
 
 /// A host as a request sees it, and nobody changes its MIG devices meanwhile.
 #[derive(Debug)]
-pub(super) struct Seen<'a> {
-    pub(super) inventory: Cow<'a, Inventory>,
-    pub(super) making: Making,
+pub(in crate::gpu::allocator) struct Seen<'a> {
+    pub(in crate::gpu::allocator) inventory: Cow<'a, Inventory>,
+    pub(in crate::gpu::allocator) making: Making,
     /// MIG devices that nobody has leased and that still are not free, and why.
-    pub(super) unready: BTreeMap<String, String>,
+    pub(in crate::gpu::allocator) unready: BTreeMap<String, String>,
     _gate: Option<Gate>,
 }
 
 /// Where MIG devices of a lease are destroyed after it.
 #[derive(Debug)]
-pub(super) struct Remains(Option<MigDevices>);
+pub(in crate::gpu::allocator) struct Remains(Option<MigDevices>);
 
 impl Remains {
     /// Destroys those of the devices `gpus` that were made for leases, and whatever else dead owners left.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if one of them is in use. Who may not destroy any leaves them to somebody who may.
-    pub(super) fn destroy(&self, gpus: &[String]) -> Result<()> {
+    pub(in crate::gpu::allocator) fn destroy(&self, gpus: &[String]) -> Result<()> {
         let Some(devices) = &self.0 else { return Ok(()) };
         let left = match devices.tidy_up(true) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => return Ok(()),
@@ -74,7 +74,7 @@ impl GpuAllocator {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody does just that, and for longer than there is patience.
-    pub(super) fn look<'a>(
+    pub(in crate::gpu::allocator) fn look<'a>(
         &self,
         request: &GpuRequest,
         inventory: Cow<'a, Inventory>,
@@ -136,7 +136,7 @@ impl GpuAllocator {
 
     /// Makes what the plan lacks, and leases all of it, while `_seen` keeps everybody else from doing so. If that fails,
     /// nothing is left of it; where somebody was quicker who does not ask us, that is said instead of a lease.
-    pub(super) fn make(
+    pub(in crate::gpu::allocator) fn make(
         &self,
         request: &GpuRequest,
         _seen: &Seen<'_>,
@@ -211,14 +211,14 @@ impl GpuAllocator {
     }
 
     /// Where MIG devices of a lease on these are destroyed, if there are any.
-    pub(super) fn remains(&self, chosen: &[Choice<'_>]) -> Remains {
+    pub(in crate::gpu::allocator) fn remains(&self, chosen: &[Choice<'_>]) -> Remains {
         let slices = chosen.iter().any(|choice| matches!(choice, Choice::Slice(..)));
         let directory = slices.then(|| self.directory_of_makers()).flatten();
         Remains(directory.map(|directory| MigDevices::of(&self.root, directory)))
     }
 
     /// Destroys MIG devices of leases that are over, as far as the caller may and nobody is just doing it.
-    pub(super) fn tidy_up(&self) {
+    pub(in crate::gpu::allocator) fn tidy_up(&self) {
         let Some(directory) = self.directory_of_makers() else { return };
         match MigDevices::of(&self.root, directory).tidy_up(false) {
             Err(error) => tracing::debug!(%error, "MIG devices of leases that are over stay for now"),

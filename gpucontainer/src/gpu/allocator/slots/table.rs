@@ -1,7 +1,7 @@
 //! The slots of a directory: who holds what, who waits, and what dead owners left.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::allocator::record::{self, GoneRecord, Held, LeaseRecord, Owner, TicketRecord};
+use crate::gpu::allocator::slots::record::{self, GoneRecord, Held, LeaseRecord, Owner, TicketRecord};
 use crate::gpu::inventory::Inventory;
 use crate::progress::Cancel;
 use crate::sys::process::{own_pid, since_boot};

@@ -1,7 +1,7 @@
 //! In place of `making` where the driver's management library is not used: no MIG devices are made.
 
-use crate::gpu::allocator::candidates::{Candidates, Host};
-use crate::gpu::allocator::decide::Claim;
+use crate::gpu::allocator::choice::candidates::{Candidates, Host};
+use crate::gpu::allocator::choice::decide::Claim;
 use crate::gpu::inventory::{Gpu, MigDevice};
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::Choice;

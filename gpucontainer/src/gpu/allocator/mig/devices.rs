@@ -4,9 +4,9 @@
 
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::gpu::allocator::fit;
-use crate::gpu::allocator::instances::{Undone, describe, failed, find, gpus, make, undo, why_not};
-use crate::gpu::allocator::journal::{self, Entry};
+use crate::gpu::allocator::mig::fit;
+use crate::gpu::allocator::mig::instances::{Undone, describe, failed, find, gpus, make, undo, why_not};
+use crate::gpu::allocator::mig::journal::{self, Entry};
 use crate::gpu::allocator::patience::Patience;
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::inventory::{MigDevice, nvml as library};
@@ -130,7 +130,7 @@ impl MigDevices {
     }
 
     /// Those of the directory, which is there already; nothing is tidied up.
-    pub(super) fn of(root: &DriverRoot, directory: PathBuf) -> Self {
+    pub(in crate::gpu::allocator) fn of(root: &DriverRoot, directory: PathBuf) -> Self {
         Self { root: root.clone(), directory }
     }
 
@@ -138,7 +138,7 @@ impl MigDevices {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody does not let go of it in time, such as a process that was stopped just then.
-    pub(super) fn lock(&self, patience: &Patience<'_>) -> Result<Gate> {
+    pub(in crate::gpu::allocator) fn lock(&self, patience: &Patience<'_>) -> Result<Gate> {
         let path = self.directory.join("lock");
         let gate = Gate::wait(&path, patience, || Lock::try_take(&path, Mode::Exclusive))?;
         // For those who choose MIG devices and may not make any, whatever the mask of who made it, and also if that one
@@ -148,7 +148,7 @@ impl MigDevices {
     }
 
     /// Keeps others from splitting GPUs while MIG devices are chosen; `None` if nobody ever has split any here.
-    pub(super) fn share(&self, patience: &Patience<'_>) -> Result<Option<Gate>> {
+    pub(in crate::gpu::allocator) fn share(&self, patience: &Patience<'_>) -> Result<Option<Gate>> {
         let path = self.directory.join("lock");
         match Gate::wait(&path, patience, || Lock::try_share(&path)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -156,7 +156,7 @@ impl MigDevices {
         }
     }
 
-    pub(super) fn with_library<T>(&self, work: impl FnOnce(&Nvml) -> Result<T>) -> Result<T> {
+    pub(in crate::gpu::allocator) fn with_library<T>(&self, work: impl FnOnce(&Nvml) -> Result<T>) -> Result<T> {
         let nvml = library::open(&self.root).map_err(|reason| Error::new(ErrorKind::GpuUnavailable, reason))?;
         let result = work(&nvml);
         if let Err(e) = close(nvml) {
@@ -166,7 +166,7 @@ impl MigDevices {
     }
 
     /// Destroys what dead owners left, under the lock; what could not be destroyed, and why.
-    pub(super) fn tidy(&self, nvml: &Nvml) -> Result<Vec<(Entry, Error)>> {
+    pub(in crate::gpu::allocator) fn tidy(&self, nvml: &Nvml) -> Result<Vec<(Entry, Error)>> {
         let mut left = Vec::new();
         for claim in Claim::abandoned(&self.directory)? {
             // An owner that died before it had written down what it would do has not done it.
@@ -190,7 +190,7 @@ impl MigDevices {
 
     /// Destroys what dead owners left, if there is anything; what could not be destroyed, and why. Without `patience`
     /// somebody who just splits GPUs is not waited for: such a one does the same.
-    pub(super) fn tidy_up(&self, patience: bool) -> Result<Vec<(Entry, Error)>> {
+    pub(in crate::gpu::allocator) fn tidy_up(&self, patience: bool) -> Result<Vec<(Entry, Error)>> {
         if !journal::is_untidy(&self.directory)? {
             return Ok(Vec::new());
         }
@@ -286,7 +286,7 @@ impl MigDevices {
 
 /// A held lock on the GPUs that are split.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(in crate::gpu::allocator) struct Gate {
     lock: Lock,
     owner: u32,
 }

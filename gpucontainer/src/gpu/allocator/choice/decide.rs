@@ -1,11 +1,11 @@
 //! Who gets what: a function of the request, the host, the leases and those who wait, and of nothing else.
 
 use crate::error::Result;
-use crate::gpu::allocator::candidates::{Candidates, Host, Site, is_faulty};
-use crate::gpu::allocator::making::{Plan, Room};
-use crate::gpu::allocator::record::{Held, Owner, TicketRecord};
-use crate::gpu::allocator::table::{Scan, Waiting};
-use crate::gpu::allocator::wishes::{ForeignProcesses, Placement, Sharing};
+use crate::gpu::allocator::choice::candidates::{Candidates, Host, Site, is_faulty};
+use crate::gpu::allocator::choice::wishes::{ForeignProcesses, Placement, Sharing};
+use crate::gpu::allocator::mig::making::{Plan, Room};
+use crate::gpu::allocator::slots::record::{Held, Owner, TicketRecord};
+use crate::gpu::allocator::slots::table::{Scan, Waiting};
 use crate::gpu::request::{GpuRequest, Which};
 use crate::gpu::select::{Choice, gibibytes, unavailable, wish};
 use crate::sys::process::own_pid;
@@ -413,8 +413,8 @@ fn reasons(candidates: &Candidates<'_>, judged: &[Option<Obstacle>], request: &G
 #[cfg(all(test, feature = "nvml"))]
 mod tests {
     use super::*;
-    use crate::gpu::allocator::fit::{Kind, SplitGpu};
-    use crate::gpu::allocator::making::{Making, Splits};
+    use crate::gpu::allocator::mig::fit::{Kind, SplitGpu};
+    use crate::gpu::allocator::mig::making::{Making, Splits};
     use crate::gpu::inventory::Inventory;
     use crate::gpu::select::tests::split;
     use crate::sys::mig::Span;

@@ -2,9 +2,9 @@
 
 use crate::claim::Claim;
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::allocator::fit::{Kind, SplitGpu};
-use crate::gpu::allocator::journal::{self, Entry};
-use crate::gpu::allocator::table::Table;
+use crate::gpu::allocator::mig::fit::{Kind, SplitGpu};
+use crate::gpu::allocator::mig::journal::{self, Entry};
+use crate::gpu::allocator::slots::table::Table;
 use crate::gpu::inventory::{MigDevice, nvml as library};
 use crate::sys::mig::{Failure, GpuInstance, Splitter};
 

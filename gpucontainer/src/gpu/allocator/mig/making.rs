@@ -2,12 +2,12 @@
 //!
 //! Nothing is changed here; `makers` does what a [`Plan`] says.
 
-use crate::gpu::allocator::candidates::{Candidates, Host, suitable_memory, unsuitable_gpu};
-use crate::gpu::allocator::decide::{Claim, pick, slices};
-use crate::gpu::allocator::fit::{self, SplitGpu};
-use crate::gpu::allocator::instances::why_not;
-use crate::gpu::allocator::journal::Entry;
-use crate::gpu::allocator::wishes::Placement;
+use crate::gpu::allocator::choice::candidates::{Candidates, Host, suitable_memory, unsuitable_gpu};
+use crate::gpu::allocator::choice::decide::{Claim, pick, slices};
+use crate::gpu::allocator::choice::wishes::Placement;
+use crate::gpu::allocator::mig::fit::{self, SplitGpu};
+use crate::gpu::allocator::mig::instances::why_not;
+use crate::gpu::allocator::mig::journal::Entry;
 use crate::gpu::inventory::{Gpu, MigDevice};
 use crate::gpu::request::{GpuRequest, Vendor};
 use crate::gpu::select::{Choice, gibibytes};

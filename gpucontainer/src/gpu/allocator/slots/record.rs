@@ -15,7 +15,7 @@
 //! The text is one line with a check sum, and one with JSON. Who gives a lease up adds two such lines: since when it is
 //! over.
 
-use crate::gpu::allocator::wishes::Sharing;
+use crate::gpu::allocator::choice::wishes::Sharing;
 use crate::gpu::request::GpuRequest;
 use crate::sys::slot::Range;
 

@@ -8,9 +8,9 @@
 
 use crate::error::Result;
 use crate::gpu::allocator::GpuAllocator;
-use crate::gpu::allocator::decide::held;
-use crate::gpu::allocator::record::{LeaseRecord, Owner};
-use crate::gpu::allocator::table::{Over, Scan};
+use crate::gpu::allocator::choice::decide::held;
+use crate::gpu::allocator::slots::record::{LeaseRecord, Owner};
+use crate::gpu::allocator::slots::table::{Over, Scan};
 use crate::gpu::driver::platform::Platform;
 use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
@@ -25,7 +25,13 @@ const SLACK: u64 = 64 << 20;
 
 impl GpuAllocator {
     /// What a lease says of itself.
-    pub(super) fn record(&self, chosen: &[Choice<'_>], request: &GpuRequest, owner: Owner, scan: &Scan) -> LeaseRecord {
+    pub(in crate::gpu::allocator) fn record(
+        &self,
+        chosen: &[Choice<'_>],
+        request: &GpuRequest,
+        owner: Owner,
+        scan: &Scan,
+    ) -> LeaseRecord {
         // Who joins others found their memory used.
         let known = |device: &str| scan.live.iter().filter_map(|live| live.free_before.get(device)).copied().max();
         let before = |choice: &Choice<'_>| {
@@ -43,7 +49,7 @@ impl GpuAllocator {
     }
 
     /// Removes what is over of leases and of places in the queue, as far as the caller may and nobody is just at work.
-    pub(super) fn collect(&self, inventory: &Inventory) -> Result<()> {
+    pub(in crate::gpu::allocator) fn collect(&self, inventory: &Inventory) -> Result<()> {
         if !self.table.scan(inventory)?.has_remains() {
             return Ok(());
         }
@@ -54,7 +60,11 @@ impl GpuAllocator {
     }
 
     /// The devices whose memory is not back from a lease that is over, and the identifiers of such leases.
-    pub(super) fn returning(&self, scan: &Scan, inventory: &Inventory) -> (BTreeSet<String>, BTreeSet<String>) {
+    pub(in crate::gpu::allocator) fn returning(
+        &self,
+        scan: &Scan,
+        inventory: &Inventory,
+    ) -> (BTreeSet<String>, BTreeSet<String>) {
         let now = since_boot();
         let mut free: BTreeMap<&str, u64> = BTreeMap::new();
         for gpu in inventory.gpus() {

@@ -4,7 +4,7 @@
 //! or, of a split GPU, those of a MIG device's capabilities. A device without any is no GPU, and needs no lease.
 
 use crate::error::Result;
-use crate::gpu::allocator::wishes::ForeignProcesses;
+use crate::gpu::allocator::choice::wishes::ForeignProcesses;
 use crate::gpu::cdi::{Device, Spec};
 use crate::gpu::driver::root::DriverRoot;
 use crate::gpu::injection::capability_names;
@@ -21,7 +21,7 @@ impl GpuRequest {
     ///
     /// # Errors
     /// Those of [`Catalogue::find`](crate::gpu::cdi::Catalogue::find).
-    pub(super) fn resolved(&self, inventory: &Inventory, root: &DriverRoot) -> Result<Self> {
+    pub(in crate::gpu::allocator) fn resolved(&self, inventory: &Inventory, root: &DriverRoot) -> Result<Self> {
         let mut resolved = self.clone();
         resolved.wishes.described = BTreeMap::new();
         let (names, _) = self.split();

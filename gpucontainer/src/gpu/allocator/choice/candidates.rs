@@ -3,9 +3,9 @@
 //! What contradicts itself, and what is more than the host has, fails here: no waiting would mend it.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::gpu::allocator::making::Making;
-use crate::gpu::allocator::outer::Refused;
-use crate::gpu::allocator::wishes::{Placement, Sharing};
+use crate::gpu::allocator::choice::outer::Refused;
+use crate::gpu::allocator::choice::wishes::{Placement, Sharing};
+use crate::gpu::allocator::mig::making::Making;
 use crate::gpu::inventory::{Gpu, Inventory};
 use crate::gpu::request::{GpuName, GpuRequest, Vendor, Which};
 use crate::gpu::select::{self, Choice, gibibytes, unavailable, wish};
@@ -259,7 +259,10 @@ impl<'a> Candidates<'a> {
         }
         let possible = match self.places(host, |_| true) {
             Some(set) => host.topology.choose(set, self.wanted, request.wishes.placement).is_some(),
-            None => super::decide::slices(&self.devices, self.wanted, request.wishes.placement, &[]).is_some(),
+            None => {
+                crate::gpu::allocator::choice::decide::slices(&self.devices, self.wanted, request.wishes.placement, &[])
+                    .is_some()
+            }
         };
         if possible || self.sites.is_some() || self.gather(request, host) {
             return Ok(());

@@ -1,0 +1,6 @@
+//! GPUs in which something is wrong: what the driver reports, and what is kept from new leases.
+
+pub(super) mod quarantine;
+#[cfg(feature = "nvml")]
+pub(super) mod watch;
+pub(in crate::gpu) mod xid;
