@@ -23,6 +23,7 @@ mod inject;
 mod mapping;
 mod mode;
 mod namespace;
+mod nat;
 mod netlink;
 pub(crate) mod outbound;
 mod port;
