@@ -299,7 +299,7 @@ fn ports_come_and_go_while_a_sandbox_runs() {
         let network = Network::Private(PrivateNetwork::named("nat"));
         let mapping = || PortMapping::tcp(80, 0).address(HOST.parse().unwrap()).mode(PortMode::Nat);
         let builder = fixture.shell("cd /etc && exec busybox httpd -f -p 80").network(network);
-        let sandbox = builder.publish_mapping(mapping()).spawn().unwrap();
+        let sandbox = builder.publish_port(mapping()).spawn().unwrap();
         until("the server listens", LONG, || sandbox.dial(80, Some(LONG)).is_ok());
         let get = |port: u16| {
             world.outside(move || {
@@ -320,8 +320,9 @@ fn ports_come_and_go_while_a_sandbox_runs() {
         let status = sandbox.port_status();
         assert_eq!((status.len(), status[0].mode, status[0].accepted), (1, PortMode::Nat, 2), "{status:?}");
         // Without a network of its own there is nowhere to lead clients to.
-        let nowhere = fixture.shell("true").network(Network::None).publish_mapping(mapping()).spawn().unwrap_err();
-        assert!(nowhere.to_string().contains("nat: "), "{nowhere}");
+        let nowhere = fixture.shell("true").network(Network::None).publish_port(mapping()).spawn().unwrap_err();
+        assert_eq!(nowhere.kind(), ErrorKind::InvalidArgument);
+        assert!(nowhere.to_string().contains("nat: without a private network"), "{nowhere}");
         drop(sandbox);
         no_table_is_left();
     });
@@ -384,13 +385,8 @@ fn killed_with_traffic_nothing_stays() {
                 .spawn()
                 .unwrap();
             let lines = BufReader::new(other.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
-            let port: u16 = lines
-                .map(|line| line.strip_prefix("port ").map(str::to_owned))
-                .flatten()
-                .next()
-                .unwrap()
-                .parse()
-                .unwrap();
+            let port: u16 =
+                lines.filter_map(|line| line.strip_prefix("port ").map(str::to_owned)).next().unwrap().parse().unwrap();
             let mut client = world.outside(move || TcpStream::connect_timeout(&at(HOST, port), LONG).unwrap());
             let mut server = listener.accept().unwrap().0;
             let traffic = std::thread::spawn(move || while client.write_all(&[0; 4096]).is_ok() {});

@@ -126,6 +126,10 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
                 .to_owned(),
         );
     }
+    let translated = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Nat);
+    if let (Some(mapping), Network::None | Network::Outbound) = (translated, &builder.network) {
+        return bad(format!("publish {mapping}: nat: without a private network the host has no route to the sandbox"));
+    }
     if builder.network.is_host() && !builder.services.is_empty() {
         return bad("every service of the host is there with the host's network; there is nothing to expose".to_owned());
     }
