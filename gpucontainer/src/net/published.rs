@@ -22,9 +22,8 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Published {
     ports: Vec<(PublishedPort, Arc<Counters>)>,
-    /// What the kernel serves, and the number of each of the ports there; closed before the relay is.
+    /// What the kernel serves, by the numbers of the ports; closed before the relay is.
     translated: Option<nat::Link>,
-    numbers: Vec<Option<usize>>,
     link: Option<Link>,
     /// Sockets that the container has as well.
     handed: Vec<OwnedFd>,
@@ -64,8 +63,7 @@ impl Published {
         }
         let relay = |offers| Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id));
         let link = if offers.is_empty() { None } else { Some(relay(offers)?) };
-        let numbers = vec![None; ports.len()];
-        Ok(Self { ports, translated: None, numbers, link, handed })
+        Ok(Self { ports, translated: None, link, handed })
     }
 
     /// Has the kernel serve all of them, and the relay what the kernel does not.
@@ -84,8 +82,7 @@ impl Published {
             ports.push((held.port, offer_rest(held, &served, &mut offers)));
         }
         let link = Relay::of_this_process()?.publish(offers, namespace, None)?;
-        let numbers = (0..ports.len()).map(Some).collect();
-        Ok(Self { ports, translated, numbers, link: Some(link), handed: Vec::new() })
+        Ok(Self { ports, translated, link: Some(link), handed: Vec::new() })
     }
 
     /// The ports with their real numbers, in the order in which they were asked for.
@@ -95,10 +92,12 @@ impl Published {
 
     /// What went through each port so far, in the order of [`Published::ports`].
     pub fn status(&self) -> Vec<PortStatus> {
-        let status = |((port, counters), number): (&(PublishedPort, Arc<Counters>), &Option<usize>)| {
+        let translated = self.translated.as_ref().map(|link| link.counts(self.ports.len()));
+        let status = |(number, (port, counters)): (usize, &(PublishedPort, Arc<Counters>))| {
             let mut status = counters.status(*port);
-            match self.translated.as_ref().zip(*number).map(|(link, number)| link.counts(number)) {
-                Some(Ok(counts)) => {
+            match &translated {
+                Some(Ok(all)) => {
+                    let counts = all.get(number).copied().unwrap_or_default();
                     status.accepted += counts.accepted;
                     status.open += counts.open;
                     status.bytes_in += counts.bytes_in;
@@ -109,7 +108,7 @@ impl Published {
             }
             status
         };
-        self.ports.iter().zip(&self.numbers).map(status).collect()
+        self.ports.iter().enumerate().map(status).collect()
     }
 
     /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container

@@ -28,7 +28,7 @@ use self::container::{Container, Way};
 use self::entry::Entry;
 use super::mapping::Protocol;
 use super::namespace::NetworkNamespace;
-use super::netlink::nf_tables::set::{Element, read_counts};
+use super::netlink::nf_tables::set::{Count, Element, read_counts};
 use super::netlink::{Batch, carry_out};
 use super::port::PublishedPort;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -241,39 +241,48 @@ impl Link {
         Ok(Self { nat, entries, shared })
     }
 
-    /// What was counted for the wish of that number.
+    /// What was counted for so many wishes, by their numbers.
     ///
     /// # Errors
     /// The kernel does not say.
-    pub(super) fn counts(&self, wish: usize) -> Result<Counts> {
-        let mut counts = Counts::default();
+    pub(super) fn counts(&self, wishes: usize) -> Result<Vec<Counts>> {
+        let mut all = vec![Counts::default(); wishes];
         if self.nat.process != process::own_pid() {
-            return Ok(counts);
+            return Ok(all);
         }
         let state = lock(&self.nat.state);
-        for (_, entry) in self.entries.iter().filter(|(number, _)| *number == wish) {
-            let [accepted, inward, outward] = entry.counted().map(|(set, key)| {
-                let mut batch = Batch::new();
-                batch.get_elements((table::FAMILY, &self.nat.name), set, &[key]);
-                let mut sum = (0, 0);
-                let asked = state.socket.query(batch.bytes(), |kind, body| {
-                    let count = read_counts(kind, body);
-                    sum = (sum.0 + count.packets, sum.1 + count.bytes);
-                });
-                asked.map(|()| sum).map_err(|refusal| refusal.into_error(batch.what(1)))
-            });
-            counts.accepted += accepted?.0;
-            counts.bytes_in += inward?.1;
-            counts.bytes_out += outward?.1;
-            let open = flows::of(entry, &state.socket)?.into_iter().filter(|flow| flow.open).count();
-            counts.open += u64::try_from(open).unwrap_or_default();
+        let mut used = Vec::new();
+        for (number, entry) in &self.entries {
+            let Some(counts) = all.get_mut(*number) else { continue };
+            let [accepted, inward, outward] = entry.counted().map(|(set, key)| self.count(&state.socket, set, key));
+            let accepted = accepted?.packets;
+            counts.accepted += accepted;
+            counts.bytes_in += inward?.bytes;
+            counts.bytes_out += outward?.bytes;
+            if accepted > 0 {
+                used.push((*number, entry));
+            }
         }
-        Ok(counts)
+        let entries: Vec<&Entry> = used.iter().map(|(_, entry)| *entry).collect();
+        for (at, flow) in flows::of(&entries, &state.socket)? {
+            let number = used.get(at).map_or(usize::MAX, |(number, _)| *number);
+            if let Some(counts) = all.get_mut(number) {
+                counts.open += u64::from(flow.open);
+            }
+        }
+        Ok(all)
+    }
+
+    fn count(&self, socket: &Netlink, set: &str, key: Element) -> Result<Count> {
+        let mut batch = Batch::new();
+        batch.get_elements((table::FAMILY, &self.nat.name), set, &[key]);
+        let mut sum = Count::default();
+        let asked = socket.query(batch.bytes(), |kind, body| sum = read_counts(kind, body));
+        asked.map(|()| sum).map_err(|refusal| refusal.into_error(batch.what(1)))
     }
 
     fn take_out(&self) -> Result<()> {
         let mut state = lock(&self.nat.state);
-        let place = (table::FAMILY, self.nat.name.as_str());
         let mut elements = Vec::new();
         for (_, entry) in &self.entries {
             entry.elements(&mut elements);
@@ -286,14 +295,25 @@ impl Link {
                 entry::add(&mut elements, one.0, Element { key: one.1.clone(), ..Element::default() });
             }
         }
+        // First what connections are begun by. What counts their bytes has counted the first packet of each by then.
+        let (counting, leading): (Vec<_>, Vec<_>) = elements.into_iter().partition(|(set, _)| table::counts_bytes(set));
+        self.delete(&state.socket, &leading)?;
+        let is_used = |entry: &Entry| {
+            let [_, (set, key), _] = entry.counted();
+            self.count(&state.socket, set, key).map_or(true, |count| count.packets > 0)
+        };
+        let used: Vec<&Entry> = self.entries.iter().map(|(_, entry)| entry).filter(|entry| is_used(entry)).collect();
+        self.delete(&state.socket, &counting)?;
+        flows::end(&used, &state.socket)
+    }
+
+    fn delete(&self, socket: &Netlink, elements: &[(&'static str, Vec<Element>)]) -> Result<()> {
         let mut batch = Batch::begin();
-        for (set, elements) in &elements {
-            batch.delete_elements(place, set, elements);
+        for (set, elements) in elements {
+            batch.delete_elements((table::FAMILY, &self.nat.name), set, elements);
         }
         batch.end();
-        carry_out(&state.socket, &batch)?;
-        // After that, so that none is begun between.
-        self.entries.iter().try_for_each(|(_, entry)| flows::end(entry, &state.socket))
+        carry_out(socket, &batch)
     }
 }
 

@@ -42,6 +42,12 @@ pub(super) fn names(v4: bool) -> &'static Names {
     if v4 { &NAMES4 } else { &NAMES6 }
 }
 
+/// Whether a set of that name counts bytes.
+pub(super) fn counts_bytes(set: &str) -> bool {
+    let counting = |names: &Names| [names.bytes_in, names.bytes_out, names.range_bytes_in, names.range_bytes_out];
+    counting(&NAMES4).contains(&set) || counting(&NAMES6).contains(&set)
+}
+
 const NAMES4: Names = Names {
     ports: "ports4",
     ranges: "ranges4",
