@@ -155,7 +155,7 @@ impl Attempt {
         if let Some(before) = self.before.filter(|_| is_not_there(Some(errno))) {
             (self.family, errno) = (other(self.family), before);
         }
-        let place = if self.on_host.is_some() { "from the host" } else { "in the container" };
+        let place = if self.on_host.is_some() { "on the host" } else { "in the container" };
         socket::error(format!("connect({}) {place}", self.address()), errno)
     }
 }
