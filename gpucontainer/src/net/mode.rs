@@ -37,8 +37,8 @@ pub enum PortMode {
     /// those for forwarded packets do. For these two reasons it is never chosen by [`Auto`](Self::Auto).
     ///
     /// The rules are in a table of this process's own, which nobody else's `nft flush ruleset` removes and which vanishes
-    /// with the process. When a port is closed its connections end. When the process is killed the kernel keeps those that
-    /// exist, as long as the container answers them.
+    /// with the process. When a port is closed its connections end. When the process is killed, those that
+    /// exist end if nothing else on the host rewrites addresses, and may else go on as long as the container answers them.
     Nat,
 }
 
