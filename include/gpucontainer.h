@@ -241,7 +241,9 @@ typedef enum {
      */
     GPUC_PORT_MODE_RELAY = 3,
     /**
-     * The kernel rewrites addresses on their way.
+     * The kernel rewrites addresses on their way; for root, and containers in a network that the host has a route to, such
+     * as a private one. The program listens on its address there. Clients on loopback addresses are relayed. Rules of the
+     * host's for its own services do not apply.
      */
     GPUC_PORT_MODE_NAT = 4,
 } gpuc_port_mode_t;

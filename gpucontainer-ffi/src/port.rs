@@ -37,7 +37,9 @@ pub enum gpuc_port_mode_t {
     GPUC_PORT_MODE_INJECT = 2,
     /// One thread of this process passes everything on.
     GPUC_PORT_MODE_RELAY = 3,
-    /// The kernel rewrites addresses on their way.
+    /// The kernel rewrites addresses on their way; for root, and containers in a network that the host has a route to, such
+    /// as a private one. The program listens on its address there. Clients on loopback addresses are relayed. Rules of the
+    /// host's for its own services do not apply.
     GPUC_PORT_MODE_NAT = 4,
 }
 

@@ -422,6 +422,12 @@ static void private_network(const gpuc_image_t *image) {
     config = shell(image, "cat /sys/class/net/eth0/address");
     gpuc_config_set_network_namespace(config, gpuc_network_member_fd(member));
     prints(config, "02:67:0a:d5:07:02\n");
+    gpuc_port_mapping_t *mapping = gpuc_port_mapping_new(GPUC_PROTOCOL_TCP, 80, 0, 1);
+    gpuc_port_mapping_set_all_interfaces(mapping);
+    gpuc_port_mapping_set_mode(mapping, GPUC_PORT_MODE_NAT);
+    CHECK(gpuc_sandbox_publish_mapping(server, mapping, &error) == 0);
+    expect(error, GPUC_ERROR_UNSUPPORTED, "no route to the container's address 10.213.7.3");
+    gpuc_port_mapping_free(mapping);
     close_sandbox(server);
 
     config = shell(image, "true");

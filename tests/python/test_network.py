@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,49 @@ def test_sandboxes_find_each_other_and_are_joined(image: Image) -> None:
         address = ["cat", "/sys/class/net/eth0/address"]
         assert output(Sandbox(image, address, network=server, stdout=PIPE)) == b"02:67:0a:d5:09:03\n"
         assert output(Sandbox(image, address, network=member.fileno(), stdout=PIPE)) == b"02:67:0a:d5:09:02\n"
+
+
+#: On a host of its own, whose network it may change.
+TRANSLATED = """
+import socket, subprocess, sys
+from gpucontainer import ImageStore, PortMapping, PrivateNetwork, Sandbox, errors
+
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+network = PrivateNetwork("py-nat", ipv4="10.213.10.0/24")
+image = ImageStore(sys.argv[1]).image("test:1")
+command = ["sh", "-c", "echo served | nc -l -p 80; exec sleep 1000"]
+with network.join("first") as first, Sandbox(image, command, network=network) as sandbox:
+    gateway = str(first.gateways[0])
+    host = sandbox.publish(PortMapping(80, address=gateway, mode="nat"))
+    port = sandbox.ports[0]
+    assert (port.mode, port.host) == ("nat", gateway), port
+    assert f"the kernel leads IPv4 to {sandbox.addresses[0]}" in port.why
+    answer = b""
+    while not answer:
+        try:
+            with socket.create_connection(host, timeout=20) as client:
+                answer = client.recv(100)
+        except ConnectionRefusedError:
+            pass
+    assert answer == b"served\\n", answer
+    port = sandbox.ports[0]
+    assert port.accepted >= 1 and port.bytes_in > 0 and port.bytes_out > 0, port
+    sandbox.unpublish(*host)
+    assert not sandbox.ports
+try:
+    Sandbox(image, ["true"], ports=[PortMapping(80, mode="nat")])
+except errors.InvalidArgumentError as error:
+    assert "without a private network" in str(error)
+print("done")
+"""
+
+
+@root
+def test_the_kernel_leads_clients_into_a_sandbox(image: Image, tmp_path: Path) -> None:
+    assert image is not None
+    command = ["unshare", "-n", sys.executable, "-c", TRANSLATED, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
 
 
 @root

@@ -24,7 +24,9 @@ class PortMapping:
     address: str | None = None
     #: On every address of the host.
     all_interfaces: bool = False
-    #: How clients reach the program.
+    #: How clients reach the program. With "nat" the kernel rewrites addresses, for root and containers in a network that
+    #: the host has a route to, such as a private one: clients on loopback addresses are relayed, and rules of the host's
+    #: for its own services do not apply.
     mode: Literal["auto", "hand over", "inject", "relay", "nat"] = "auto"
     #: How the program learns who its clients are, when they are relayed.
     source: Literal["loopback", "keep", "proxy-v2"] = "loopback"
@@ -102,7 +104,7 @@ class Port:
     accepted: int
     open: int
     refused: int
-    #: Bytes that went in and came out.
+    #: Bytes that went in and came out; those of "nat" with their headers.
     bytes_in: int
     bytes_out: int
     #: Why the last connection that was reset was.

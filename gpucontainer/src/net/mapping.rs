@@ -275,10 +275,7 @@ impl PortMapping {
             return fault("the PROXY protocol is for TCP that is relayed");
         }
         match (self.mode, self.source) {
-            (PortMode::Nat, _) => {
-                Some((ErrorKind::Unsupported, "address translation by nf_tables is not built in".to_owned()))
-            }
-            (_, SourceAddress::Keep) if udp => {
+            (mode, SourceAddress::Keep) if udp && mode != PortMode::Nat => {
                 Some((ErrorKind::Unsupported, "clients' own addresses can be kept for TCP".to_owned()))
             }
             _ => None,
@@ -385,8 +382,9 @@ mod tests {
                 (result, _) => panic!("{mappings:?}: {result:?}"),
             }
         }
-        let unsupported = PortMapping::tcp(1, 2).mode(PortMode::Nat);
-        assert_eq!(check(&[unsupported]).unwrap_err().kind(), ErrorKind::Unsupported);
+        let kept = PortMapping::udp(1, 2).source(SourceAddress::Keep);
+        assert_eq!(check(std::slice::from_ref(&kept)).unwrap_err().kind(), ErrorKind::Unsupported);
+        check(&[kept.mode(PortMode::Nat)]).unwrap();
     }
 
     #[test]

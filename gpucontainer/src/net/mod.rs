@@ -3,7 +3,7 @@
 //! A published port is a socket of the host first: [`PortMapper::reserve`] binds it before anything is started, so a
 //! port that is taken is an error with a name in it, port 0 becomes a real port at once, no other program can take the
 //! port meanwhile, and the host's firewall treats it like any other. [`Reservation::relay`] then joins it to a port
-//! inside a container's network namespace.
+//! inside a container's network namespace, or [`Reservation::translate`] has the kernel do so.
 //!
 //! ```no_run
 //! use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping};
@@ -23,6 +23,7 @@ mod inject;
 mod mapping;
 mod mode;
 mod namespace;
+mod nat;
 mod netlink;
 pub(crate) mod outbound;
 mod port;

@@ -7,7 +7,8 @@ use std::fmt;
 #[non_exhaustive]
 pub enum PortMode {
     /// Whatever costs least: relayed until the program binds the port and [injected](Self::Inject) from then on, where
-    /// that is possible. [`PortStatus::why`](super::PortStatus::why) says what it came to. The default.
+    /// that is possible. [`PortStatus::why`](super::PortStatus::why) says what it came to. Never [`Nat`](Self::Nat). The
+    /// default.
     #[default]
     Auto,
     /// The program finds the host's listening socket among its descriptors, as `LISTEN_FDS` says, and takes clients
@@ -27,8 +28,21 @@ pub enum PortMode {
     Inject,
     /// One thread of this process passes everything on.
     Relay,
-    /// The kernel rewrites addresses on their way, by nf_tables; for root. Not built yet:
-    /// [`Unsupported`](crate::ErrorKind::Unsupported).
+    /// The kernel rewrites addresses on their way, by nf_tables: nobody's processor time but the kernel's, and for clients
+    /// from elsewhere their own addresses, for TCP and UDP, however many ports. Only root (`CAP_NET_ADMIN`) can have it so.
+    ///
+    /// The container needs an address that the host has a route to, such as in a
+    /// [private network](super::PrivateNetwork), and the program must listen on that address. What the kernel cannot lead
+    /// there is relayed to the same address: clients on loopback addresses, and those of a family that the container has no
+    /// address of. Clients on the host itself and the container's neighbours on its wire come from the host's address, and
+    /// so do all where the container has no default route, unless [`SourceAddress::Keep`] forbids that.
+    ///
+    /// Rules for the host's own services (the hook `input`, which ufw fills) do not apply to what the kernel leads on, but
+    /// those for forwarded packets do. For these two reasons it is never chosen by [`Auto`](Self::Auto).
+    ///
+    /// The rules are in a table of this process's own, which nobody else's `nft flush ruleset` removes and which vanishes
+    /// with the process. When a port is closed its connections end. When the process is killed, those that
+    /// exist end if nothing else on the host rewrites addresses, and may else go on as long as the container answers them.
     Nat,
 }
 
@@ -45,7 +59,7 @@ impl fmt::Display for PortMode {
 }
 
 /// How a program learns who its clients are, when they are relayed; to a program that has a socket of the host they are
-/// what they are.
+/// what they are, and so they are behind [`PortMode::Nat`] where they can be.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum SourceAddress {

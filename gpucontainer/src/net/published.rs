@@ -1,26 +1,29 @@
 //! Ports of containers that can be reached now.
 
 use super::inject::{Binds, may_have, revoke};
+use super::mapping::Place;
 use super::mapping::Protocol;
 use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
+use super::nat::{self, Served, Wish};
 use super::port::PublishedPort;
-use super::relay::{Counters, Link, Offer, Partner, Relay};
+use super::relay::{Counters, Link, Offer, Partner, Relay, lead_back};
 use super::reserve::{Held, HostSocket, Way};
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::hostport;
 use crate::sys::netns::{Family, Transport};
 use crate::sys::peer::{namespace_cookie, stop_taking};
-use crate::sys::transparent;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Published ports of one container. Dropping it closes them and every connection through them, before drop returns.
 ///
 /// In a process forked from the one that published, it does nothing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Published {
     ports: Vec<(PublishedPort, Arc<Counters>)>,
+    /// What the kernel serves, by the numbers of the ports; closed before the relay is.
+    translated: Option<nat::Link>,
     link: Option<Link>,
     /// Sockets that the container has as well.
     handed: Vec<OwnedFd>,
@@ -34,7 +37,10 @@ impl Published {
         binds: Option<Result<&Binds, &str>>,
     ) -> Result<Self> {
         if sockets.is_empty() {
-            return Ok(Self { ports: Vec::new(), link: None, handed: Vec::new() });
+            return Ok(Self::default());
+        }
+        if binds.is_some() && sockets.iter().all(|held| held.mapping.wanted_mode() == PortMode::Nat) {
+            return Self::translate(sockets, namespace);
         }
         // Says now, not with the first client, that the namespace cannot be entered.
         let inside = namespace.open_sockets(Family::V4, Transport::Stream, 1)?;
@@ -57,7 +63,26 @@ impl Published {
         }
         let relay = |offers| Relay::of_this_process()?.publish(offers, namespace, watch.map(Binds::id));
         let link = if offers.is_empty() { None } else { Some(relay(offers)?) };
-        Ok(Self { ports, link, handed })
+        Ok(Self { ports, translated: None, link, handed })
+    }
+
+    /// Has the kernel serve all of them, and the relay what the kernel does not.
+    pub(super) fn translate(sockets: Vec<Held>, namespace: NetworkNamespace) -> Result<Self> {
+        if sockets.is_empty() {
+            return Ok(Self::default());
+        }
+        if let Some(held) = sockets.iter().find(|held| held.mapping.wanted_source() == SourceAddress::ProxyV2) {
+            let message = format!("publish {}: the PROXY protocol is for TCP that is relayed", held.mapping);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        let wishes: Vec<Wish> = sockets.iter().map(wish).collect();
+        let (served, translated) = nat::publish(&wishes, &namespace)?;
+        let (mut ports, mut offers) = (Vec::with_capacity(sockets.len()), Vec::new());
+        for (held, served) in sockets.into_iter().zip(served) {
+            ports.push((held.port, offer_rest(held, &served, &mut offers)));
+        }
+        let link = Relay::of_this_process()?.publish(offers, namespace, None)?;
+        Ok(Self { ports, translated, link: Some(link), handed: Vec::new() })
     }
 
     /// The ports with their real numbers, in the order in which they were asked for.
@@ -67,13 +92,30 @@ impl Published {
 
     /// What went through each port so far, in the order of [`Published::ports`].
     pub fn status(&self) -> Vec<PortStatus> {
-        self.ports.iter().map(|(port, counters)| counters.status(*port)).collect()
+        let translated = self.translated.as_ref().map(|link| link.counts(self.ports.len()));
+        let status = |(number, (port, counters)): (usize, &(PublishedPort, Arc<Counters>))| {
+            let mut status = counters.status(*port);
+            match &translated {
+                Some(Ok(all)) => {
+                    let counts = all.get(number).copied().unwrap_or_default();
+                    status.accepted += counts.accepted;
+                    status.open += counts.open;
+                    status.bytes_in += counts.bytes_in;
+                    status.bytes_out += counts.bytes_out;
+                }
+                Some(Err(error)) => status.last_error = Some(error.to_string()),
+                None => {}
+            }
+            status
+        };
+        self.ports.iter().enumerate().map(status).collect()
     }
 
     /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container
     /// has for them. Connections that these have taken are the container's, and stay.
     pub fn close(mut self) {
         self.handed.iter().for_each(stop_taking);
+        drop(self.translated.take());
         if let Some(link) = self.link.take() {
             revoke(&link.close());
         }
@@ -82,6 +124,7 @@ impl Published {
 
 impl Drop for Published {
     fn drop(&mut self) {
+        drop(self.translated.take());
         if let Some(link) = self.link.take() {
             // Whoever has sockets for them is at its end, or was left to itself.
             drop(link.close());
@@ -89,11 +132,27 @@ impl Drop for Published {
     }
 }
 
-/// Makes answers to clients' own addresses come back to the relay.
-fn lead_back(namespace: &NetworkNamespace) -> Result<()> {
-    let made = namespace.open_sockets(Family::V4, Transport::Routing, 1);
-    let led = made.and_then(|sockets| sockets.iter().try_for_each(transparent::lead_back));
-    led.context("keep clients' own addresses")
+/// What the kernel is asked for.
+fn wish(held: &Held) -> Wish {
+    let both_families = held.mapping.place() == Place::All && held.port.host().is_ipv6();
+    let keep_source = held.mapping.wanted_source() == SourceAddress::Keep;
+    Wish { port: held.port, both_families, keep_source }
+}
+
+/// Offers the relay the sockets of a port that the kernel serves: whoever arrives there is led to the same address.
+fn offer_rest(held: Held, served: &Served, offers: &mut Vec<Offer>) -> Arc<Counters> {
+    let mode = if served.by_kernel { PortMode::Nat } else { PortMode::Relay };
+    let counters = Arc::new(Counters::new(mode, served.why.clone()));
+    let idle = held.mapping.idle();
+    offers.extend(held.sockets.into_iter().filter_map(|HostSocket { port, socket }| {
+        let address = port.host().ip();
+        let v4 = address.is_ipv4() || address.is_unspecified();
+        let to = Partner::Host(served.target(v4, port.container_port())?);
+        let counters = Arc::clone(&counters);
+        let source = SourceAddress::Loopback;
+        Some(Offer { port, socket, counters, listens: true, inject: None, unlocked: false, to, idle, source })
+    }));
+    counters
 }
 
 /// Settles how a port is to be reached, and offers its sockets to the relay.
@@ -112,15 +171,16 @@ fn offer(
         }
         (_, None) | (PortMode::Relay, _) => (false, PortMode::Relay, "asked for".to_owned()),
         (PortMode::Auto, Some(_)) if held.mapping.protocol() == Protocol::Udp => {
-            // A client of UDP that is relayed would be another one after the change.
-            (false, PortMode::Relay, let_down.unwrap_or("ports of UDP are injected where that is asked for").to_owned())
+            let why =
+                "ports of UDP are injected where that is asked for: a client that is relayed would be another one then";
+            (false, PortMode::Relay, let_down.unwrap_or(why).to_owned())
         }
         (PortMode::Auto, Some(_)) if held.mapping.wanted_source() == SourceAddress::ProxyV2 => {
             (false, PortMode::Relay, "the relay writes the header of the PROXY protocol".to_owned())
         }
         (PortMode::Nat, Some(_)) => {
-            let message = format!("publish {}: address translation by nf_tables is not built in", held.mapping);
-            return Err(Error::new(ErrorKind::Unsupported, message));
+            let message = format!("publish {}: nat: published together with ports of other modes", held.mapping);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         (PortMode::Inject, Some(Err(why))) => {
             let message = format!("publish {}: inject: {why}", held.mapping);
@@ -159,6 +219,9 @@ fn offer(
 
 /// What went through one published port, as far as this process sees it: clients of a socket that is the container's own
 /// are the kernel's and the container's alone, and are not counted.
+///
+/// Of [`PortMode::Nat`] the kernel counts: connections that it led to the container, whether or not a program took them, and
+/// the bytes of packets with their headers, to which what is relayed is added without.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PortStatus {
@@ -172,7 +235,8 @@ pub struct PortStatus {
     pub accepted: u64,
     /// Connections that exist now; for UDP, clients that are known.
     pub open: u64,
-    /// Connections reset because nothing in the container took them; for UDP, datagrams.
+    /// Connections reset because nothing in the container took them; for UDP, datagrams. Those that the kernel led to the
+    /// container, which then refused them, are not known.
     pub refused: u64,
     /// Bytes that went into the container.
     pub bytes_in: u64,

@@ -5,7 +5,7 @@ use super::mapping::{Place, PortMapping, Protocol, check};
 use super::mode::PortMode;
 use super::port::PublishedPort;
 use super::published::Published;
-use super::{holder, namespace::NetworkNamespace};
+use super::{holder, namespace::NetworkNamespace, nat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::datagram;
 use crate::sys::hostport;
@@ -43,11 +43,15 @@ impl PortMapper {
     /// * [`InvalidArgument`](ErrorKind::InvalidArgument): container port 0, a range that is empty or too long, one host
     ///   port wanted twice, or an address that is not this host's
     /// * [`PortInUse`](ErrorKind::PortInUse): another program has the port; the text names it where `/proc` does
-    /// * [`PermissionDenied`](ErrorKind::PermissionDenied): a port below `net.ipv4.ip_unprivileged_port_start`
+    /// * [`PermissionDenied`](ErrorKind::PermissionDenied): a port below `net.ipv4.ip_unprivileged_port_start`, or
+    ///   [`PortMode::Nat`] without `CAP_NET_ADMIN`
     /// * [`Unsupported`](ErrorKind::Unsupported): IPv6 is switched off and an address of it is asked for
     /// * [`SystemCall`](ErrorKind::SystemCall) with `EMFILE`: the limit of descriptors is too low for so many ports
     pub fn reserve(&self, mappings: &[PortMapping]) -> Result<Reservation> {
         check(mappings)?;
+        if let Some(mapping) = mappings.iter().find(|mapping| mapping.wanted_mode() == PortMode::Nat) {
+            nat::check_privilege().map_err(|error| error.context(format!("publish {mapping}")))?;
+        }
         check_descriptors(mappings)?;
         let sockets = mappings.iter().map(take).collect::<Result<_>>()?;
         Ok(Reservation { sockets })
@@ -331,7 +335,22 @@ impl Reservation {
         Published::start(self.sockets, namespace, None)
     }
 
-    /// The same, and ports that may be [injected](super::PortMode::Inject) are as soon as the container binds them: `binds`
+    /// Has the kernel lead clients to the container in `namespace` by [`PortMode::Nat`], whatever the mappings want. All of
+    /// them are one change of the kernel's rules, and so is a range.
+    ///
+    /// # Errors
+    /// Nothing is changed after any of them, and the ports are free again.
+    /// * [`PermissionDenied`](ErrorKind::PermissionDenied): the caller has no `CAP_NET_ADMIN`
+    /// * [`Unsupported`](ErrorKind::Unsupported): the container has no address but loopback, the host has no route to it,
+    ///   or forwards no packets from there; [`SourceAddress::Keep`](super::SourceAddress::Keep) is wanted and the container
+    ///   has no default route; or the kernel has no tables that belong to a socket (before Linux 5.12)
+    /// * [`InvalidArgument`](ErrorKind::InvalidArgument): it is the host's own network, or the PROXY protocol is wanted
+    /// * the namespace cannot be entered
+    pub fn translate(self, namespace: NetworkNamespace) -> Result<Published> {
+        Published::translate(self.sockets, namespace)
+    }
+
+    /// The same as [`Reservation::relay`], and ports that may be [injected](super::PortMode::Inject) are as soon as the container binds them: `binds`
     /// hears of that, or it is said why nobody does.
     pub(crate) fn publish(self, namespace: NetworkNamespace, binds: Result<&Binds, &str>) -> Result<Published> {
         Published::start(self.sockets, namespace, Some(binds))

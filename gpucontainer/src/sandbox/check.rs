@@ -1,6 +1,7 @@
 //! What must hold of a configuration by itself, before anything is looked at or made.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::PortMode;
 use crate::rootfs::Writable;
 use crate::sandbox::config::{Network, SandboxBuilder, UserNamespace};
 use crate::sandbox::defaults;
@@ -49,6 +50,10 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
             "ports are published from a network of the sandbox's own; with the host's there is nothing to publish"
                 .to_owned(),
         );
+    }
+    let translated = builder.ports.iter().find(|port| port.wanted_mode() == PortMode::Nat);
+    if let (Some(mapping), Network::None | Network::Outbound) = (translated, &builder.network) {
+        return bad(format!("publish {mapping}: nat: without a private network the host has no route to the sandbox"));
     }
     if builder.network.is_host() && !builder.services.is_empty() {
         return bad("every service of the host is there with the host's network; there is nothing to expose".to_owned());

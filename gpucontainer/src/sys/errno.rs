@@ -35,6 +35,18 @@ pub(crate) fn failed_nix(call: impl fmt::Display, errno: Errno) -> Error {
     Error::from_errno(call, errno as i32)
 }
 
+/// Not for this caller.
+pub(crate) const EPERM: i32 = libc::EPERM;
+
+/// Not for anybody who asks like that.
+pub(crate) const EACCES: i32 = libc::EACCES;
+
+/// No such family of addresses.
+pub(crate) const EAFNOSUPPORT: i32 = libc::EAFNOSUPPORT;
+
+/// The kernel was built without it.
+pub(crate) const EOPNOTSUPP: i32 = libc::EOPNOTSUPP;
+
 /// Something of that name exists already.
 pub(crate) const EEXIST: i32 = libc::EEXIST;
 

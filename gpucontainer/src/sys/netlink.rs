@@ -44,6 +44,8 @@ pub(crate) struct Refusal {
     pub(crate) words: String,
 }
 
+/// So many bytes a socket takes at once wherever it is; `net.core.wmem_default` is 200 KiB and more.
+const ORDINARY: usize = 64 * 1024;
 /// The length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Set in an answer that carries attributes of its own behind an error number.
@@ -83,6 +85,12 @@ impl Netlink {
     /// # Errors
     /// The first refusal. rtnetlink goes on after one; nf_tables carries out all of a batch or none.
     pub(crate) fn request(&self, messages: &[u8]) -> Result<(), Refusal> {
+        self.query(messages, |_, _| {})
+    }
+
+    /// Sends requests that are each answered by a message or more and an acknowledgement; calls `each` with the type and the
+    /// body of every message of the answers.
+    pub(crate) fn query(&self, messages: &[u8], mut each: impl FnMut(u16, &[u8])) -> Result<(), Refusal> {
         self.drain();
         self.send(messages)?;
         let mut first = None;
@@ -91,6 +99,8 @@ impl Netlink {
             for (kind, flags, sequence, body) in split(buffer.get(..length).unwrap_or_default()) {
                 if i32::from(kind) == libc::NLMSG_ERROR {
                     first = first.or_else(|| refusal(flags, sequence, body));
+                } else {
+                    each(kind, body);
                 }
             }
         }
@@ -149,6 +159,9 @@ impl Netlink {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), Refusal> {
+        if bytes.len() > ORDINARY {
+            self.make_room(bytes.len())?;
+        }
         loop {
             match rustix::net::send(&self.0, bytes, SendFlags::empty()) {
                 Ok(_) => return Ok(()),
@@ -156,6 +169,23 @@ impl Netlink {
                 Err(e) => return Err(Refusal::of_call("send(netlink)", e)),
             }
         }
+    }
+
+    /// Lets one send take so many bytes, and the answers to all that is in it be kept.
+    fn make_room(&self, bytes: usize) -> Result<(), Refusal> {
+        // The kernel counts what it needs besides too.
+        let room = libc::c_int::try_from(bytes + bytes / 4).unwrap_or(libc::c_int::MAX);
+        for option in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
+            let size = libc::socklen_t::try_from(size_of_val(&room)).unwrap_or_default();
+            let value = (&raw const room).cast();
+            // SAFETY: the address is of an `int`, whose size is given.
+            let set = unsafe { libc::setsockopt(self.0.as_raw_fd(), libc::SOL_SOCKET, option, value, size) };
+            if set != 0 {
+                let error = rustix::io::Errno::from_io_error(&std::io::Error::last_os_error());
+                return Err(Refusal::of_call("setsockopt(SO_SNDBUFFORCE)", error.unwrap_or(rustix::io::Errno::IO)));
+            }
+        }
+        Ok(())
     }
 
     /// The next datagram's length; `None` when there is nothing more.

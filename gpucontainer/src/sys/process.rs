@@ -279,6 +279,12 @@ pub(crate) fn is_privileged() -> bool {
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
+/// Whether the caller has `CAP_NET_ADMIN` where it runs.
+pub(crate) fn may_administer_network() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
+}
+
 /// The name of the caller's effective user, if the system knows one.
 pub(crate) fn own_user_name() -> Option<String> {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map(|user| user.name)

@@ -5,7 +5,7 @@ const HEADER: usize = 16;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 /// Marks an attribute that holds attributes.
-const NLA_F_NESTED: u16 = 0x8000;
+pub(super) const NLA_F_NESTED: u16 = 0x8000;
 
 /// Messages in the order in which the kernel takes them. Numbers are in the host's byte order unless said otherwise.
 #[derive(Debug, Default)]
@@ -52,6 +52,17 @@ impl Batch {
     /// The same without an acknowledgement: only an error is answered, or a list.
     pub(crate) fn silent(&mut self, what: impl Into<String>, (kind, flags): (u16, u16), body: &[u8]) {
         self.add(what.into(), (kind, flags), body, |_| {});
+    }
+
+    /// A request with attributes whose answer is a list.
+    pub(crate) fn request(
+        &mut self,
+        what: impl Into<String>,
+        (kind, flags): (u16, u16),
+        body: &[u8],
+        attributes: impl FnOnce(&mut Self),
+    ) {
+        self.add(what.into(), (kind, flags), body, attributes);
     }
 
     fn add(&mut self, what: String, (kind, flags): (u16, u16), body: &[u8], attributes: impl FnOnce(&mut Self)) {

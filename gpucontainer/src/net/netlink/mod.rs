@@ -3,11 +3,15 @@
 //! ```text
 //! batch      lengths, sequence numbers, nested attributes; what each message is about, for errors
 //! route      interfaces, addresses and routes (rtnetlink)
+//! policy     which packets look into which table of routes (rtnetlink)
 //! nf_tables  tables, chains, rules and maps of the packet filter
+//! conntrack  the connections that the packet filter knows
 //! ```
 
 mod batch;
+pub(crate) mod conntrack;
 pub(crate) mod nf_tables;
+pub(crate) mod policy;
 pub(crate) mod route;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ pub(crate) const LOOPBACK: u32 = 1;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
@@ -34,6 +35,8 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_F_NODAD: u32 = 0x02;
+/// Not to be used: it is someone else's too, is not known to be nobody else's, or is old.
+const IFA_F_UNUSABLE: u32 = 0x08 | 0x20 | 0x40;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
 const RTA_DST: u16 = 1;
@@ -47,6 +50,8 @@ const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
+/// In the question: which route, rather than what comes of it.
+const RTM_F_FIB_MATCH: u32 = 0x2000;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -172,6 +177,48 @@ impl Batch {
         let family = if ipv6 { AF_INET6 } else { AF_INET };
         self.silent("RTM_GETROUTE", (RTM_GETROUTE, NLM_F_DUMP), &routes(family, 0, 0));
     }
+}
+
+impl Batch {
+    /// Asks for all addresses.
+    pub(crate) fn get_addresses(&mut self) {
+        // struct ifaddrmsg of any family.
+        self.silent("RTM_GETADDR", (RTM_GETADDR, NLM_F_DUMP), &[0; 8]);
+    }
+
+    /// Asks for the route that leads to an address.
+    pub(crate) fn get_route(&mut self, to: IpAddr) {
+        let (family, bytes) = octets(to);
+        let prefix = if to.is_ipv4() { 32 } else { 128 };
+        let mut body = [family, prefix, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        body[8..].copy_from_slice(&RTM_F_FIB_MATCH.to_ne_bytes());
+        let what = format!("RTM_GETROUTE({to})");
+        self.message(what, (RTM_GETROUTE, 0), &body, |batch| batch.attribute(RTA_DST, &bytes));
+    }
+}
+
+/// An address that an interface has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Assigned {
+    pub(crate) address: IpAddr,
+    pub(crate) interface: u32,
+}
+
+/// The address in one message of the answer to [`Batch::get_addresses`]: one that can be used, of more than its link.
+pub(crate) fn read_address(kind: u16, body: &[u8]) -> Option<Assigned> {
+    let (&[_, _, flags, scope, a, b, c, d, ..], true) = (body, kind == RTM_NEWADDR) else { return None };
+    let (mut flags, mut found) = (u32::from(flags), None);
+    for (kind, value) in attributes(body.get(8..)?) {
+        match kind {
+            // The other end's address on a wire with two ends, unless the own one is given too.
+            IFA_ADDRESS if found.is_none() => found = address(value),
+            IFA_LOCAL => found = address(value),
+            IFA_FLAGS => flags = value.try_into().ok().map(u32::from_ne_bytes)?,
+            _ => {}
+        }
+    }
+    let usable = scope == RT_SCOPE_UNIVERSE && flags & IFA_F_UNUSABLE == 0;
+    found.filter(|_| usable).map(|address| Assigned { address, interface: u32::from_ne_bytes([a, b, c, d]) })
 }
 
 /// The route in one message of the answer to [`Batch::get_routes`]: an ordinary one of the main table with an interface.

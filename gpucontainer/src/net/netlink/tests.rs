@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
 
+use super::nf_tables::set::{Count, Element, Field, Set, field, read_counts};
 use super::nf_tables::{Base, ChainType, Hook, INET, Meta, Verdict, state};
 use super::route::{LOOPBACK, Peer, Route, read_route};
 use super::{Batch, carry_out};
@@ -149,5 +150,53 @@ fn a_table_of_rules_lives_as_long_as_its_socket() {
         assert!(error.to_string().contains("NFT_MSG_NEWTABLE(gpuc-test)"), "{error}");
         drop(socket);
         assert_eq!(output("nft", "list ruleset"), "");
+    });
+}
+
+#[test]
+fn elements_of_sets_are_found_and_count() {
+    alone(|| {
+        let (socket, route) = (Netlink::open(Protocol::Netfilter).unwrap(), Netlink::open(Protocol::Route).unwrap());
+        let mut batch = Batch::new();
+        batch.up(LOOPBACK);
+        carry_out(&route, &batch).unwrap();
+        let table = (INET, "gpuc-test");
+        let key = [Field::Protocol, Field::Address4, Field::Port];
+        let set = Set { name: "ranges", id: 1, key: &key, data: &[], ranges: true, counts: true };
+        let mut batch = Batch::begin();
+        batch.new_owned_table(table.0, table.1);
+        batch.new_set(table, &set);
+        batch.new_chain(table, "out", ChainType::Filter, (Hook::Output, 0));
+        batch.new_rule(table, "out", |rule| {
+            rule.meta(Meta::Family, true, &[2]).load_meta(Meta::Protocol, 0);
+            rule.load((Base::Network, 16, 4), 1).load((Base::Transport, 2, 2), 2).is_in(("ranges", 1), 0);
+        });
+        let of = |address: [u8; 4], port: u16| {
+            let mut key = Vec::new();
+            field(&mut key, &[17]);
+            field(&mut key, &address);
+            field(&mut key, &port.to_be_bytes());
+            key
+        };
+        let element = Element { key: of([0; 4], 5000), last: Some(of([255; 4], 5999)), data: None };
+        batch.new_elements(table, "ranges", std::slice::from_ref(&element));
+        batch.end();
+        carry_out(&socket, &batch).unwrap();
+        let listed = output("nft", "list ruleset");
+        assert!(listed.contains("udp . 0.0.0.0/0 . 5000-5999 counter packets 0 bytes 0"), "{listed}");
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for port in [4999, 5000, 5500, 5999, 6000] {
+            let _ = client.send_to(b"1234", ("127.0.0.1", port));
+        }
+        let mut batch = Batch::new();
+        batch.get_elements(table, "ranges", std::slice::from_ref(&element));
+        let mut count = Count::default();
+        socket.query(batch.bytes(), |kind, body| count = read_counts(kind, body)).unwrap();
+        assert_eq!(count, Count { packets: 3, bytes: 3 * (20 + 8 + 4) });
+        let mut batch = Batch::begin();
+        batch.delete_elements(table, "ranges", &[element]);
+        batch.end();
+        carry_out(&socket, &batch).unwrap();
+        assert!(!output("nft", "list ruleset").contains("5000"));
     });
 }

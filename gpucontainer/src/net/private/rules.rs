@@ -5,7 +5,7 @@
 
 use super::subnet::Subnet;
 use crate::error::{Context, Result};
-use crate::net::netlink::nf_tables::{Base, ChainType, Hook, INET, Meta, Verdict, state};
+use crate::net::netlink::nf_tables::{Base, ChainType, Hook, INET, Meta, Verdict, state, status};
 use crate::net::netlink::{Batch, carry_out};
 use crate::sys::netlink::{Netlink, Protocol};
 use std::net::Ipv6Addr;
@@ -49,6 +49,27 @@ impl Rules<'_> {
 
         batch.new_chain(table, "through", ChainType::Filter, (Hook::Forward, 0));
         self.drop_foreign_sources(&mut batch, "through");
+        // Ports of members that the host leads here (`PortMode::Nat`): what is answered, what members of this network want
+        // of them, and nothing that a member wants of other networks' by the host's addresses, which are not for members.
+        batch.new_rule(table, "through", |rule| {
+            rule.meta(Meta::InputInterface, true, &uplink)
+                .connection_status(status::DESTINATION_CHANGED)
+                .answer(true)
+                .verdict(Verdict::Accept);
+        });
+        batch.new_rule(table, "through", |rule| {
+            rule.meta(Meta::InputInterface, true, &uplink)
+                .meta(Meta::OutputInterface, true, &uplink)
+                .connection_status(status::DESTINATION_CHANGED)
+                .verdict(Verdict::Accept);
+        });
+        if !self.host_access {
+            batch.new_rule(table, "through", |rule| {
+                rule.meta(Meta::InputInterface, true, &uplink)
+                    .connection_status(status::DESTINATION_CHANGED)
+                    .verdict(Verdict::Drop);
+            });
+        }
         if !self.outbound {
             batch.new_rule(table, "through", |rule| {
                 rule.meta(Meta::InputInterface, true, &uplink).verdict(Verdict::Drop);
@@ -57,6 +78,11 @@ impl Rules<'_> {
         // Nobody begins a conversation with a member: not the host's neighbours, not another private network.
         batch.new_rule(table, "through", |rule| {
             rule.meta(Meta::OutputInterface, true, &uplink).connection_state(known).verdict(Verdict::Accept);
+        });
+        batch.new_rule(table, "through", |rule| {
+            rule.meta(Meta::OutputInterface, true, &uplink)
+                .connection_status(status::DESTINATION_CHANGED)
+                .verdict(Verdict::Accept);
         });
         batch.new_rule(table, "through", |rule| {
             rule.meta(Meta::OutputInterface, true, &uplink).verdict(Verdict::Drop);

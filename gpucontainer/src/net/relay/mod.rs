@@ -9,6 +9,7 @@
 //! partner and nobody else. The first 64 KiB of a direction are copied, which is quickest for the short exchanges that
 //! most connections are; what follows moves through a pipe in the kernel.
 
+mod back;
 mod binds;
 mod connection;
 mod datagrams;
@@ -25,6 +26,7 @@ use super::published::PortStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::epoll::Wake;
 use crate::sys::signals::AllBlocked;
+pub(super) use back::lead_back;
 use engine::Engine;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

@@ -71,6 +71,17 @@ pub(crate) fn new_network(settings: &[(String, String)]) -> Result<NewNetwork> {
     Ok(NewNetwork { route, namespace })
 }
 
+/// A netlink socket of a network namespace.
+///
+/// # Errors
+/// [`PermissionDenied`](ErrorKind::PermissionDenied) for a caller who is not privileged over it.
+pub(crate) fn netlink(network: BorrowedFd<'_>, protocol: Protocol) -> Result<Netlink> {
+    let mut errand = Errand::entering(network);
+    let socket = errand.netlink(protocol);
+    errand.run().context("make a netlink socket in a network namespace")?;
+    Netlink::adopt(errand.take(socket))
+}
+
 /// Writes settings (as `net.ipv4.…`) of a network namespace.
 ///
 /// # Errors

@@ -23,7 +23,7 @@ pub(super) mod near;
 
 pub(super) use near::run as run_near;
 
-pub(crate) use errand::{NewNetwork, configure, new_network, sysfs};
+pub(crate) use errand::{NewNetwork, configure, netlink, new_network, sysfs};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::ffi::CStr;
