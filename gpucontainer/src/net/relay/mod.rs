@@ -10,6 +10,7 @@
 //! most connections are; what follows moves through a pipe in the kernel.
 
 mod binds;
+mod clients;
 mod connection;
 mod datagrams;
 mod dial;
