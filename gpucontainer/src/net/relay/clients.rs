@@ -115,8 +115,15 @@ impl Engine {
                 words.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
                 false
             }
-            // Its own event says what has failed.
-            Outcome::NotNow | Outcome::Failed(_) => false,
+            Outcome::NotNow => false,
+            // It has gone. The error is said once: later it would look like an orderly end.
+            Outcome::Failed(_) => {
+                let inside = self.insides.get_mut(&listener.publication).filter(|_| listener.on_host.is_none());
+                if let (Some(inside), Ok(partner)) = (inside, partner) {
+                    inside.put_back(listener.family, partner);
+                }
+                return;
+            }
         };
         let keep = listener.source == SourceAddress::Keep && listener.on_host.is_none();
         let connected = partner.and_then(|mut server| {
