@@ -12,6 +12,7 @@ use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping, PortMode, Pub
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const SHORT: Duration = Duration::from_secs(10);
@@ -388,7 +389,7 @@ fn a_kill_with_traffic_frees_every_port_at_once() {
     }
     let container = Container::start();
     let servers = [container.serve("127.0.0.1:80"), container.serve("udp 127.0.0.1:80")];
-    for round in 0..10 {
+    for round in 0..40 {
         let mut apart = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "publish_apart", "--ignored", "--nocapture"])
             .env("GPUC_TEST_PUBLISH", container.pid().to_string())
@@ -402,24 +403,29 @@ fn a_kill_with_traffic_frees_every_port_at_once() {
         let mut stream = connect(host);
         stream.write_all(b"E").unwrap();
         let writer = stream.try_clone().unwrap();
-        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| while (&writer).write_all(&[7; 4096]).is_ok() {});
             let reader = scope.spawn(|| std::io::copy(&mut &stream, &mut std::io::sink()));
-            for _ in 0..=round * 50 {
-                // Once the process is gone nobody takes them.
-                let _ = datagrams.send_to(b"more", host);
-            }
+            let newcomers = scope.spawn(|| {
+                // Each needs a fresh socket inside, so that the process is killed while some are made.
+                while !over.load(Ordering::Relaxed) {
+                    let _ = TcpStream::connect(host);
+                    let _ = UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"more", host);
+                }
+            });
+            std::thread::sleep(Duration::from_micros(500 * round));
             apart.kill().unwrap();
             apart.wait().unwrap();
-            // A child that was just making sockets inside has the descriptors some microseconds longer.
-            let soon = Duration::from_secs(1);
-            common::until("the port of TCP is free", soon, || TcpListener::bind(host).is_ok());
-            common::until("the port of UDP is free", soon, || UdpSocket::bind(host).is_ok());
+            // No waiting: what has been waited for holds nothing.
+            let free = (TcpListener::bind(host).map(drop), UdpSocket::bind(host).map(drop));
+            over.store(true, Ordering::Relaxed);
+            assert!(matches!(free, (Ok(()), Ok(()))), "round {round}: {free:?}");
             // The client learns of it, by an end or a reset.
             let _ = reader.join().unwrap();
+            newcomers.join().unwrap();
         });
-        drop((apart, stream, writer, datagrams));
+        drop((apart, stream, writer));
     }
     drop((servers, container));
     leaks.check();

@@ -21,7 +21,12 @@ pub(crate) struct Ready {
     pub(crate) ended: bool,
     /// The connection has failed.
     pub(crate) failed: bool,
+    /// Among what is to be read there is something urgent.
+    pub(crate) urgent: bool,
 }
+
+/// Once for each change.
+const READING: EventFlags = EventFlags::IN.union(EventFlags::PRI).union(EventFlags::RDHUP).union(EventFlags::ET);
 
 /// An epoll instance whose events are edge-triggered: one is reported when something changes, not while it lasts.
 #[derive(Debug)]
@@ -33,10 +38,16 @@ impl Epoll {
         epoll::create(CreateFlags::CLOEXEC).map(Self).map_err(|e| failed("epoll_create1()", e))
     }
 
-    /// Reports reading and writing on `source` as `token` until `source` is closed.
-    pub(crate) fn add(&self, source: impl AsFd, token: u64) -> Result<()> {
-        let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+    /// Reports reading on `source` as `token` until `source` is closed, and writing if `room` says so.
+    pub(crate) fn add(&self, source: impl AsFd, token: u64, room: bool) -> Result<()> {
+        let interest = if room { READING | EventFlags::OUT } else { READING };
         self.register(source, token, interest)
+    }
+
+    /// Reports writing too from now on.
+    pub(crate) fn add_room(&self, source: impl AsFd, token: u64) -> Result<()> {
+        epoll::modify(&self.0, source, EventData::new_u64(token), READING | EventFlags::OUT)
+            .map_err(|e| failed("epoll_ctl(EPOLL_CTL_MOD)", e))
     }
 
     /// Reports reading on `source`, as long as there is something to read.
@@ -75,6 +86,7 @@ impl Epoll {
                 writable: any(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
                 ended: any(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR),
                 failed: any(EventFlags::ERR),
+                urgent: any(EventFlags::PRI),
             });
         }
         Ok(())

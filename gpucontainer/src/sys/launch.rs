@@ -9,6 +9,8 @@
 
 use super::errno::failed;
 use super::program::Finished;
+use super::signals::Everything;
+use super::thread::{self, Descriptors};
 use crate::error::{Error, Result};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::ffi::CString;
@@ -95,14 +97,14 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         set_tid_size: 0,
         cgroup: options.cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
     };
-    let before = block_all_signals();
+    let blocked = Everything::block();
     let pid = match options.network {
         // SAFETY: the child runs `run_child` alone, on a stack of its own, with memory that lives until this call
         // returns, which `CLONE_VFORK` delays until the child has executed or exited.
         None => Ok(unsafe { clone3(&arguments, run_child, &raw mut child) }),
         Some(network) => clone_within(network, arguments, &mut child),
     };
-    restore_signals(before);
+    drop(blocked);
     drop(stack);
     let pid = pid?;
 
@@ -121,9 +123,9 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
     Ok(Started { pid: i32::try_from(pid).unwrap_or_default(), pidfd })
 }
 
-/// What the child between is told, and what it tells.
+/// What the thread is told, and what it tells.
 #[repr(C)]
-struct Between<'a> {
+struct Within<'a> {
     network: i32,
     entered: i64,
     arguments: CloneArguments,
@@ -132,33 +134,27 @@ struct Between<'a> {
 }
 
 /// The same in another network namespace, which must be entered before a new user namespace takes the right to do so
-/// away. A child that shares memory and descriptors with the caller enters it, makes the stub's process as a child of
-/// the caller, and ends.
-fn clone_within(network: BorrowedFd<'_>, mut arguments: CloneArguments, child: &mut Child) -> Result<i64> {
-    arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
-    let mut between = Between { network: network.as_raw_fd(), entered: 0, arguments, child, pid: 0 };
-    super::netns::run_near(run_between, (&raw mut between).cast())?;
-    if between.entered < 0 {
-        let errno = i32::try_from(-between.entered).unwrap_or(libc::EIO);
+/// away. A thread of the caller's enters it and makes the stub's process.
+fn clone_within(network: BorrowedFd<'_>, arguments: CloneArguments, child: &mut Child) -> Result<i64> {
+    let mut within = Within { network: network.as_raw_fd(), entered: 0, arguments, child, pid: 0 };
+    thread::run(run_within, (&raw mut within).cast(), Descriptors::Shared)?;
+    if within.entered < 0 {
+        let errno = i32::try_from(-within.entered).unwrap_or(libc::EIO);
         return Err(Error::from_errno("setns(network namespace)", errno));
     }
-    match between.pid {
-        0 => Err(Error::from_errno("clone3(): the process that makes it was killed", libc::ESRCH)),
-        pid => Ok(pid),
-    }
+    Ok(within.pid)
 }
 
-/// The child between: system calls and nothing else.
-extern "C" fn run_between(argument: *mut libc::c_void) -> i32 {
-    // SAFETY: the parent passes an exclusive reference and stands still until this process has ended.
-    let between = unsafe { &mut *argument.cast::<Between<'_>>() };
+/// The thread: system calls and nothing else.
+extern "C" fn run_within(argument: *mut libc::c_void) {
+    // SAFETY: the caller passes an exclusive reference and stands still until this function has ended.
+    let within = unsafe { &mut *argument.cast::<Within<'_>>() };
     let new_network = u64::from(libc::CLONE_NEWNET.cast_unsigned());
-    between.entered = raw(libc::SYS_setns, [between.network.unsigned_abs().into(), new_network, 0, 0, 0]);
-    if between.entered >= 0 {
-        // SAFETY: as where the caller makes the child itself; this process stands still as long as the child needs it.
-        between.pid = unsafe { clone3(&between.arguments, run_child, &raw mut *between.child) };
+    within.entered = raw(libc::SYS_setns, [within.network.unsigned_abs().into(), new_network, 0, 0, 0]);
+    if within.entered >= 0 {
+        // SAFETY: as where the caller makes the child itself; this thread stands still as long as the child needs it.
+        within.pid = unsafe { clone3(&within.arguments, run_child, &raw mut *within.child) };
     }
-    0
 }
 
 const STACK: usize = 16 * 1024;
@@ -248,21 +244,6 @@ pub(crate) fn last_capability() -> Result<u32> {
     let text = super::fs::read_to_string(path)?;
     let last = text.trim().parse().map_err(|_| Error::from_errno(format!("read {path:?}: {text:?}"), libc::EINVAL))?;
     Ok(*LAST.get_or_init(|| last))
-}
-
-/// All 64: those that libc keeps for itself too, which its own functions would leave open.
-fn block_all_signals() -> u64 {
-    let all = u64::MAX;
-    let mut before = 0_u64;
-    // SAFETY: both addresses are of 8 bytes, which is the size that is given.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, 8) };
-    before
-}
-
-fn restore_signals(before: u64) {
-    let none = std::ptr::null_mut::<u64>();
-    // SAFETY: the address is of 8 bytes, which is the size that is given.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const before, none, 8) };
 }
 
 /// Makes the child, which calls `entry(argument)` on its own stack and never returns; the parent gets the result.

@@ -32,5 +32,6 @@ pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod slot;
 pub(crate) mod socket;
+mod thread;
 pub(crate) mod transparent;
 pub(crate) mod watch;

@@ -1,19 +1,18 @@
 //! Epoll instances of other processes that get another file to watch under the number of the first.
 //!
 //! An instance knows what it watches by file and number together, the number that the file had in the process that added
-//! it. So whoever adds a file for another process must have it at the same number. A child with a table of descriptors of
+//! it. So whoever adds a file for another process must have it at the same number. A thread with a table of descriptors of
 //! its own puts it there; the caller's table stays as it is.
 
-#![allow(unsafe_code, reason = "clone, and the code of its child")]
+#![allow(unsafe_code, reason = "the code of a thread")]
 
-use super::netns::near::{reap, system_call};
 use super::peer::Watched;
-use super::signals::AllBlocked;
+use super::thread::{self, Descriptors, system_call};
 use crate::error::{Error, Result};
 use std::ffi::{c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// What the child is told; it reads and writes nothing else.
+/// What the thread is told; it reads and writes nothing else.
 #[repr(C)]
 struct Request {
     instance: c_int,
@@ -24,9 +23,6 @@ struct Request {
     event: libc::epoll_event,
     result: c_long,
 }
-
-/// The child needs well below 1 KiB, in a debug build too.
-const STACK_BYTES: usize = 16 << 10;
 
 /// Makes `instance`, a copy of the descriptor in `watched`, watch `new` instead of `old`. That it did not watch `old` any
 /// more is no error.
@@ -44,29 +40,16 @@ pub(crate) fn rewatch(
         event: libc::epoll_event { events: watched.events, u64: watched.data },
         result: 0,
     };
-    let mut stack = vec![0_u128; STACK_BYTES / 16];
-    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
-    let blocked = AllBlocked::enter()?;
-    let argument = std::ptr::from_mut(&mut request).cast::<c_void>();
-    // SAFETY: `top` is the 16-byte aligned end of a stack that outlives the child, because CLONE_VFORK keeps this thread
-    // here until the child has ended; `request` likewise. `child` makes system calls only.
-    let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK, argument) };
-    if pid < 0 {
-        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
-        return Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno));
-    }
-    let reaped = reap(pid);
-    drop(blocked);
-    reaped?;
+    thread::run(watch, (&raw mut request).cast(), Descriptors::Copied)?;
     match c_int::try_from(request.result) {
         Ok(0) => Ok(()),
         result => Err(Error::from_errno("epoll_ctl() of the container's", -result.unwrap_or(-libc::EIO))),
     }
 }
 
-/// The child: from here to the end nothing but system calls and plain arithmetic.
-extern "C" fn child(argument: *mut c_void) -> c_int {
-    // SAFETY: the parent passes an exclusive reference to a `Request` and stands still until this function has ended.
+/// The thread: nothing but system calls and plain arithmetic.
+extern "C" fn watch(argument: *mut c_void) {
+    // SAFETY: the caller passes an exclusive reference to a `Request` and stands still until this function has ended.
     let request = unsafe { &mut *argument.cast::<Request>() };
     // The three may be at the number that is wanted: they move above all that may be.
     let mut moved = [c_long::from(request.instance), request.old.into(), request.new.into()];
@@ -75,7 +58,7 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         *fd = system_call(libc::SYS_fcntl, [*fd, libc::F_DUPFD.into(), above, 0, 0]);
         if *fd < 0 {
             request.result = *fd;
-            return 0;
+            return;
         }
     }
     let [instance, old, new] = moved;
@@ -90,10 +73,9 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
             // It watched another file of that number, or none any more: then there is nothing to add either.
             let gone = operation == libc::EPOLL_CTL_DEL && result == -c_long::from(libc::ENOENT);
             request.result = if gone { 0 } else { result };
-            return 0;
+            return;
         }
     }
-    0
 }
 
 #[cfg(test)]

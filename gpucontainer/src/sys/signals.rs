@@ -1,5 +1,7 @@
 //! The calling thread's signal mask.
 
+#![allow(unsafe_code, reason = "signals that libc keeps for itself")]
+
 use super::errno::failed_nix;
 use crate::error::Result;
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -27,5 +29,32 @@ impl Drop for AllBlocked {
         // Cannot fail: the only errors of the call are wrong arguments.
         let restored = self.before.thread_set_mask();
         debug_assert_eq!(restored, Ok(()));
+    }
+}
+
+/// As [`AllBlocked`], and those that libc keeps for itself too. Not for code that may start a thread, which would inherit it
+/// and never hear of what libc wants of all threads.
+#[derive(Debug)]
+pub(super) struct Everything {
+    before: u64,
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Everything {
+    /// Blocks them.
+    pub(super) fn block() -> Self {
+        let all = u64::MAX;
+        let mut before = 0_u64;
+        // SAFETY: both addresses are of 8 bytes, which is the size that is given.
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, 8) };
+        Self { before, _thread: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Everything {
+    fn drop(&mut self) {
+        let (before, none) = (&raw const self.before, std::ptr::null_mut::<u64>());
+        // SAFETY: the address is of 8 bytes, which is the size that is given.
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, before, none, 8) };
     }
 }

@@ -91,13 +91,12 @@ pub(crate) fn open_datagrams(address: SocketAddr) -> Result<OwnedFd> {
         .map_err(|e| failed(format!("socket({address})"), e))
 }
 
-/// A fresh TCP socket of the host for a connection to `address`, which sends small pieces at once.
+/// A fresh TCP socket of the host for a connection to `address`.
 pub(crate) fn open(address: SocketAddr) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
         .map_err(|e| failed(format!("socket({address})"), e))?;
-    set_no_delay(&socket);
     Ok(socket)
 }
 
@@ -158,6 +157,25 @@ pub(crate) fn connect(socket: impl AsFd, address: SocketAddr) -> Result<bool, i3
     }
 }
 
+/// Begins to connect a fresh TCP socket and says something at once; how much of it could be said, or `None` when the
+/// connection is not there yet. The error is a number.
+///
+/// The last word of the handshake is left to go with the first bytes: the server is woken once, and finds something to
+/// read.
+pub(crate) fn connect_saying(socket: impl AsFd, address: SocketAddr, words: &[u8]) -> Result<Option<usize>, i32> {
+    let socket = socket.as_fd();
+    // Without it there is only one packet more.
+    let _ = sockopt::set_tcp_quickack(socket, false);
+    match rustix::net::connect(socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => match send(socket, words) {
+            Outcome::Moved(bytes) => Ok(Some(bytes)),
+            Outcome::NotNow => Ok(None),
+            Outcome::Failed(errno) => Err(errno),
+        },
+        Err(e) => Err(e.raw_os_error()),
+    }
+}
+
 /// Sends small pieces at once.
 pub(crate) fn set_no_delay(socket: impl AsFd) {
     // Speed alone hangs on it, and a TCP socket does not refuse it.
@@ -185,6 +203,14 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Outcome {
 pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> Outcome {
     let socket = socket.as_fd();
     outcome(|| rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
+}
+
+/// Writes as much as there is room for, of what is the last before an end that is said in the next call: both may travel
+/// together.
+pub(crate) fn send_last(socket: impl AsFd, bytes: &[u8]) -> Outcome {
+    let socket = socket.as_fd();
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE;
+    outcome(|| rustix::net::send(socket, bytes, flags))
 }
 
 /// A pipe that carries data between two sockets without copying it to the process and back.

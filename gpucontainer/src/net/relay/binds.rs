@@ -179,7 +179,7 @@ impl Engine {
             self.forget_clients(inside);
             if self.port(inside).is_some() {
                 // Who has connected already is not to be lost with it.
-                self.accept(inside);
+                self.accept_all(inside);
             }
             self.remove(inside);
         }
@@ -202,7 +202,7 @@ impl Engine {
     /// Relays a port no more, and makes the first socket that serves it. `None` goes on as before.
     fn take_over(&mut self, index: usize, kind: Kind) -> Option<OwnedFd> {
         // Those that have connected already are served as they would have been.
-        self.accept(index);
+        self.accept_all(index);
         let token = self.token(index, Which::First);
         let listener = match self.slots.get_mut(index)?.entry.take()? {
             Entry::Listener(listener) => listener,
@@ -212,7 +212,9 @@ impl Engine {
             }
         };
         let kind = listener.suit(kind);
-        let made = self.epoll.remove(&listener.socket).and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
+        // One that rests is not watched.
+        let unwatched = if listener.resting_until.is_some() { Ok(()) } else { self.epoll.remove(&listener.socket) };
+        let made = unwatched.and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
             listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
         });
         let listens = match &made {
@@ -220,10 +222,10 @@ impl Engine {
             Err(error) => {
                 listener.counters.turn_to(PortMode::Relay, error.to_string());
                 let again = socket::start_listening(&listener.socket);
-                again.is_ok() && self.epoll.add(&listener.socket, token).is_ok()
+                again.is_ok() && self.epoll.add_level(&listener.socket, token).is_ok()
             }
         };
-        self.put(index, Entry::Listener(Listener { listens, ..listener }));
+        self.put(index, Entry::Listener(Listener { listens, resting_until: None, ..listener }));
         made.ok()
     }
 

@@ -3,6 +3,8 @@
 use super::Counters;
 use super::dial::Attempt;
 use super::idle::Idle;
+use crate::error::Result;
+use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, Outcome, Pipe};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -65,11 +67,32 @@ pub(super) struct Side {
     writable: bool,
     /// Its end has been announced, so that reading must go on until it is there.
     ended: bool,
+    /// Nothing comes behind what is there to be read, and nothing urgent is in it at which a read would stop.
+    whole: bool,
+    /// Room to write is reported. Most connections never lack any, and would be woken once for nothing.
+    watches_room: bool,
+    /// Sends small pieces at once. The first one goes at once all the same.
+    hurries: Hurries,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Hurries {
+    Yes,
+    FromTheSecond,
+    FromNowOn,
 }
 
 impl Side {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, readable: false, writable: true, ended: false }
+    /// A client, as a listener gave it.
+    pub(super) fn client(socket: OwnedFd) -> Self {
+        let hurries = Hurries::Yes;
+        Self { socket, readable: false, writable: true, ended: false, whole: false, watches_room: false, hurries }
+    }
+
+    /// A server, to which nothing or something was said.
+    pub(super) fn server(socket: OwnedFd, said: bool) -> Self {
+        let hurries = if said { Hurries::FromNowOn } else { Hurries::FromTheSecond };
+        Self { hurries, ..Self::client(socket) }
     }
 
     /// Takes note of an event.
@@ -77,6 +100,39 @@ impl Side {
         self.readable |= event.readable;
         self.writable |= event.writable;
         self.ended |= event.ended;
+        self.whole = event.ended && !event.failed && !event.urgent;
+    }
+
+    /// Reports changes of it from now on.
+    pub(super) fn watch(&mut self, epoll: &Epoll, token: u64, room: bool) -> Result<()> {
+        self.watches_room = room;
+        epoll.add(&self.socket, token, room)
+    }
+
+    /// Forgets what was known of the socket that was there before.
+    pub(super) fn renew(&mut self) {
+        (self.readable, self.writable, self.ended, self.whole) = (false, true, false, false);
+    }
+
+    /// Has room reported if there is a want of it.
+    fn watch_room(&mut self, epoll: &Epoll, token: u64) -> Result<()> {
+        if self.writable || self.watches_room {
+            return Ok(());
+        }
+        self.watches_room = true;
+        epoll.add_room(&self.socket, token)
+    }
+
+    /// Before something is written.
+    fn hurry(&mut self) {
+        match self.hurries {
+            Hurries::Yes => {}
+            Hurries::FromTheSecond => self.hurries = Hurries::FromNowOn,
+            Hurries::FromNowOn => {
+                socket::set_no_delay(&self.socket);
+                self.hurries = Hurries::Yes;
+            }
+        }
     }
 }
 
@@ -127,8 +183,14 @@ impl Flow {
         matches!(self.state, State::Ended | State::Broken)
     }
 
-    /// Moves what can be moved, up to a turn's worth.
-    fn turn(&mut self, source: &mut Side, sink: &mut Side, bench: &mut Workbench, total: &AtomicU64) -> Turn {
+    /// Moves what can be moved, up to a turn's worth. `alone` if the other flow is over.
+    fn turn(
+        &mut self,
+        (source, sink): (&mut Side, &mut Side),
+        bench: &mut Workbench,
+        total: &AtomicU64,
+        alone: bool,
+    ) -> Turn {
         let mut moved = 0;
         let turn = loop {
             if self.is_over() {
@@ -146,7 +208,10 @@ impl Flow {
                 continue;
             }
             if self.state == State::Ending {
-                socket::shutdown_write(&sink.socket);
+                // Else both are closed right after, which says it too.
+                if !alone {
+                    socket::shutdown_write(&sink.socket);
+                }
                 self.state = State::Ended;
                 continue;
             }
@@ -173,7 +238,8 @@ impl Flow {
     }
 
     /// Writes what is kept; one call.
-    fn write(&mut self, sink: &Side) -> Outcome {
+    fn write(&mut self, sink: &mut Side) -> Outcome {
+        sink.hurry();
         if let Some(pipe) = self.pipe.as_ref().filter(|_| self.in_pipe > 0) {
             let outcome = pipe.drain(&sink.socket, self.in_pipe);
             if let Outcome::Moved(bytes) = outcome {
@@ -214,10 +280,16 @@ impl Flow {
         let full = bytes == bench.buffer.len();
         // Less than was asked for means that nothing is left, and what comes next is announced by an event of its own.
         source.readable = full || source.ended;
+        let last = !full && source.whole;
+        if last {
+            self.state = State::Ending;
+        }
         let mut rest = bench.buffer.get(..bytes).unwrap_or_default();
         let mut written = 0;
         if sink.writable {
-            match socket::send(&sink.socket, rest) {
+            sink.hurry();
+            let sent = if last { socket::send_last(&sink.socket, rest) } else { socket::send(&sink.socket, rest) };
+            match sent {
                 Outcome::Moved(bytes) => {
                     written = bytes;
                     rest = rest.get(bytes..).unwrap_or_default();
@@ -276,16 +348,16 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(
-        client: OwnedFd,
-        server: OwnedFd,
+        client: Side,
+        server: Side,
         on_its_way: Option<Attempt>,
         publication: u64,
         counters: Arc<Counters>,
     ) -> Self {
         counters.open.fetch_add(1, Ordering::Relaxed);
         Self {
-            client: Side::new(client),
-            server: Side::new(server),
+            client,
+            server,
             on_its_way,
             queued: false,
             publication,
@@ -296,9 +368,18 @@ impl Connection {
         }
     }
 
-    /// Says something to the server before whatever the client says.
-    pub(super) fn say_first(&mut self, words: Vec<u8>) {
-        (self.inward.kept, self.inward.written) = (words, 0);
+    /// Says something to the server before what is still to be read from the client, who says no more if it has `ended`.
+    pub(super) fn say_first(&mut self, words: &[u8], ended: bool) {
+        self.inward.kept = words.to_vec();
+        if ended {
+            self.inward.state = State::Ending;
+        }
+    }
+
+    /// Has room reported where there is a want of it. Without that the connection would stand still.
+    pub(super) fn watch_room(&mut self, epoll: &Epoll, tokens: [u64; 2]) -> Result<()> {
+        self.client.watch_room(epoll, tokens[0])?;
+        self.server.watch_room(epoll, tokens[1])
     }
 
     /// Moves what can be moved both ways.
@@ -306,8 +387,11 @@ impl Connection {
         if self.on_its_way.is_some() {
             return Next::Wait;
         }
-        let inward = self.inward.turn(&mut self.client, &mut self.server, bench, &self.counters.bytes_in);
-        let outward = self.outward.turn(&mut self.server, &mut self.client, bench, &self.counters.bytes_out);
+        let (client, server) = (&mut self.client, &mut self.server);
+        let alone = self.outward.state == State::Ended;
+        let inward = self.inward.turn((client, server), bench, &self.counters.bytes_in, alone);
+        let alone = self.inward.state == State::Ended;
+        let outward = self.outward.turn((server, client), bench, &self.counters.bytes_out, alone);
         match (inward, outward) {
             // What the client said before its connection failed would not have been heard without us either.
             (Turn::SourceFailed, _) | (_, Turn::SourceFailed) => {

@@ -8,8 +8,9 @@
 //! A client is known until it has been idle for its time, and a port has so many at most: then the one that has been idle
 //! the longest is forgotten. What cannot be passed on now is lost, as datagrams may be.
 
+use super::clients::is_shortage;
 use super::dial::{family_of, other};
-use super::engine::{Engine, Entry, Which, is_shortage};
+use super::engine::{Engine, Entry, Which};
 use super::idle::Idle;
 use super::{Counters, Offer, Partner, ended};
 use crate::error::Result;

@@ -87,12 +87,23 @@ impl Inside {
         [&mut self.v4, &mut self.v6, &mut self.datagrams_v4, &mut self.datagrams_v6]
     }
 
-    /// Begins or goes on to connect; `true` when that is done. When nobody is at the first address, `server` is
-    /// exchanged for a socket on its way to the other one.
-    pub(super) fn connect(&mut self, attempt: &mut Attempt, server: &mut OwnedFd) -> Result<bool> {
+    /// Begins or goes on to connect; `None` is on its way, else the connection is there and so much of `words` is said.
+    /// There may be some only at the beginning. When nobody is at the first address, `server` is exchanged for a socket on
+    /// its way to the other one.
+    pub(super) fn connect(
+        &mut self,
+        attempt: &mut Attempt,
+        server: &mut OwnedFd,
+        words: &[u8],
+    ) -> Result<Option<usize>> {
         loop {
-            match socket::connect(&*server, attempt.address()) {
-                Ok(done) => return Ok(done),
+            let result = if words.is_empty() {
+                socket::connect(&*server, attempt.address()).map(|done| done.then_some(0))
+            } else {
+                socket::connect_saying(&*server, attempt.address(), words)
+            };
+            match result {
+                Ok(said) => return Ok(said),
                 Err(errno) if attempt.has_other() && is_not_there(Some(errno)) => {
                     let Ok(another) = self.socket(other(attempt.family)) else { return Err(attempt.failed(errno)) };
                     *server = another;

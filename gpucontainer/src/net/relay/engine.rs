@@ -3,12 +3,10 @@
 use super::binds::Watch;
 use super::connection::{Connection, Next, Workbench};
 use super::datagrams::{Datagrams, Flow};
-use super::dial::{Attempt, Inside};
-use super::idle::Idle;
+use super::dial::Inside;
 use super::pool::KEEP;
-use super::proxy;
-use super::{Command, Counters, Offer, Partner, ended};
-use crate::error::{Error, Result};
+use super::{Command, Counters, Offer, Partner};
+use crate::error::Result;
 use crate::net::mapping::Protocol;
 use crate::net::mode::SourceAddress;
 use crate::net::namespace::NetworkNamespace;
@@ -16,19 +14,13 @@ use crate::net::port::PublishedPort;
 use crate::sys::epoll::{Epoll, Ready, Wake};
 use crate::sys::hostport::Kind;
 use crate::sys::netns::Family;
-use crate::sys::socket::{self, number};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// Connections taken from one listener before the others have their turn.
-const ACCEPT_TURN: usize = 64;
-/// How long a listener rests when descriptors or memory have run out.
-const REST: Duration = Duration::from_millis(50);
 /// Belongs to no slot.
 const WAKE_TOKEN: u64 = u64::MAX;
 
@@ -52,6 +44,8 @@ pub(super) struct Listener {
     pub(super) family: Family,
     pub(super) resting_until: Option<Instant>,
     pub(super) queued: bool,
+    /// At which waking of the loop it last had a client.
+    pub(super) busy_at: u64,
 }
 
 /// What is known of a port that is injected.
@@ -89,6 +83,7 @@ impl Listener {
             family: Family::V4,
             resting_until: None,
             queued: false,
+            busy_at: 0,
         }
     }
 }
@@ -147,6 +142,8 @@ pub(super) struct Engine {
     timer: Option<Instant>,
     /// What the time was when the loop last woke.
     pub(super) now: Instant,
+    /// How often it woke.
+    pub(super) wakes: u64,
     /// Names the host's network namespace, once it was asked for.
     pub(super) host_namespace: Option<u64>,
 }
@@ -166,6 +163,7 @@ impl Engine {
             bench: Workbench::new(),
             timer: None,
             now: Instant::now(),
+            wakes: 1,
             host_namespace: None,
         })
     }
@@ -185,6 +183,7 @@ impl Engine {
                 return;
             }
             self.now = Instant::now();
+            self.wakes = self.wakes.wrapping_add(1);
             let mut woken = false;
             for event in ready.drain(..) {
                 if event.token == WAKE_TOKEN {
@@ -259,7 +258,7 @@ impl Engine {
     pub(super) fn add_listener(&mut self, listener: Listener) -> Result<usize> {
         let index = self.reserve_slot();
         if listener.listens {
-            let added = self.epoll.add(&listener.socket, self.token(index, Which::First));
+            let added = self.epoll.add_level(&listener.socket, self.token(index, Which::First));
             if added.is_err() {
                 self.release_slot(index);
             }
@@ -330,7 +329,7 @@ impl Engine {
         let (index, generation, which) = untoken(event.token);
         let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.generation == generation) else { return };
         match &mut slot.entry {
-            Some(Entry::Listener(_)) => self.accept(index),
+            Some(Entry::Listener(_)) => self.accept_some(index),
             Some(Entry::Connection(connection)) => {
                 match which {
                     Which::First => connection.client.note(event),
@@ -358,7 +357,7 @@ impl Engine {
         match &mut slot.entry {
             Some(Entry::Listener(listener)) => {
                 listener.queued = false;
-                self.accept(index);
+                self.accept_some(index);
             }
             Some(Entry::Connection(connection)) => {
                 connection.queued = false;
@@ -368,13 +367,19 @@ impl Engine {
         }
     }
 
-    fn turn(&mut self, index: usize) {
+    pub(super) fn turn(&mut self, index: usize) {
+        let tokens = [self.token(index, Which::First), self.token(index, Which::Second)];
         let Some(slot) = self.slots.get_mut(index) else { return };
         let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
         if let Some(idle) = &mut connection.idle {
             idle.since = self.now;
         }
-        match connection.turn(&mut self.bench) {
+        let mut next = connection.turn(&mut self.bench);
+        if next != Next::Close && connection.watch_room(&self.epoll, tokens).is_err() {
+            connection.abort();
+            next = Next::Close;
+        }
+        match next {
             Next::Wait => {}
             Next::Again if connection.queued => {}
             Next::Again => {
@@ -386,148 +391,6 @@ impl Engine {
         if !self.bench.is_trim() {
             self.wake_at(Instant::now() + KEEP);
         }
-    }
-
-    /// Takes connections from a listener.
-    pub(super) fn accept(&mut self, index: usize) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let generation = slot.generation;
-        let Some(Entry::Listener(mut listener)) = slot.entry.take() else { return };
-        let more = self.accept_from(&mut listener);
-        if more && !listener.queued {
-            listener.queued = true;
-            self.again.push_back((index, generation));
-        }
-        self.put(index, Entry::Listener(listener));
-    }
-
-    /// `true` when there may be more to take at once.
-    fn accept_from(&mut self, listener: &mut Listener) -> bool {
-        if !listener.listens || listener.resting_until.is_some_and(|until| until > Instant::now()) {
-            return false;
-        }
-        listener.resting_until = None;
-        for _ in 0..ACCEPT_TURN {
-            // The partner first: without one the client is better off in the kernel's queue.
-            let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
-            let family = listener.family;
-            let partner = match listener.on_host {
-                Some(address) => socket::open(address),
-                None => inside.socket(family),
-            };
-            if let Err(error) = &partner {
-                if error.errno().is_some_and(is_shortage) {
-                    self.rest(listener, error);
-                    return false;
-                }
-            }
-            match socket::accept(&listener.socket) {
-                Ok(client) => {
-                    listener.counters.accepted.fetch_add(1, Ordering::Relaxed);
-                    self.admit(listener, client, partner);
-                }
-                Err(errno) => {
-                    self.wake_at(Instant::now() + KEEP);
-                    let Some(inside) = self.insides.get_mut(&listener.publication) else { return false };
-                    if let (Ok(partner), None) = (partner, listener.on_host) {
-                        inside.put_back(family, partner);
-                    }
-                    match errno {
-                        number::EAGAIN => return false,
-                        // A spare socket is worth less than a client.
-                        errno if is_shortage(errno) && inside.shrink() => {}
-                        errno if is_shortage(errno) || !is_passing(errno) => {
-                            self.rest(listener, &socket::error(format!("accept({})", listener.port.host()), errno));
-                            return false;
-                        }
-                        // That client is gone; the next may be there.
-                        _ => {}
-                    }
-                }
-            }
-        }
-        self.wake_at(Instant::now() + KEEP);
-        true
-    }
-
-    /// Joins a client to a partner that is about to be connected.
-    fn admit(&mut self, listener: &mut Listener, client: OwnedFd, partner: Result<OwnedFd>) {
-        let mut attempt = match listener.on_host {
-            Some(address) => Attempt::on_host(listener.port, address),
-            None => Attempt::new(listener.port, listener.family),
-        };
-        let keep = listener.source == SourceAddress::Keep && listener.on_host.is_none();
-        let connected = partner.and_then(|mut server| {
-            let inside = self.insides.get_mut(&listener.publication).ok_or_else(ended)?;
-            if keep {
-                inside.put_back(listener.family, server);
-                let (own, family) = inside.socket_of(&client)?;
-                (server, attempt) = (own, Attempt::only(listener.port, family));
-            }
-            let done = inside.connect(&mut attempt, &mut server)?;
-            Ok((server, done))
-        });
-        let (server, done) = match connected {
-            Ok(connected) => connected,
-            Err(error) => return refuse(&client, &listener.counters, &error),
-        };
-        if done && listener.on_host.is_none() {
-            listener.family = attempt.family;
-        }
-        let index = self.reserve_slot();
-        let added = self.epoll.add(&client, self.token(index, Which::First));
-        let added = added.and_then(|()| self.epoll.add(&server, self.token(index, Which::Second)));
-        if let Err(error) = added {
-            refuse(&client, &listener.counters, &error);
-            self.free.push(index);
-            return;
-        }
-        let on_its_way = (!done).then_some(attempt);
-        let counters = Arc::clone(&listener.counters);
-        let header = if listener.source == SourceAddress::ProxyV2 { proxy::header(&client) } else { Vec::new() };
-        let mut connection = Connection::new(client, server, on_its_way, listener.publication, counters);
-        connection.say_first(header);
-        connection.idle = listener.idle.map(|limit| Idle { limit, since: self.now });
-        if let Some(idle) = connection.idle {
-            self.wake_at(idle.end());
-        }
-        self.put(index, Entry::Connection(Box::new(connection)));
-    }
-
-    /// Looks what became of a partner that was not connected at once.
-    fn finish_connecting(&mut self, index: usize) {
-        let token = self.token(index, Which::Second);
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let Some(Entry::Connection(connection)) = &mut slot.entry else { return };
-        let Some(mut attempt) = connection.on_its_way else { return };
-        let family = attempt.family;
-        let inside = self.insides.get_mut(&connection.publication).ok_or_else(ended);
-        let connected =
-            inside.and_then(|inside| inside.connect(&mut attempt, &mut connection.server.socket)).and_then(|done| {
-                if attempt.family != family {
-                    // Another socket took the place of the one that was watched.
-                    self.epoll.add(&connection.server.socket, token)?;
-                }
-                Ok(done)
-            });
-        match connected {
-            Ok(done) => {
-                connection.on_its_way = (!done).then_some(attempt);
-                self.turn(index);
-            }
-            Err(error) => {
-                refuse(&connection.client.socket, &connection.counters, &error);
-                self.remove(index);
-            }
-        }
-    }
-
-    /// Lets a listener be until descriptors or memory may be there again; its clients wait in the kernel's queue.
-    fn rest(&mut self, listener: &mut Listener, why: &Error) {
-        listener.counters.note(why);
-        let until = Instant::now() + REST;
-        listener.resting_until = Some(until);
-        self.wake_at(until);
     }
 
     pub(super) fn wake_at(&mut self, at: Instant) {
@@ -555,27 +418,6 @@ impl Engine {
         next.extend(self.end_idle(now));
         self.timer = next.into_iter().min();
     }
-}
-
-/// Resets a client that cannot be served, as if its connection had reached a closed port.
-fn refuse(client: &OwnedFd, counters: &Counters, why: &Error) {
-    counters.refuse(why);
-    socket::reset_on_close(client);
-}
-
-/// Errors that go away when others give something back.
-pub(super) fn is_shortage(errno: i32) -> bool {
-    use number::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM)
-}
-
-/// Errors of `accept(2)` that are about one client alone, among them those of its network.
-fn is_passing(errno: i32) -> bool {
-    use number::{EAGAIN, ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENOPROTOOPT, EPROTO};
-    matches!(
-        errno,
-        EAGAIN | ECONNABORTED | EHOSTDOWN | EHOSTUNREACH | EINTR | ENETDOWN | ENETUNREACH | ENOPROTOOPT | EPROTO
-    )
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 
 mod back;
 mod binds;
+mod clients;
 mod connection;
 mod datagrams;
 mod dial;

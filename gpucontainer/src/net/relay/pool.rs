@@ -3,7 +3,6 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::namespace::NetworkNamespace;
 use crate::sys::netns::{Family, SOCKETS_MAX, Transport};
-use crate::sys::socket;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -29,7 +28,7 @@ impl Pool {
         Self { family, transport, ready: Vec::new(), batch: BATCH_MIN, filled: None }
     }
 
-    /// A fresh socket inside the namespace; one of TCP sends small pieces at once.
+    /// A fresh socket inside the namespace.
     pub(super) fn take(&mut self, namespace: &NetworkNamespace) -> Result<OwnedFd> {
         if let Some(socket) = self.ready.pop() {
             return Ok(socket);
@@ -44,9 +43,6 @@ impl Pool {
             self.batch = 0;
         }
         let mut sockets = made?;
-        if self.transport == Transport::Stream {
-            sockets.iter().for_each(socket::set_no_delay);
-        }
         let socket = sockets.pop().ok_or_else(|| Error::new(ErrorKind::SystemCall, "no socket was made"))?;
         self.ready = sockets;
         Ok(socket)

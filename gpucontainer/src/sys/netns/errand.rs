@@ -1,13 +1,13 @@
-//! Things done inside another network namespace, or in a new one, by the child that shares memory and descriptors.
+//! Things done inside another network namespace, or in a new one, by a thread for a moment.
 //!
-//! What is done is a list of system calls, each of which can use what earlier ones returned. Descriptors that the child
-//! opens are the caller's. The child's credentials are the caller's, so the caller must be privileged over the namespace.
+//! What is done is a list of system calls, each of which can use what earlier ones returned. Descriptors that the thread
+//! opens are the caller's. Its credentials are the caller's, so the caller must be privileged over the namespace.
 
-#![allow(unsafe_code, reason = "descriptors made by the child")]
+#![allow(unsafe_code, reason = "descriptors made by the thread")]
 
 use super::super::fs::mount;
 use super::super::netlink::{Netlink, Protocol};
-use super::near::{errno, run, system_call};
+use super::super::thread::{self, Descriptors, errno, system_call};
 use crate::error::{Context, Error, ErrorKind, Result};
 use std::ffi::{CString, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -181,24 +181,20 @@ impl Errand {
     fn take(&mut self, call: usize) -> OwnedFd {
         let fd = c_int::try_from(self.result(call)).unwrap_or(-1);
         debug_assert!(fd >= 0);
-        // SAFETY: the child opened it in the table that it shares with us, nobody else was told of it, and the errand
+        // SAFETY: the thread opened it in the table that it shares with us, nobody else was told of it, and the errand
         // has succeeded as far as this call.
         unsafe { OwnedFd::from_raw_fd(fd) }
     }
 
     fn run(&mut self) -> Result<()> {
         let mut list = List { calls: self.calls.as_mut_ptr(), count: self.calls.len() };
-        run(child, std::ptr::from_mut(&mut list).cast())?;
+        thread::run(carry_out, std::ptr::from_mut(&mut list).cast(), Descriptors::Shared)?;
         let failed = self.calls.iter().position(|call| call.result < 0 && !call.forgiven());
         let Some(at) = failed else { return Ok(()) };
         let call = self.names.get(at).cloned().unwrap_or_default();
-        match self.result(at) {
-            NOT_MADE => Err(Error::new(ErrorKind::SystemCall, format!("{call}: the child that does it was killed"))),
-            result => {
-                self.close_opened();
-                Err(Error::from_errno(call, errno(result)))
-            }
-        }
+        let result = self.result(at);
+        self.close_opened();
+        Err(Error::from_errno(call, errno(result)))
     }
 
     /// Closes the sockets of an errand that failed half-way.
@@ -220,41 +216,40 @@ impl Call {
     }
 }
 
-/// What the child is told.
+/// What the thread is told.
 #[repr(C)]
 struct List {
     calls: *mut Call,
     count: usize,
 }
 
-/// The child: from here to the end nothing but system calls and plain arithmetic.
-extern "C" fn child(argument: *mut c_void) -> c_int {
-    // SAFETY: the parent passes an exclusive reference to a `List` and stands still until this function has ended.
+/// The thread: nothing but system calls and plain arithmetic.
+extern "C" fn carry_out(argument: *mut c_void) {
+    // SAFETY: the caller passes an exclusive reference to a `List` and stands still until this function has ended.
     let list = unsafe { &*argument.cast::<List>() };
-    // SAFETY: as above; the list describes the parent's vector, which does not move meanwhile.
+    // SAFETY: as above; the list describes the caller's vector, which does not move meanwhile.
     let calls = unsafe { std::slice::from_raw_parts_mut(list.calls, list.count) };
     let mut at = 0;
     while at < calls.len() {
         let mut arguments = [0; 5];
-        let Some(call) = calls.get(at) else { return 0 };
+        let Some(call) = calls.get(at) else { return };
         let mut argument = 0;
         while argument < 5 {
             arguments[argument] = match call.arguments[argument] {
                 Value::Plain(value) => value,
                 Value::Result(earlier) => match calls.get(earlier) {
                     Some(earlier) => earlier.result,
-                    None => return 0,
+                    None => return,
                 },
             };
             argument += 1;
         }
         let result = system_call(call.number, arguments);
-        let Some(call) = calls.get_mut(at) else { return 0 };
+        let Some(call) = calls.get_mut(at) else { return };
         call.result = result;
         if result < 0 && !call.forgiven() {
-            return 0;
+            return;
         }
         at += 1;
     }
-    0
 }

@@ -1,21 +1,21 @@
-//! The child that executes the stub, which enters the user namespace too.
+//! The process that executes the stub, which enters the user namespace too.
 //!
 //! ```text
-//! caller ─ clone ─► child ─ clone ─► grandchild ─ execve ─► stub: untraceable, setns, socket …, sendmsg, exit
-//!                   exits                                         caller ◄── descriptors ──┘
+//! caller ─ clone ─► thread ─ clone ─► child ─ clone ─► stub: untraceable, setns, socket …, sendmsg, exit
+//!                   closes            exits                                caller ◄── descriptors ──┘
 //! ```
-//! A program that was executed ends with SIGCHLD whatever its clone said, which would be one more signal for the host
-//! each time. So there is a child between, which ends at once without one and leaves the stub to whoever collects
-//! orphans.
+//! The thread has a table of descriptors of its own and closes all but what the stub is for: the stub lives on for a
+//! moment when the host process is killed, and must not keep its ports taken. A program that was executed ends with
+//! SIGCHLD whatever its clone said, which would be one more signal for the host each time. So there is a child between,
+//! which ends at once without one and leaves the stub to whoever collects orphans.
 
-#![allow(unsafe_code, reason = "clone, and the code of its child")]
+#![allow(unsafe_code, reason = "the code of a thread and of processes that share its memory")]
 
 use super::super::errno::failed;
 use super::super::launch::stub_file;
 use super::super::process::socket_pair;
 use super::super::program::{Argument, Finished, OnError, Program};
-use super::super::signals::AllBlocked;
-use super::near::{errno, reap, system_call};
+use super::super::thread::{self, Descriptors, close_others, errno, system_call};
 use super::{Call, Family, Fault, INHERIT_MARKS, SOCKETS_MAX, Target, Transport};
 use crate::error::{Error, Result};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -139,22 +139,22 @@ fn receive(socket: &OwnedFd) -> Result<Option<Vec<OwnedFd>>> {
     Ok(Some(sockets))
 }
 
-/// What the child and the grandchild are told and what they tell.
+/// What the thread and the processes are told and what they tell.
 #[repr(C)]
 struct Request {
     stub: c_int,
     argv: *const *const libc::c_char,
     envp: *const *const libc::c_char,
-    inherited: *const c_int,
-    inherited_count: usize,
-    /// The grandchild's pid.
+    /// The stub's file among them, in ascending order.
+    kept: *const c_int,
+    kept_count: usize,
+    /// The pid of the child between.
+    child: c_int,
+    /// The stub's pid.
     orphan: c_int,
-    /// Of the clone or the exec that failed.
+    /// Of the call that failed.
     errno: c_int,
 }
-
-/// The two need well below 1 KiB, in a debug build too.
-const STACK_BYTES: usize = 16 << 10;
 
 /// Starts the stub as an orphan; its pid.
 fn run_child(program: &Finished<'_>) -> Result<c_int> {
@@ -162,34 +162,28 @@ fn run_child(program: &Finished<'_>) -> Result<c_int> {
     let number = CString::new(program.file().as_raw_fd().to_string()).unwrap_or_default();
     let argv = [c"gpucontainer".as_ptr(), number.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null()];
-    let inherited = program.inherited();
+    let mut kept = program.inherited();
+    kept.push(stub.as_raw_fd());
+    kept.sort_unstable();
     let mut request = Request {
         stub: stub.as_raw_fd(),
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
-        inherited: inherited.as_ptr(),
-        inherited_count: inherited.len(),
+        kept: kept.as_ptr(),
+        kept_count: kept.len(),
+        child: 0,
         orphan: 0,
         errno: 0,
     };
-    let mut stack = vec![0_u128; STACK_BYTES / 16];
-    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
-    let blocked = AllBlocked::enter()?;
-    let argument = std::ptr::from_mut(&mut request).cast::<c_void>();
-    // SAFETY: `top` is the 16-byte aligned end of a stack that outlives both children, and so does what `request` points
-    // to: CLONE_VFORK keeps this thread here until the child has ended, and the child until the grandchild has executed
-    // or ended. `child` makes system calls only.
-    let pid = unsafe { libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK, argument) };
-    if pid < 0 {
-        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
-        return Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno));
+    thread::run(begin, (&raw mut request).cast(), Descriptors::Copied)?;
+    if request.child > 0 {
+        reap(request.child)?;
     }
-    let reaped = reap(pid);
-    drop(blocked);
-    reaped?;
     match request {
         Request { errno: 0, orphan, .. } => Ok(orphan),
-        Request { errno, orphan: 0, .. } => Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno)),
+        Request { errno, orphan: 0, .. } => {
+            Err(Error::from_errno("close_range() or clone(CLONE_VM | CLONE_VFORK)", errno))
+        }
         Request { errno, orphan, .. } => {
             collect(orphan)?;
             Err(Error::from_errno("execveat(stub)", errno))
@@ -197,13 +191,53 @@ fn run_child(program: &Finished<'_>) -> Result<c_int> {
     }
 }
 
-/// The child, and in a frame that only the child leaves the grandchild: system calls and nothing else.
-extern "C" fn child(argument: *mut c_void) -> c_int {
-    // SAFETY: the parent passes an exclusive reference and stands still until this process has ended; of the two
-    // processes in here one stands still as long as the other runs.
+/// Takes the exit status of a child that ends without a signal away, so that no zombie stays.
+fn reap(pid: libc::pid_t) -> Result<()> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::__WCLONE) };
+        if reaped == pid {
+            return Ok(());
+        }
+        match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINTR) => {}
+            // A loop of the host that waits for all kinds of children was faster. All that counts is in memory.
+            Some(libc::ECHILD) | None => return Ok(()),
+            Some(errno) => return Err(Error::from_errno(format!("waitpid({pid}, __WCLONE)"), errno)),
+        }
+    }
+}
+
+/// Shares memory, and makes the caller stand still until the child has executed or ended.
+const FLAGS: [c_long; 5] = [libc::CLONE_VM as c_long | libc::CLONE_VFORK as c_long, 0, 0, 0, 0];
+
+/// The thread, and in a frame that only the child leaves the child: system calls and nothing else.
+extern "C" fn begin(argument: *mut c_void) {
+    // SAFETY: the caller passes an exclusive reference and stands still until this thread has ended; of thread, child and
+    // stub's process two stand still as long as the third runs.
     let request = unsafe { &mut *argument.cast::<Request>() };
-    let flags = c_long::from(libc::CLONE_VM | libc::CLONE_VFORK);
-    let pid = system_call(libc::SYS_clone, [flags, 0, 0, 0, 0]);
+    // SAFETY: the list has that many numbers, and lives until the caller goes on.
+    let closed = unsafe { close_others(request.kept, request.kept_count) };
+    if closed < 0 {
+        request.errno = errno(closed);
+        return;
+    }
+    let pid = system_call(libc::SYS_clone, FLAGS);
+    if pid == 0 {
+        leave_orphan(request);
+    }
+    if pid < 0 {
+        request.errno = errno(pid);
+    } else {
+        request.child = c_int::try_from(pid).unwrap_or_default();
+    }
+}
+
+/// The child.
+#[inline(never)]
+fn leave_orphan(request: &mut Request) -> ! {
+    let pid = system_call(libc::SYS_clone, FLAGS);
     if pid == 0 {
         execute(request);
     }
@@ -212,19 +246,28 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
     } else {
         request.orphan = c_int::try_from(pid).unwrap_or_default();
     }
-    0
+    exit(0)
 }
 
+fn exit(status: c_long) -> ! {
+    loop {
+        system_call(libc::SYS_exit_group, [status, 0, 0, 0, 0]);
+    }
+}
+
+/// The process that becomes the stub's.
+#[inline(never)]
 fn execute(request: &mut Request) -> ! {
-    // close_range(2) with CLOSE_RANGE_CLOEXEC; then all but those that the stub uses are closed by the exec.
-    let mut result = system_call(libc::SYS_close_range, [3, c_long::from(u32::MAX), 4, 0, 0]);
-    let mut at = 0;
-    while result >= 0 && at < request.inherited_count {
+    let (mut result, mut at) = (0, 0);
+    while result >= 0 && at < request.kept_count {
         // SAFETY: the list has that many numbers.
-        let place = unsafe { request.inherited.add(at) };
+        let place = unsafe { request.kept.add(at) };
         // SAFETY: the caller's list lives until the caller goes on.
         let fd = unsafe { *place };
-        result = system_call(libc::SYS_fcntl, [fd.into(), libc::F_SETFD.into(), 0, 0, 0]);
+        if fd != request.stub {
+            // Not closed on exec.
+            result = system_call(libc::SYS_fcntl, [fd.into(), libc::F_SETFD.into(), 0, 0, 0]);
+        }
         at += 1;
     }
     if result >= 0 {
@@ -234,9 +277,7 @@ fn execute(request: &mut Request) -> ! {
         result = system_call(libc::SYS_execveat, arguments);
     }
     request.errno = errno(result);
-    loop {
-        system_call(libc::SYS_exit_group, [127, 0, 0, 0, 0]);
-    }
+    exit(127)
 }
 
 /// Takes the orphan's exit status away where orphans come to this process: as process 1, or when it asked for them.

@@ -3,25 +3,23 @@
 //! A socket belongs for life to the network namespace of the thread that made it, so a process can
 //! hold sockets of many namespaces. The host process has threads, and neither of the two simple ways
 //! is open to it: a thread of a threaded process may not enter a user namespace, and one that left its
-//! network namespace and could not come back would be lost. So a child does it, makes as many sockets as are
+//! network namespace and could not come back would be lost. So somebody else does it, makes as many sockets as are
 //! wanted, and ends; one of two kinds:
 //!
-//! * [`near`]: a caller that is privileged over the namespace needs to enter nothing else. The child shares the
-//!   caller's memory and descriptors and takes some 50 microseconds, whatever the size of the caller.
+//! * [`near`]: a caller that is privileged over the namespace needs to enter nothing else. A thread that lives for a moment
+//!   does it and takes some 30 microseconds, whatever the size of the caller.
 //! * [`far`]: any other caller must enter the user namespace too. While a process is in there, who is root there may
-//!   trace it, and with it whatever memory it has. So the child executes the stub, which has no memory of the
+//!   trace it, and with it whatever memory it has. So a child executes the stub, which has no memory of the
 //!   caller's and makes itself untraceable before it enters; the sockets come back in a message.
 //!
-//! [`errand`] has a near child do other things, such as make a namespace.
+//! [`errand`] has such a thread do other things, such as make a namespace.
 //!
-//! The host process notices neither: all signals are blocked while the child runs on its memory, no child ends with a
-//! signal to it, and no wait for ordinary children sees one.
+//! The host process notices neither: all signals are blocked in what runs on its memory, no child ends with a signal to it,
+//! and no wait for ordinary children sees one. Neither keeps anything of a host process that was killed.
 
 mod errand;
 mod far;
-pub(super) mod near;
-
-pub(super) use near::run as run_near;
+mod near;
 
 pub(crate) use errand::{NewNetwork, configure, netlink, new_network, sysfs};
 
