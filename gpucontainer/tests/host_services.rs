@@ -6,22 +6,17 @@ mod common;
 mod container;
 
 use common::Leaks;
-use container::{Container, said};
+use container::{Container, exchange, may_run, said};
 use gpucontainer::ErrorKind;
 use gpucontainer::net::{ExposedServices, HostService, NetworkNamespace, Protocol};
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SHORT: Duration = Duration::from_secs(10);
-
-fn may_run() -> bool {
-    common::tier(if common::is_root() { "root" } else { "rootless" })
-        && common::tools("root", &["unshare", "ip", "nsenter"])
-}
 
 /// A service of the host that sends back what it gets, until dropped.
 struct Echo {
@@ -61,17 +56,10 @@ impl Drop for Echo {
     }
 }
 
-fn exchange(mut stream: TcpStream, request: &[u8]) -> std::io::Result<Vec<u8>> {
-    stream.set_read_timeout(Some(SHORT))?;
-    stream.write_all(request)?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer)
-}
-
 fn dial(namespace: &NetworkNamespace, port: u16) -> gpucontainer::Result<TcpStream> {
-    namespace.dial(port, Some(SHORT))
+    let stream = namespace.dial(port, Some(SHORT))?;
+    stream.set_read_timeout(Some(SHORT)).unwrap();
+    Ok(stream)
 }
 
 #[test]

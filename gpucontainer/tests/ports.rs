@@ -10,7 +10,7 @@ mod container;
 mod host;
 
 use common::Leaks;
-use container::{Container, Server, hash, pattern};
+use container::{Container, Server, connect, exchange, hash, may_run, pattern};
 use gpucontainer::ErrorKind;
 use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping, Published};
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
@@ -48,29 +48,6 @@ impl Scene {
 fn publish(container: &Container, container_port: u16) -> Published {
     let reservation = PortMapper::new().reserve(&[PortMapping::tcp(container_port, 0)]).unwrap();
     reservation.relay(container.namespace()).unwrap()
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    // A hang is a failure with a place in it.
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream
-}
-
-/// Sends a request, ends writing, and reads the answer to its end.
-fn exchange(mut stream: TcpStream, request: &[u8]) -> std::io::Result<Vec<u8>> {
-    stream.write_all(request)?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer)
-}
-
-/// Whether the tier of this run is there: root, or another user with user namespaces.
-fn may_run() -> bool {
-    common::tier(if common::is_root() { "root" } else { "rootless" })
-        && common::tools("root", &["unshare", "ip", "nsenter"])
 }
 
 fn relay_threads() -> usize {

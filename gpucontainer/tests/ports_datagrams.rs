@@ -6,7 +6,7 @@ mod common;
 mod container;
 
 use common::Leaks;
-use container::{Container, Server, pattern};
+use container::{Container, Server, may_run, pattern};
 use gpucontainer::ErrorKind;
 use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping, PortMode, Protocol, Published};
 use std::io::Read;
@@ -14,11 +14,6 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 const SHORT: Duration = Duration::from_secs(10);
-
-fn may_run() -> bool {
-    common::tier(if common::is_root() { "root" } else { "rootless" })
-        && common::tools("root", &["unshare", "ip", "nsenter"])
-}
 
 fn scene(server: &str, mapping: PortMapping) -> (Container, Server, Published) {
     let container = Container::start();

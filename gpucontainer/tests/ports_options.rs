@@ -6,7 +6,7 @@ mod common;
 mod container;
 
 use common::Leaks;
-use container::{Container, hash};
+use container::{Container, connect, exchange, hash, may_run};
 use gpucontainer::ErrorKind;
 use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping, PortMode, Published, SourceAddress};
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
@@ -17,28 +17,8 @@ use std::time::{Duration, Instant};
 
 const SHORT: Duration = Duration::from_secs(10);
 
-fn may_run() -> bool {
-    common::tier(if common::is_root() { "root" } else { "rootless" })
-        && common::tools("root", &["unshare", "ip", "nsenter"])
-}
-
 fn publish(container: &Container, mapping: PortMapping) -> Published {
     PortMapper::new().reserve(&[mapping]).unwrap().relay(container.namespace()).unwrap()
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream
-}
-
-fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
-    let mut stream = connect(address);
-    stream.write_all(request).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    answer
 }
 
 fn on(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
@@ -67,7 +47,7 @@ fn a_port_is_on_both_loopback_addresses_and_no_other() {
     let number = port.host().port();
     assert_eq!(port.hosts(), [on(Ipv4Addr::LOCALHOST, number), on(Ipv6Addr::LOCALHOST, number)]);
     for host in port.hosts() {
-        assert_eq!(exchange(host, b"Ehere"), b"here");
+        assert_eq!(exchange(connect(host), b"Ehere").unwrap(), b"here");
     }
     assert_eq!(TcpStream::connect(on([127, 0, 0, 2], number)).unwrap_err().kind(), IoErrorKind::ConnectionRefused);
     let status = published.status();
@@ -101,7 +81,7 @@ fn all_interfaces_take_clients_of_both_families() {
         on([127, 8, 8, 8], port.host().port()),
         on(Ipv6Addr::LOCALHOST, port.host().port()),
     ] {
-        assert_eq!(exchange(address, b"Ehere"), b"here");
+        assert_eq!(exchange(connect(address), b"Ehere").unwrap(), b"here");
     }
     drop((published, server, container));
     leaks.check();
@@ -125,7 +105,7 @@ fn a_range_is_one_port_of_many_numbers() {
     let first = port.host().port();
     for (offset, wanted) in [(0, &b"Efirst"[..]), (COUNT - 1, b"Elast")] {
         for host in port.hosts() {
-            assert_eq!(exchange(on(host.ip(), first + offset), wanted), wanted[1..]);
+            assert_eq!(exchange(connect(on(host.ip(), first + offset)), wanted).unwrap(), wanted[1..]);
         }
     }
     let mut refused = connect(on(Ipv4Addr::LOCALHOST, first + 1));
@@ -314,7 +294,7 @@ fn clients_can_keep_their_own_addresses() {
         stream.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, hash(&data));
         // Nobody is at the loopback address of the client's family: it is not led to the other as somebody local.
-        assert_eq!(exchange(on([127, 0, 0, 1], four), b"Ehere"), b"here");
+        assert_eq!(exchange(connect(on([127, 0, 0, 1], four)), b"Ehere").unwrap(), b"here");
         let refused = match TcpStream::connect(on(Ipv6Addr::LOCALHOST, four)) {
             Ok(mut stream) => stream.read(&mut [0]).unwrap_err().kind(),
             Err(error) => error.kind(),
@@ -354,7 +334,7 @@ fn ten_thousand_half_open_connections_keep_nobody_out() {
     let half_open = table.lines().filter(|line| line.contains(&port) && line.contains(" 03 ")).count();
     assert!(half_open > 500, "{half_open}");
     for _ in 0..20 {
-        assert_eq!(exchange(host, b"Estill here"), b"still here");
+        assert_eq!(exchange(connect(host), b"Estill here").unwrap(), b"still here");
     }
     let status = &published.status()[0];
     assert_eq!((status.accepted, status.refused), (20, 0), "{status:?}");

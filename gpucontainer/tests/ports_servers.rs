@@ -17,9 +17,7 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(20);
 
 fn may_run(tools: &[&str]) -> bool {
-    common::tier(if common::is_root() { "root" } else { "rootless" })
-        && common::tools("root", &["unshare", "ip", "nsenter"])
-        && common::tools("root", tools)
+    container::may_run() && common::tools("root", tools)
 }
 
 fn publish(container: &Container, mapping: PortMapping) -> (Published, SocketAddr) {

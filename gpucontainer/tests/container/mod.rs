@@ -5,9 +5,33 @@
 use gpucontainer::net::NetworkNamespace;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Whether the tier of this run is there: root, or another user with user namespaces.
+pub(crate) fn may_run() -> bool {
+    crate::common::tier(if crate::common::is_root() { "root" } else { "rootless" })
+        && crate::common::tools("root", &["unshare", "ip", "nsenter"])
+}
+
+/// A client for which a hang is a failure with a place in it.
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+/// Sends a request, ends writing, and reads the answer to its end.
+pub(crate) fn exchange(mut stream: TcpStream, request: &[u8]) -> std::io::Result<Vec<u8>> {
+    stream.write_all(request)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
 
 /// A process that does nothing in namespaces of its own.
 pub(crate) struct Container {
