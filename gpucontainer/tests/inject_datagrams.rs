@@ -22,6 +22,9 @@ import errno, os, socket, sys, threading
 def say(*words): print(*words, flush=True)
 def bound(address, port, family=socket.AF_INET):
     s = socket.socket(family, socket.SOCK_DGRAM); s.bind((address, port)); return s
+def shared(address, port, family=socket.AF_INET):
+    s = socket.socket(family, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind((address, port)); return s
 def serve(s):
     while True:
         word, client = s.recvfrom(99)
@@ -105,6 +108,9 @@ fn sockets_of_either_family_serve_what_suits_them() {
         ("bound('::1', 53, socket.AF_INET6)", udp(53).address(Ipv6Addr::LOCALHOST.into()), &["::1"]),
         ("bound('0.0.0.0', 53)", udp(53).all_interfaces(), &["127.0.0.1"]),
         ("bound('::', 53, socket.AF_INET6)", udp(53).all_interfaces(), &["127.0.0.1", "::1"]),
+        ("shared('::', 53, socket.AF_INET6)", udp(53).all_interfaces(), &["127.0.0.1", "::1"]),
+        ("shared('0.0.0.0', 53)", udp(53).all_interfaces(), &["127.0.0.1"]),
+        ("shared('::', 53, socket.AF_INET6)", udp(53), &["127.0.0.1"]),
     ] {
         let script = format!("{SERVE}\ns = {server}; say('bound'); serve(s)");
         let mut scene = Scene::python(&script, |b| b.publish_port(place.mode(PortMode::Inject)));
@@ -144,6 +150,77 @@ for n in range(3):
         assert!(is_refused(scene.address(0)));
         scene.say("again");
     }
+    scene.close();
+    leaks.check();
+}
+
+/// How long the relay's thread has run, in ticks of the clock.
+fn relay_ticks() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let stat = |path: std::path::PathBuf| std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+    let relay = tasks.map(stat).find(|stat| stat.contains("(gpuc-relay)")).unwrap();
+    let fields: Vec<&str> = relay.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn no_socket_of_a_container_keeps_the_relay_busy() {
+    let leaks = Leaks::watch();
+    if !has_python() {
+        return;
+    }
+    // One that wants to know of errors, of which there are some; and one whose copy is shut down.
+    let script = format!(
+        "{SERVE}
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(0, 11, 1); s.bind(('0.0.0.0', 53))
+threading.Thread(target=serve, args=(s,)).start()
+for n in range(3): c = bound('127.0.0.1', 0); c.sendto(b'x', ('127.0.0.1', 53)); c.close()
+t = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); copy = t.dup(); t.bind(('0.0.0.0', 54))
+try: copy.shutdown(socket.SHUT_RD)
+except OSError as e: say(errno.errorcode[e.errno])
+sys.stdin.readline()
+"
+    );
+    let one = |port| udp(port).address(Ipv4Addr::LOCALHOST.into()).mode(PortMode::Inject);
+    let mut scene = Scene::python(&script, |b| b.publish_port(one(53)).publish_port(one(54)).stdin(Stdio::Piped));
+    assert_eq!(scene.line(), "ENOTCONN");
+    let (before, start) = (relay_ticks(), std::time::Instant::now());
+    // Others are served by the same thread meanwhile.
+    while start.elapsed() < Duration::from_secs(1) {
+        assert_eq!(ask(scene.address(0), "word"), "WORD");
+    }
+    // Of some hundred in a second, at the usual 100 a second or more.
+    assert!(relay_ticks() - before < 20, "{} ticks", relay_ticks() - before);
+    scene.close();
+    leaks.check();
+}
+
+#[test]
+fn a_port_of_udp_that_is_taken_away_hears_nothing() {
+    let leaks = Leaks::watch();
+    if !has_python() {
+        return;
+    }
+    let script = format!(
+        "{SERVE}
+import select
+s = bound('0.0.0.0', 53); say('bound')
+s.sendto(*(lambda word, client: (word.upper(), client))(*s.recvfrom(99))); sys.stdin.readline()
+p = select.poll(); p.register(s, select.POLLIN); say(p.poll(500))
+s.close(); say('closed'); sys.stdin.readline()
+"
+    );
+    let one = udp(53).address(Ipv4Addr::LOCALHOST.into()).mode(PortMode::Inject);
+    let mut scene = Scene::python(&script, |b| b.publish_port(one).stdin(Stdio::Piped));
+    assert_eq!(scene.line(), "bound");
+    let address = scene.address(0);
+    assert_eq!(ask(address, "word"), "WORD");
+    scene.sandbox.unpublish(address).unwrap();
+    client(address).send(b"too late").unwrap();
+    scene.say("poll");
+    assert_eq!(scene.line(), "[]", "it rests, and hears nothing");
+    assert_eq!(scene.line(), "closed");
+    assert!(UdpSocket::bind(address).is_ok(), "it is free when the program has closed it");
     scene.close();
     leaks.check();
 }

@@ -197,6 +197,12 @@ fn parameters_of_the_network_are_set() {
         }
         let error = fixture.shell(script).network(private()).sysctl("net.ipv4.no_such", "1").spawn().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open();
+        let error =
+            fixture.shell(script).network(private()).sysctl("net.ipv4.tcp_syncookies", "x").spawn().unwrap_err();
+        assert!(error.to_string().contains("tcp_syncookies"), "{error}");
+        assert_eq!(open(), before, "nothing of it stays open");
         let plan = fixture.shell(script).network(private()).plan().unwrap().explain();
         assert!(plan.contains("start in private network sandboxes") && !plan.contains("loopback"), "{plan}");
     });

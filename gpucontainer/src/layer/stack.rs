@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fs::File;
 use crate::sys::root::{Description, Entry, Root};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
@@ -21,6 +21,8 @@ const MOST_SEEN: usize = 4096;
 pub(crate) struct Stack {
     layers: Vec<Root>,
     seen: RefCell<Seen>,
+    /// Whether something could not be looked at.
+    faulty: Cell<bool>,
 }
 
 /// What was found at paths that are absolute and go through no link. Files are not among it: many are asked for, each
@@ -36,7 +38,17 @@ impl Stack {
     /// Opens the directories of the layers, the top one first.
     pub(crate) fn open(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
         let layers = layers.into_iter().map(|path| Root::open(path.as_ref())).collect::<Result<_>>()?;
-        Ok(Self { layers, seen: RefCell::default() })
+        Ok(Self { layers, seen: RefCell::default(), faulty: Cell::new(false) })
+    }
+
+    /// Notes that something of it could not be looked at, which says nothing of what is there.
+    pub(crate) fn note_fault(&self) {
+        self.faulty.set(true);
+    }
+
+    /// Whether that was noted.
+    pub(crate) fn is_faulty(&self) -> bool {
+        self.faulty.get()
     }
 
     /// How many layers there are.

@@ -23,8 +23,9 @@ pub enum PortMode {
     ///
     /// A socket of IPv4 is for an IPv4 address of the host alone; other addresses of a port of TCP are relayed. For UDP,
     /// which [`Auto`](Self::Auto) relays, the container must be [trusted](super::PortMapping::unlocked) with it: what it
-    /// sends is not restrained. Until the program binds it such a port is closed, addresses that its socket does not suit
-    /// stay so, and a port that is taken away is free again when the program has closed the socket.
+    /// sends is not restrained. Until the program binds it such a port is closed, and what its socket does not suit of the
+    /// port's addresses stays so; on [all interfaces](super::PortMapping::all_interfaces) it is silent instead, and only one
+    /// socket of IPv6 at a time can have it. A port that is taken away is free again when the program has closed the socket.
     Inject,
     /// One thread of this process passes everything on.
     Relay,

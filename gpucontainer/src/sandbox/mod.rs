@@ -297,7 +297,8 @@ impl Sandbox {
 
     /// Closes what is published on an address and port of the host, TCP and UDP, with its connections: `host` is one of
     /// [`PublishedPort::hosts`], which are closed together, as all ports of a range are. When this returns, the host's
-    /// ports are free.
+    /// ports are free, but for one of UDP whose socket the container has: that hears nothing any more, and its port is free
+    /// when the container has closed it.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there.

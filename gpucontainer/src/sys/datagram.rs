@@ -6,6 +6,7 @@
 use super::errno::failed;
 use crate::error::Result;
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use std::ffi::c_int;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -30,11 +31,31 @@ pub(crate) fn tell_destination(socket: impl AsFd, v6: bool) -> Result<()> {
     // A socket of both families tells of IPv4 in a message of IPv6.
     let (level, option) =
         if v6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { (libc::IPPROTO_IP, libc::IP_PKTINFO) };
-    let on: c_int = 1;
+    set(socket, level, option, 1).map_err(|e| failed("setsockopt(PKTINFO)", e))
+}
+
+/// Takes away what somebody else has made a socket report beside datagrams: to who does not read that it would be ready
+/// for ever.
+pub(crate) fn want_data_alone(socket: impl AsFd) {
+    let socket = socket.as_fd();
+    let reports = [
+        (libc::IPPROTO_IP, libc::IP_RECVERR),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        (libc::SOL_SOCKET, libc::SO_TIMESTAMPING),
+    ];
+    for (level, option) in reports {
+        // A socket of the other family has no such option.
+        let _ = set(socket, level, option, 0);
+    }
+    // What has been reported already.
+    while rustix::net::recv(socket, &mut [0_u8; 1][..], RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT).is_ok() {}
+}
+
+fn set(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> std::result::Result<(), Errno> {
     let length = libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or_default();
     // SAFETY: the kernel reads an `int`, which outlives the call.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length) };
-    if result == 0 { Ok(()) } else { Err(failed("setsockopt(PKTINFO)", last())) }
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(last()) }
 }
 
 fn last() -> Errno {

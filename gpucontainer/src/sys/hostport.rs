@@ -70,11 +70,14 @@ fn filter(port: u16) -> [Instruction; 11] {
 
 /// Lets the TCP socket serve clients of `port` and do nothing else, for ever, and all connections accepted from it.
 pub(crate) fn lock(socket: impl AsFd, port: u16) -> Result<()> {
-    let program = filter(port);
+    attach(socket.as_fd(), &filter(port))
+}
+
+fn attach(socket: BorrowedFd<'_>, program: &[Instruction]) -> Result<()> {
     let len = u16::try_from(program.len()).unwrap_or_default();
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
-    set(socket.as_fd(), libc::SO_ATTACH_FILTER, &program).map_err(|e| failed("setsockopt(SO_ATTACH_FILTER)", e))?;
-    set(socket.as_fd(), libc::SO_LOCK_FILTER, &1_i32).map_err(|e| failed("setsockopt(SO_LOCK_FILTER)", e))
+    set(socket, libc::SO_ATTACH_FILTER, &program).map_err(|e| failed("setsockopt(SO_ATTACH_FILTER)", e))?;
+    set(socket, libc::SO_LOCK_FILTER, &1_i32).map_err(|e| failed("setsockopt(SO_LOCK_FILTER)", e))
 }
 
 /// Whether the caller may [lock] sockets of the host. Some kernels let only those do it who have `CAP_NET_ADMIN`: a user
@@ -120,8 +123,13 @@ pub(crate) fn make_reservation(reserved: impl AsFd) -> Result<()> {
     Ok(())
 }
 
-fn is_of_datagrams(socket: BorrowedFd<'_>) -> bool {
+pub(super) fn is_of_datagrams(socket: BorrowedFd<'_>) -> bool {
     sockopt::socket_type(socket).is_ok_and(|kind| kind == SocketType::DGRAM)
+}
+
+/// Has a socket of UDP get nothing any more, for ever.
+pub(crate) fn silence(socket: impl AsFd) -> Result<()> {
+    attach(socket.as_fd(), &[Instruction { code: RETURN, jt: 0, jf: 0, k: 0 }])
 }
 
 /// What kind of socket serves a port.
@@ -167,7 +175,9 @@ fn beside(reserved: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd, Errno> {
         sockopt::set_ipv6_v6only(&socket, only)?;
     }
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    if kind.shared {
+    // Of several sockets of UDP for all addresses of IPv6 the kernel prefers those that do not share, as the reservation.
+    let hidden = datagrams && address.is_ipv6() && address.ip().is_unspecified();
+    if kind.shared && !hidden {
         sockopt::set_socket_reuseport(&socket, true)?;
     }
     let open = Ajar::open(reserved)?;

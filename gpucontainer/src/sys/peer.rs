@@ -2,13 +2,13 @@
 
 #![allow(unsafe_code, reason = "reading the memory of another process")]
 
-use super::fs;
 use super::socket;
+use super::{fs, hostport};
 use crate::error::{Error, Result};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 /// A process by one of its threads.
@@ -269,8 +269,12 @@ pub(crate) fn inode(socket: &OwnedFd) -> Option<u64> {
     rustix::fs::fstat(socket).ok().map(|facts| facts.st_ino)
 }
 
-/// Makes a listening socket listen no more.
+/// Makes a socket of a port take nobody any more: one that listens listens no more, one of UDP hears nothing.
 pub(crate) fn stop_taking(socket: &OwnedFd) {
+    // One that is shut down would be ready for ever, and its server never rest.
+    if hostport::is_of_datagrams(socket.as_fd()) && hostport::silence(socket).is_ok() {
+        return;
+    }
     // One that does not listen is what is wanted.
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
 }

@@ -98,6 +98,11 @@ impl LoaderCache {
         &self.entries
     }
 
+    /// How long all names and paths are, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.entries.iter().map(|entry| entry.name.len() + entry.path.len()).sum()
+    }
+
     /// The file for a loader that is to know `first`, and of its own what is not among them.
     pub(crate) fn with(&self, first: Vec<Entry>) -> Vec<u8> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,6 +3,7 @@
 //! Whatever is in the image is input like any other: sizes and numbers are bounded, and what cannot be
 //! read counts as not being there.
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::driver::elf::{self, Machine};
 use crate::gpu::driver::loader_cache::{self, Entry, LoaderCache};
 use crate::gpu::injection::image_facts::{ImageFacts, triplet};
@@ -53,16 +54,29 @@ impl ImageFiles for Root {
 
 impl ImageFiles for Stack {
     fn exists(&self, path: &Path) -> bool {
-        Self::exists(self, path).unwrap_or(false)
+        known(self, Self::exists(self, path)).unwrap_or(false)
     }
 
     fn open(&self, path: &Path) -> Option<File> {
-        self.open_file(path).ok().flatten()
+        known(self, self.open_file(path)).flatten()
     }
 
     fn names(&self, path: &Path) -> Vec<String> {
-        Self::names(self, path).unwrap_or_default()
+        known(self, Self::names(self, path)).unwrap_or_default()
     }
+}
+
+/// What was learnt, if anything; that it was not is noted.
+fn known<T>(files: &Stack, learnt: Result<T>) -> Option<T> {
+    // Links in a circle are a fact of the image.
+    let is_fact = |error: &Error| error.kind() == ErrorKind::InvalidImage;
+    learnt
+        .inspect_err(|error| {
+            if !is_fact(error) {
+                files.note_fault()
+            }
+        })
+        .ok()
 }
 
 fn read(files: &dyn ImageFiles, path: &Path, limit: u64) -> Option<Vec<u8>> {

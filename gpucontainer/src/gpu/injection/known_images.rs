@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 /// The last used first. A list of some hundred libraries is most of what one takes, about 50 KB.
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 const MOST: usize = 16;
+/// The largest list that is remembered, in bytes of its strings: more than any image has that is not meant to harm.
+const LARGEST: usize = 1 << 20;
 
 struct Known {
     layers: Vec<PathBuf>,
@@ -31,9 +33,12 @@ pub(crate) fn known_facts(layers: Vec<PathBuf>, tree: &Stack, environment: Vec<(
     };
     let mut facts = known.unwrap_or_else(|| {
         let facts = ImageFacts::read(tree, Vec::new());
-        let mut all = all();
-        all.truncate(MOST - 1);
-        all.insert(0, Known { layers, facts: facts.clone() });
+        // What could not be looked at now may be there the next time.
+        if !tree.is_faulty() && facts.loader_cache.as_ref().is_none_or(|cache| cache.size() <= LARGEST) {
+            let mut all = all();
+            all.truncate(MOST - 1);
+            all.insert(0, Known { layers, facts: facts.clone() });
+        }
         facts
     });
     facts.environment = environment;

@@ -297,14 +297,15 @@ impl Link {
         }
         // First what connections are begun by. What counts their bytes has counted the first packet of each by then.
         let (counting, leading): (Vec<_>, Vec<_>) = elements.into_iter().partition(|(set, _)| table::counts_bytes(set));
-        self.delete(&state.socket, &leading)?;
+        let led = self.delete(&state.socket, &leading);
         let is_used = |entry: &Entry| {
             let [_, (set, key), _] = entry.counted();
             self.count(&state.socket, set, key).map_or(true, |count| count.packets > 0)
         };
         let used: Vec<&Entry> = self.entries.iter().map(|(_, entry)| entry).filter(|entry| is_used(entry)).collect();
-        self.delete(&state.socket, &counting)?;
-        flows::end(&used, &state.socket)
+        // What can be done is done, whatever else fails.
+        let counted = self.delete(&state.socket, &counting);
+        led.and(counted).and(flows::end(&used, &state.socket))
     }
 
     fn delete(&self, socket: &Netlink, elements: &[(&'static str, Vec<Element>)]) -> Result<()> {

@@ -203,6 +203,10 @@ impl Engine {
     fn take_over(&mut self, index: usize, kind: Kind) -> Option<OwnedFd> {
         // Those that have connected already are served as they would have been.
         self.accept_all(index);
+        if self.port(index).is_some_and(|port| port.resting_until.is_some()) {
+            // There is no room for them now.
+            return None;
+        }
         let token = self.token(index, Which::First);
         let listener = match self.slots.get_mut(index)?.entry.take()? {
             Entry::Listener(listener) => listener,
@@ -212,8 +216,7 @@ impl Engine {
             }
         };
         let kind = listener.suit(kind);
-        // One that rests is not watched.
-        let unwatched = if listener.resting_until.is_some() { Ok(()) } else { self.epoll.remove(&listener.socket) };
+        let unwatched = self.epoll.remove(&listener.socket);
         let made = unwatched.and_then(|()| stop_listening(&listener.socket)).and_then(|()| {
             listen_beside(&listener.socket, kind).map_err(|errno| socket::error("make a socket of the host", errno))
         });
@@ -225,7 +228,7 @@ impl Engine {
                 again.is_ok() && self.epoll.add_level(&listener.socket, token).is_ok()
             }
         };
-        self.put(index, Entry::Listener(Listener { listens, resting_until: None, ..listener }));
+        self.put(index, Entry::Listener(Listener { listens, ..listener }));
         made.ok()
     }
 
@@ -287,6 +290,7 @@ impl Engine {
     /// Leads clients inside from the socket that the container has bound to an address of the host.
     fn lead_datagrams_to(&mut self, on_host: SocketAddr, wanted: Wanted, index: usize) -> Result<usize> {
         let Some(port) = self.port(index) else { return Err(super::ended()) };
+        datagram::want_data_alone(&wanted.socket);
         if wanted.address.ip().is_unspecified() {
             datagram::tell_destination(&wanted.socket, wanted.address.is_ipv6())?;
         }

@@ -13,7 +13,7 @@ use super::dial::{family_of, other};
 use super::engine::{Engine, Entry, Which};
 use super::idle::Idle;
 use super::{Counters, Offer, Partner, ended};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::net::namespace::is_not_there;
 use crate::net::port::PublishedPort;
 use crate::sys::datagram::{self, Way};
@@ -31,6 +31,8 @@ use std::time::Duration;
 const GIVE_WAY: usize = 16;
 /// Datagrams passed on before the others have their turn.
 const DATAGRAM_TURN: usize = 64;
+/// How often a socket may wake the relay for nothing before it is watched no more: a container can have its own do that.
+const FRUITLESS: u8 = 16;
 /// Clients that a port knows at most; each takes a descriptor.
 const CLIENTS_MAX: usize = 1024;
 
@@ -47,6 +49,8 @@ pub(super) struct Datagrams {
     family: Family,
     /// The slots of the clients that are known.
     clients: HashMap<Way, usize>,
+    /// How often in a row it was ready without a datagram.
+    fruitless: u8,
 }
 
 /// One client of a port, and the socket by which the server sees it.
@@ -99,6 +103,7 @@ impl Engine {
                 idle: offer.idle,
                 family,
                 clients: HashMap::new(),
+                fruitless: 0,
             })),
         );
         if added.is_err() {
@@ -122,9 +127,11 @@ impl Engine {
         };
         // Out of its place meanwhile, so that nothing else may end it; clients that give way are taken out of it here.
         let mut buffer = std::mem::take(self.bench.buffer());
+        let mut fruitless = port.fruitless.saturating_add(1);
         for _ in 0..DATAGRAM_TURN {
             match datagram::receive_from(&*port.socket, &mut buffer) {
                 Ok(Some((bytes, way))) => {
+                    fruitless = 0;
                     let bytes = buffer.get(..bytes).unwrap_or_default();
                     self.pass_on(index, &mut port, way, bytes);
                 }
@@ -138,6 +145,13 @@ impl Engine {
             }
         }
         *self.bench.buffer() = buffer;
+        port.fruitless = fruitless;
+        if fruitless == FRUITLESS {
+            // Everything else is served by the same thread.
+            let _ = self.epoll.remove(&*port.socket);
+            let words = format!("datagrams for {} are passed on no more: its socket is ready and has none", port.port);
+            port.counters.note(&Error::new(ErrorKind::SystemCall, words));
+        }
         self.put(index, Entry::Datagrams(port));
     }
 

@@ -197,11 +197,16 @@ impl Errand {
         Err(Error::from_errno(call, errno(result)))
     }
 
-    /// Closes the sockets of an errand that failed half-way.
+    /// Closes what an errand that failed half-way has open.
     fn close_opened(&mut self) {
+        const OPENING: [c_long; 3] = [libc::SYS_socket, libc::SYS_openat, libc::SYS_fsopen];
         for at in 0..self.calls.len() {
-            let socket = self.calls.get(at).is_some_and(|call| call.number == libc::SYS_socket && call.result >= 0);
-            if socket {
+            let opened = self.calls.get(at).is_some_and(|call| OPENING.contains(&call.number) && call.result >= 0);
+            let closes = |call: &Call| {
+                let it = matches!(call.arguments[0], Value::Result(of) if of == at);
+                call.number == libc::SYS_close && call.result >= 0 && it
+            };
+            if opened && !self.calls.iter().any(closes) {
                 drop(self.take(at));
             }
         }
