@@ -247,10 +247,14 @@ fn ask(socket: &str, request: &str) -> std::io::Result<String> {
 pub fn pasta(port: u16) -> Result<Forwarded> {
     wanted("pasta", "passt")?;
     let server = contained()?;
-    let (ports, pid) = (format!("127.0.0.1/{port}:80"), server.pid().to_string());
+    let ports = format!("127.0.0.1/{port}:80");
+    // It gives up what it would take to open a namespace of root's in /proc before it does so.
+    let namespace = format!("{SCRATCH}/pasta.namespace");
+    File::create(&namespace).map_err(words_of)?;
+    run("mount", &["--bind", &format!("/proc/{}/ns/net", server.pid()), &namespace])?;
     let mut command = Command::new("pasta");
-    command.args(["--foreground", "--config-net", "--ipv4-only", "--stderr", "--runas", "0"]);
-    command.args(["-t", &ports, "-u", &ports, "-T", "none", "-U", "none", "--netns", &format!("/proc/{pid}/ns/net")]);
+    command.args(["--foreground", "--config-net", "--ipv4-only", "--stderr", "--runas", "0", "--netns-only"]);
+    command.args(["-t", &ports, "-u", &ports, "-T", "none", "-U", "none", "--netns", &namespace]);
     let pasta = Running::spawn("pasta", &mut command)?;
     wait_for(port, "pasta")?;
     Ok(Forwarded::new(port, server, vec![pasta]))

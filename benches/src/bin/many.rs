@@ -3,8 +3,8 @@
 //!
 //! Each is a busybox that sleeps and has two published ports. Memory is the resident memory of this process, and what all
 //! of ours need (the sum of `Pss` of this process, the supervisors and the processes between them and the applications;
-//! not the applications, which are busybox). At the end all are closed, and processes, descriptors, threads, cgroups and
-//! mounts are compared with the beginning. Needs root and busybox.
+//! not the applications, which are busybox). At the end all are closed, and processes, descriptors, threads and mounts
+//! are compared with the beginning. Needs root and busybox.
 //!
 //! ```text
 //! many [COUNT]
@@ -78,7 +78,8 @@ fn all(count: usize, root: &Path) -> Result<()> {
         report(&times, starts, memory, [(none, first), (nearly, last)]);
     }
     let begin = Instant::now();
-    let closed: Vec<String> = sandboxes.into_iter().filter_map(|one| one.close().err()).map(|e| e.to_string()).collect();
+    let closed: Vec<String> =
+        sandboxes.into_iter().filter_map(|one| one.close().err()).map(|e| e.to_string()).collect();
     println!("closed all in {:.2} s", begin.elapsed().as_secs_f64());
     result?;
     if let Some(why) = closed.first() {
@@ -189,7 +190,6 @@ impl Left {
             ("threads", entries("/proc/self/task")?),
             ("descriptors", entries("/proc/self/fd")?),
             ("mounts", mounts.lines().count()),
-            ("cgroups", cgroups(Path::new("/sys/fs/cgroup"))),
         ]))
     }
 
@@ -210,14 +210,4 @@ impl Left {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-/// Those with this process's number in their names; others make and remove theirs meanwhile.
-fn cgroups(directory: &Path) -> usize {
-    let own = format!("-{}-", std::process::id());
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories
-        .map(|entry| usize::from(entry.file_name().to_string_lossy().contains(&own)) + cgroups(&entry.path()))
-        .sum()
 }

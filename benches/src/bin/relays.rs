@@ -299,9 +299,8 @@ fn report(contenders: &[Contender], rounds: u32) {
             let forwarder = contender.median(work, |cost| cost.forwarder * scale);
             all.zip(forwarder).map_or("-".to_owned(), |(all, one)| format!("{all:.digits$} ({one:.digits$})"))
         };
-        let time = |work| {
-            contender.median(work, |cost| cost.time * 1e6).map_or("-".to_owned(), |time| format!("{time:.0}"))
-        };
+        let time =
+            |work| contender.median(work, |cost| cost.time * 1e6).map_or("-".to_owned(), |time| format!("{time:.0}"));
         println!(
             "{:<13} {:>22} {:>10} {:>20} {:>20} {:>22} {:>10}",
             contender.name,
