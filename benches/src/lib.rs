@@ -6,6 +6,7 @@
 pub mod bundle;
 pub mod contender;
 pub mod floor;
+pub mod forwarders;
 pub mod machine;
 pub mod measure;
 pub mod ours;

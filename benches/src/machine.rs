@@ -137,7 +137,7 @@ fn find_givers(group: &Path, givers: &mut Vec<PathBuf>) {
     }
 }
 
-fn make_root(root: &Path) -> Result<()> {
+pub fn make_root(root: &Path) -> Result<()> {
     for name in ["bin", "proc", "sys", "dev", "tmp", "etc", "run"] {
         let path = root.join(name);
         std::fs::create_dir_all(&path).map_err(|e| format!("{path:?}: {e}"))?;

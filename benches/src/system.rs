@@ -113,3 +113,32 @@ pub fn memory_file() -> Result<std::fs::File> {
     // SAFETY: the descriptor was just made and nothing else has it.
     Ok(unsafe { std::fs::File::from_raw_fd(fd) })
 }
+
+/// Has the kernel kill the process of `command` when the thread that starts it ends.
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let ask = || {
+        // SAFETY: takes numbers, and is a system call alone, as a child of a fork may make.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(ask) };
+}
+
+/// Raises the limit on open files of this process as far as it may; how many those are.
+pub fn raise_open_files() -> Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(last("getrlimit(RLIMIT_NOFILE)"));
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: reads `limit`, which is valid.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(last("setrlimit(RLIMIT_NOFILE)"));
+    }
+    Ok(limit.rlim_cur)
+}

@@ -1,22 +1,22 @@
-//! What a published port costs: connections, bulk data and datagrams through the relay, through docker-proxy, and to a
-//! plain socket of the host as the floor, in turn.
+//! What a published port costs: connections, bulk data and datagrams through the relay, through docker-proxy, rootlesskit's
+//! builtin driver, slirp4netns and pasta, and to a plain socket of the host as the floor, in turn.
 //!
-//! Everything runs in network namespaces that are made for it: a "host" and a "container", with a veth pair between them
-//! for docker-proxy, which needs one. Processor time is that of client, server and forwarder together, from
-//! `/proc/PID/stat`, and in brackets the forwarder's own. Needs root, `ip`, `unshare`, `nsenter` and Debian's `docker.io`.
+//! Everything runs in namespaces that are made for it: a "host" and a "container" for each forwarder. Processes are in a
+//! namespace too, which ends with the benchmark, so that none stays. Processor time is that of client, server and forwarder
+//! together, from `/proc/PID/stat`, and in brackets the forwarder's own. Needs root, `ip`, `unshare` and `nsenter`, and
+//! Debian's `docker.io`, `rootlesskit`, `slirp4netns` and `passt`: who is not there takes no part.
 //!
 //! ```text
 //! relays [ROUNDS]
 //! ```
 
 use gpucontainer::net::{NetworkNamespace, PortMapper, PortMapping};
-use gpucontainer_benches::Result;
-use std::fmt::Display;
-use std::io::{BufRead, BufReader, Read, Write};
+use gpucontainer_benches::forwarders::{self, Forwarded, Running, words_of};
+use gpucontainer_benches::{Result, system};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 const CONNECTIONS: u32 = 10_000;
@@ -26,8 +26,8 @@ const WINDOW: u32 = 32;
 const BULK_BYTES: u64 = 1 << 30;
 const REQUEST_BYTES: usize = 100;
 const ANSWER_BYTES: usize = 1024;
-const DOCKER_PROXY: &str = "/usr/sbin/docker-proxy";
-const CONTAINER: &str = "10.99.0.2";
+const DOCKER_PROXY: &str = "docker-proxy";
+const WORK: [&str; 4] = ["connections", "bulk data inward", "bulk data outward", "datagrams"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -49,20 +49,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn words_of(error: impl Display) -> String {
-    error.to_string()
-}
-
-/// Runs this program in a network namespace of its own, so that nothing of the host's is touched.
+/// Runs this program in namespaces of its own, so that nothing of the host's is touched, and no process stays.
 fn again(rounds: &str) -> Result<()> {
     let program = std::env::current_exe().map_err(words_of)?;
-    let status = Command::new("unshare").arg("-n").arg(program).args(["inside", rounds]).status().map_err(words_of)?;
-    if status.success() { Ok(()) } else { Err(format!("unshare -n: {status}")) }
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]).arg(program);
+    system::die_with_parent(&mut command);
+    let status = command.args(["inside", rounds]).status().map_err(words_of)?;
+    if status.success() { Ok(()) } else { Err(format!("unshare: {status}")) }
 }
 
 /// A server: the first byte of a connection says what is wanted; datagrams come back as they are.
 fn serve(address: &str) -> Result<()> {
-    run("ip", &["link", "set", "lo", "up"])?;
+    forwarders::run("ip", &["link", "set", "lo", "up"])?;
     let address: SocketAddr = address.parse().map_err(words_of)?;
     let datagrams = UdpSocket::bind(address).map_err(words_of)?;
     let listener = TcpListener::bind(address).map_err(words_of)?;
@@ -114,55 +113,11 @@ fn relay(pid: &str) -> Result<()> {
     Ok(())
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let status = Command::new(program).args(arguments).status().map_err(|e| format!("{program}: {e}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{program} {arguments:?}: {status}")) }
-}
-
-/// A process that ends with the value.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    /// Starts this program, perhaps through another one, and waits until it says that it listens.
-    fn start(through: &[&str], arguments: &[&str]) -> Result<Self> {
-        let program = std::env::current_exe().map_err(words_of)?;
-        let mut command = match through {
-            [first, rest @ ..] => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(program);
-                command
-            }
-            [] => Command::new(program),
-        };
-        let child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(words_of)?;
-        let mut running = Self(child);
-        let mut line = String::new();
-        if let Some(output) = running.0.stdout.as_mut() {
-            BufReader::new(output).read_line(&mut line).map_err(words_of)?;
-        }
-        if line.trim() == "listening" { Ok(running) } else { Err(format!("{arguments:?} does not listen")) }
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
 struct Contender {
     name: &'static str,
-    tcp: SocketAddr,
-    udp: SocketAddr,
-    server: u32,
-    forwarders: Vec<Running>,
-    results: Vec<[Cost; 4]>,
+    way: Forwarded,
+    /// For each work the costs of all rounds; nothing more once it failed.
+    results: [Option<Vec<Cost>>; WORK.len()],
 }
 
 /// What one thing of a kind cost.
@@ -186,13 +141,17 @@ fn used(pid: u32) -> Result<f64> {
 }
 
 impl Contender {
+    fn new(name: &'static str, way: Forwarded) -> Self {
+        Self { name, way, results: [const { Some(Vec::new()) }; WORK.len()] }
+    }
+
     fn measure(&self, count: f64, work: impl FnOnce() -> std::io::Result<()>) -> Result<Cost> {
         let used_by = || -> Result<(f64, f64)> {
-            let forwarder = self.forwarders.iter().map(|one| used(one.pid())).sum::<Result<f64>>()?;
-            Ok((used(std::process::id())? + used(self.server)? + forwarder, forwarder))
+            let forwarder = self.way.forwarders.iter().map(|one| used(*one)).sum::<Result<f64>>()?;
+            Ok((used(std::process::id())? + used(self.way.server)? + forwarder, forwarder))
         };
         let (before, start) = (used_by()?, Instant::now());
-        work().map_err(|e| format!("{}: {e}", self.name))?;
+        work().map_err(words_of)?;
         let (time, after) = (start.elapsed(), used_by()?);
         Ok(Cost {
             all: (after.0 - before.0) / count,
@@ -201,123 +160,129 @@ impl Contender {
         })
     }
 
-    fn round(&mut self) -> Result<()> {
-        let ask = |kind: u8| -> std::io::Result<TcpStream> {
-            let mut stream = TcpStream::connect(self.tcp)?;
-            let mut request = [kind; REQUEST_BYTES];
-            request[1] = b'\n';
-            stream.write_all(&request)?;
-            Ok(stream)
-        };
-        let mut buffer = vec![0; 256 << 10];
-        let connections = self.measure(f64::from(CONNECTIONS), || {
-            let mut answer = Vec::with_capacity(ANSWER_BYTES);
-            for _ in 0..CONNECTIONS {
-                answer.clear();
-                ask(b'c')?.read_to_end(&mut answer)?;
-                assert_eq!(answer.len(), ANSWER_BYTES, "an answer is whole");
-            }
-            Ok(())
-        })?;
-        let gigabytes = BULK_BYTES as f64 / 1e9;
-        let inward = self.measure(gigabytes, || {
-            let mut stream = ask(b'w')?;
-            for _ in 0..BULK_BYTES / buffer.len() as u64 {
-                stream.write_all(&buffer)?;
-            }
-            stream.shutdown(Shutdown::Write)?;
-            stream.read_exact(&mut [0; 4])
-        })?;
-        let outward = self.measure(gigabytes, || {
-            let mut stream = ask(b'r')?;
-            while stream.read(&mut buffer)? > 0 {}
-            Ok(())
-        })?;
-        let datagrams = self.measure(f64::from(DATAGRAMS), || {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            socket.connect(self.udp)?;
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-            for _ in 0..DATAGRAMS / WINDOW {
-                for _ in 0..WINDOW {
-                    socket.send(&[b'd'; REQUEST_BYTES])?;
-                }
-                for _ in 0..WINDOW {
-                    socket.recv(&mut [0; REQUEST_BYTES])?;
-                }
-            }
-            Ok(())
-        })?;
-        self.results.push([connections, inward, outward, datagrams]);
-        Ok(())
+    fn ask(&self, kind: u8) -> std::io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.way.address)?;
+        let time = Some(Duration::from_secs(60));
+        stream.set_read_timeout(time)?;
+        stream.set_write_timeout(time)?;
+        let mut request = [kind; REQUEST_BYTES];
+        request[1] = b'\n';
+        stream.write_all(&request)?;
+        Ok(stream)
     }
 
-    fn median(&self, work: usize, pick: impl Fn(&Cost) -> f64) -> f64 {
-        let mut all: Vec<f64> = self.results.iter().filter_map(|round| round.get(work)).map(pick).collect();
+    /// Does one of the works.
+    fn work(&self, work: usize) -> Result<Cost> {
+        let mut buffer = vec![0; 256 << 10];
+        let gigabytes = BULK_BYTES as f64 / 1e9;
+        match work {
+            0 => self.measure(f64::from(CONNECTIONS), || {
+                let mut answer = Vec::with_capacity(ANSWER_BYTES);
+                for _ in 0..CONNECTIONS {
+                    answer.clear();
+                    self.ask(b'c')?.read_to_end(&mut answer)?;
+                    whole(answer.len() as u64, ANSWER_BYTES as u64)?;
+                }
+                Ok(())
+            }),
+            1 => self.measure(gigabytes, || {
+                let mut stream = self.ask(b'w')?;
+                for _ in 0..BULK_BYTES / buffer.len() as u64 {
+                    stream.write_all(&buffer)?;
+                }
+                stream.shutdown(Shutdown::Write)?;
+                stream.read_exact(&mut [0; 4])
+            }),
+            2 => self.measure(gigabytes, || {
+                let mut stream = self.ask(b'r')?;
+                let mut sum = 0;
+                loop {
+                    match stream.read(&mut buffer)? {
+                        0 => return whole(sum, BULK_BYTES),
+                        bytes => sum += bytes as u64,
+                    }
+                }
+            }),
+            _ => self.measure(f64::from(DATAGRAMS), || {
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+                socket.connect(self.way.address)?;
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+                for _ in 0..DATAGRAMS / WINDOW {
+                    for _ in 0..WINDOW {
+                        socket.send(&[b'd'; REQUEST_BYTES])?;
+                    }
+                    for _ in 0..WINDOW {
+                        socket.recv(&mut [0; REQUEST_BYTES])?;
+                    }
+                }
+                Ok(())
+            }),
+        }
+    }
+
+    /// All works once; one that fails is left out from then on.
+    fn round(&mut self, warm_up: bool) {
+        for (work, what) in WORK.iter().enumerate() {
+            if self.results[work].is_none() {
+                continue;
+            }
+            match (self.work(work), &mut self.results[work]) {
+                (Ok(cost), Some(costs)) if !warm_up => costs.push(cost),
+                (Ok(_), _) => {}
+                (Err(why), costs) => {
+                    println!("{}: {what} left out: {why}", self.name);
+                    *costs = None;
+                }
+            }
+        }
+    }
+
+    fn median(&self, work: usize, pick: impl Fn(&Cost) -> f64) -> Option<f64> {
+        let mut all: Vec<f64> = self.results.get(work)?.as_ref()?.iter().map(pick).collect();
         all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied().unwrap_or_default()
+        all.get(all.len() / 2).copied()
     }
 }
 
-fn compare(rounds: u32) -> Result<()> {
-    run("ip", &["link", "set", "lo", "up"])?;
-    let host_server = Running::start(&[], &["serve", "127.0.0.1:8000"])?;
-    let server = Running::start(&["unshare", "-n"], &["serve", "0.0.0.0:80"])?;
-    let pid = server.pid().to_string();
-    run("ip", &["link", "add", "bench0", "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
-    run("ip", &["address", "add", "10.99.0.1/24", "dev", "bench0"])?;
-    run("ip", &["link", "set", "bench0", "up"])?;
-    run("nsenter", &["-n", "-t", &pid, "ip", "address", "add", "10.99.0.2/24", "dev", "eth0"])?;
-    run("nsenter", &["-n", "-t", &pid, "ip", "link", "set", "eth0", "up"])?;
+fn whole(bytes: u64, wanted: u64) -> std::io::Result<()> {
+    if bytes == wanted { Ok(()) } else { Err(std::io::Error::other(format!("{bytes} bytes of {wanted}"))) }
+}
 
-    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let contender = |name, port, server, forwarders| {
-        let (tcp, udp) = (at(port), at(port));
-        Contender { name, tcp, udp, server, forwarders, results: Vec::new() }
-    };
-    let relay = Running::start(&[], &["relay", &pid])?;
+fn compare(rounds: u32) -> Result<()> {
+    forwarders::prepare()?;
+    let host_server = Running::start(&[], &["serve", "127.0.0.1:8000"])?;
+    let server = forwarders::contained()?;
+    let relay = Running::start(&[], &["relay", &server.pid().to_string()])?;
     let mut contenders = vec![
-        contender("host socket", 8000, host_server.pid(), Vec::new()),
-        contender("relay", 7000, server.pid(), vec![relay]),
+        Contender::new("host socket", Forwarded::new(8000, host_server, Vec::new())),
+        Contender::new("relay", Forwarded::new(7000, server, vec![relay])),
     ];
-    if Path::new(DOCKER_PROXY).exists() {
-        let proxies = ["tcp", "udp"].map(|protocol| docker_proxy(protocol, 9000));
-        contenders.push(contender("docker-proxy", 9000, server.pid(), proxies.into_iter().collect::<Result<_>>()?));
-        wait_for(at(9000))?;
-    } else {
-        println!("docker-proxy takes no part: there is no {DOCKER_PROXY}");
+    for (name, way) in [
+        (DOCKER_PROXY, forwarders::docker_proxy(9000)),
+        ("rootlesskit", forwarders::rootlesskit(9100)),
+        ("slirp4netns", forwarders::slirp4netns(9200)),
+        ("pasta", forwarders::pasta(9300)),
+    ] {
+        match way {
+            Ok(way) => contenders.push(Contender::new(name, way)),
+            Err(why) => println!("{name} takes no part: {why}"),
+        }
     }
+    let count = contenders.len();
     for round in 0..=rounds {
         // Who begins changes.
-        let count = contenders.len();
         for turn in 0..count {
-            let Some(contender) = contenders.get_mut((turn + round as usize) % count) else { continue };
-            contender.round()?;
-            if round == 0 {
-                // To warm up.
-                contender.results.clear();
+            if let Some(contender) = contenders.get_mut((turn + round as usize) % count) {
+                // The first round warms up.
+                contender.round(round == 0);
             }
         }
     }
     report(&contenders, rounds);
-    Ok(())
-}
-
-fn docker_proxy(protocol: &str, port: u16) -> Result<Running> {
-    // It reports to descriptor 3.
-    let command = format!(
-        "exec {DOCKER_PROXY} -proto {protocol} -host-ip 127.0.0.1 -host-port {port} -container-ip {CONTAINER} \
-         -container-port 80 3>/dev/null"
-    );
-    Command::new("sh").args(["-c", &command]).spawn().map(Running).map_err(words_of)
-}
-
-fn wait_for(address: SocketAddr) -> Result<()> {
-    let start = Instant::now();
-    while TcpStream::connect(address).is_err() {
-        if start.elapsed() > Duration::from_secs(10) {
-            return Err(format!("nobody listens on {address}"));
+    for base in ["host socket", DOCKER_PROXY] {
+        if let Some(base) = contenders.iter().find(|contender| contender.name == base) {
+            ratios(&contenders, base);
         }
-        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
@@ -330,11 +295,12 @@ fn report(contenders: &[Contender], rounds: u32) {
     );
     for contender in contenders {
         let cost = |work, scale: f64, digits: usize| {
-            let all = contender.median(work, |cost| cost.all) * scale;
-            let forwarder = contender.median(work, |cost| cost.forwarder) * scale;
-            format!("{all:.digits$} ({forwarder:.digits$})")
+            let all = contender.median(work, |cost| cost.all * scale);
+            let forwarder = contender.median(work, |cost| cost.forwarder * scale);
+            all.zip(forwarder).map_or("-".to_owned(), |(all, one)| format!("{all:.digits$} ({one:.digits$})"))
         };
-        let time = |work| format!("{:.0}", contender.median(work, |cost| cost.time) * 1e6);
+        let time =
+            |work| contender.median(work, |cost| cost.time * 1e6).map_or("-".to_owned(), |time| format!("{time:.0}"));
         println!(
             "{:<13} {:>22} {:>10} {:>20} {:>20} {:>22} {:>10}",
             contender.name,
@@ -345,5 +311,23 @@ fn report(contenders: &[Contender], rounds: u32) {
             cost(3, 1e6, 1),
             time(3),
         );
+    }
+}
+
+/// The medians as multiples of another's. A forwarder's own time is compared with that of the other's forwarder, or with all
+/// of it if there is none.
+fn ratios(contenders: &[Contender], base: &Contender) {
+    println!("\nprocessor time of all (of the forwarder), as multiples of {}'s", base.name);
+    println!("{:<13} {:>22} {:>22} {:>22} {:>22}", "", "a connection", "a GB in", "a GB out", "a datagram, back");
+    for contender in contenders {
+        let ratio = |work| {
+            let all = contender.median(work, |cost| cost.all)? / base.median(work, |cost| cost.all)?;
+            let of = |cost: &Cost| if base.way.forwarders.is_empty() { cost.all } else { cost.forwarder };
+            let forwarder = contender.median(work, |cost| cost.forwarder)? / base.median(work, of)?;
+            Some(format!("{all:.2} ({forwarder:.2})"))
+        };
+        let [connection, inward, outward, datagram] =
+            [0, 1, 2, 3].map(|work| ratio(work).unwrap_or_else(|| "-".to_owned()));
+        println!("{:<13} {connection:>22} {inward:>22} {outward:>22} {datagram:>22}", contender.name);
     }
 }
