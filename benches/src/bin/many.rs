@@ -76,6 +76,7 @@ fn all(count: usize, root: &Path) -> Result<()> {
     })();
     if let (Ok(()), [none, first, nearly, last]) = (&result, figures.as_slice()) {
         report(&times, starts, memory, [(none, first), (nearly, last)]);
+        phases(&sandboxes, starts);
     }
     let begin = Instant::now();
     let closed: Vec<String> =
@@ -126,6 +127,21 @@ fn report(times: &[Duration], starts: usize, memory: usize, [first, last]: [(&Me
     line(&format!("all of ours, KiB each of {memory}"), each(ours, first), each(ours, last));
     let end = last.1;
     println!("in the end {} KiB resident here, {} KiB of ours in {} processes", end.resident, end.ours, end.processes);
+}
+
+/// Where the time of the first and the last starts went.
+fn phases(sandboxes: &[Sandbox], starts: usize) {
+    let median = |of: &[Sandbox], name: &str| {
+        let one = |sandbox: &Sandbox| sandbox.timeline().iter().find(|phase| phase.name == name).map(|it| it.duration);
+        let mut times: Vec<Duration> = of.iter().filter_map(one).collect();
+        times.sort();
+        times.get(times.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1e3
+    };
+    let (early, late) = (sandboxes.get(..starts), sandboxes.get(sandboxes.len() - starts..));
+    let (early, late) = (early.unwrap_or_default(), late.unwrap_or_default());
+    for phase in late.first().map(Sandbox::timeline).unwrap_or_default() {
+        println!("  {:34} {:12.3} {:12.3}", phase.name, median(early, phase.name), median(late, phase.name));
+    }
 }
 
 /// In kibibytes.
