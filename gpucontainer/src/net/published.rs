@@ -1,8 +1,7 @@
 //! Ports of containers that can be reached now.
 
 use super::inject::{Binds, may_have, revoke};
-use super::mapping::Place;
-use super::mapping::Protocol;
+use super::mapping::{Place, Protocol};
 use super::mode::{PortMode, SourceAddress};
 use super::namespace::NetworkNamespace;
 use super::nat::{self, Served, Wish};

@@ -101,7 +101,7 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
     let pid = match options.network {
         // SAFETY: the child runs `run_child` alone, on a stack of its own, with memory that lives until this call
         // returns, which `CLONE_VFORK` delays until the child has executed or exited.
-        None => Ok(unsafe { clone3(&arguments, run_child, &raw mut child) }),
+        None => Ok(unsafe { clone3(&arguments, &raw mut child) }),
         Some(network) => clone_within(network, arguments, &mut child),
     };
     drop(blocked);
@@ -153,7 +153,7 @@ extern "C" fn run_within(argument: *mut libc::c_void) {
     within.entered = raw(libc::SYS_setns, [within.network.unsigned_abs().into(), new_network, 0, 0, 0]);
     if within.entered >= 0 {
         // SAFETY: as where the caller makes the child itself; this thread stands still as long as the child needs it.
-        within.pid = unsafe { clone3(&within.arguments, run_child, &raw mut *within.child) };
+        within.pid = unsafe { clone3(&within.arguments, &raw mut *within.child) };
     }
 }
 
@@ -246,85 +246,30 @@ pub(crate) fn last_capability() -> Result<u32> {
     Ok(*LAST.get_or_init(|| last))
 }
 
-/// Makes the child, which calls `entry(argument)` on its own stack and never returns; the parent gets the result.
+/// Makes the child, which runs `run_child` on its own stack; the parent gets the result.
 ///
 /// # Safety
-/// `arguments` describes a stack that nobody else uses, and `entry` makes only raw system calls and does not return.
-unsafe fn clone3(arguments: &CloneArguments, entry: extern "C" fn(*mut Child) -> !, argument: *mut Child) -> i64 {
-    let result: i64;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: in the parent only what is declared changes; the child leaves on its own stack and does not return.
-    unsafe {
-        core::arch::asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "ud2",
-            "2:",
-            inlateout("rax") libc::SYS_clone3 => result,
-            in("rdi") std::ptr::from_ref(arguments), in("rsi") size_of::<CloneArguments>(),
-            in("r12") argument, in("r13") entry,
-            lateout("rcx") _, lateout("r11") _,
-        );
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "svc 0",
-            "cbnz x0, 2f",
-            "mov x29, xzr",
-            "mov x0, x20",
-            "blr x21",
-            "brk #1",
-            "2:",
-            in("x8") libc::SYS_clone3,
-            inlateout("x0") std::ptr::from_ref(arguments) => result,
-            in("x1") size_of::<CloneArguments>(),
-            in("x20") argument, in("x21") entry,
-        );
-    }
-    result
+/// `arguments` describes a stack that nobody else uses.
+unsafe fn clone3(arguments: &CloneArguments, child: *mut Child) -> i64 {
+    let (at, size) = (std::ptr::from_ref(arguments) as libc::c_long, size_of::<CloneArguments>() as libc::c_long);
+    // SAFETY: the caller answers for the stack; `run_child` makes system calls only and does not return.
+    unsafe { thread::clone(libc::SYS_clone3, [at, size, 0, 0, 0], run_child, child.cast()) }
 }
 
-/// A system call without libc, whose `errno` belongs to the parent's thread.
-fn raw(number: libc::c_long, a: [u64; 5]) -> i64 {
-    let result: i64;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the calls of this file's child touch only the memory that `Child` points to.
-    unsafe {
-        core::arch::asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3], in("r8") a[4],
-            lateout("rcx") _, lateout("r11") _,
-            options(nostack),
-        );
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!(
-            "svc 0",
-            in("x8") number,
-            inlateout("x0") a[0] => result,
-            in("x1") a[1], in("x2") a[2], in("x3") a[3], in("x4") a[4],
-            options(nostack),
-        );
-    }
-    result
+/// A system call whose arguments are addresses and flags.
+fn raw(number: libc::c_long, arguments: [u64; 5]) -> i64 {
+    let [a, b, c, d, e] = arguments;
+    let arguments = [a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed(), e.cast_signed()];
+    thread::system_call(number, arguments)
 }
 
 /// `struct __user_cap_header_struct` and `struct __user_cap_data_struct[2]`.
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// The child: raw system calls and nothing else, with the parent's memory and no thread of the parent's running it.
-extern "C" fn run_child(child: *mut Child) -> ! {
+extern "C" fn run_child(child: *mut libc::c_void) -> ! {
     // SAFETY: the parent keeps it alive and does not touch it until this process has executed or exited.
-    let child = unsafe { &mut *child };
+    let child = unsafe { &mut *child.cast::<Child>() };
     if child.capabilities != 0 {
         // In a new user namespace without maps, executing a file would drop every capability: nobody is root yet.
         let header = [CAPABILITY_VERSION_3, 0];

@@ -53,7 +53,8 @@ pub(super) fn run(entry: extern "C" fn(*mut c_void), argument: *mut c_void, desc
     // SAFETY: `top` is the 16-byte aligned end of a stack that outlives the thread's use of memory, because CLONE_VFORK
     // keeps the caller here until that is over; what `errand` points to likewise. `entry` makes system calls only, so it
     // takes no lock and changes no thread-local of the thread whose registers it starts with.
-    let thread = unsafe { clone(flags, top, begin, (&raw mut errand).cast()) };
+    let thread =
+        unsafe { clone(libc::SYS_clone, [flags.into(), top as c_long, 0, 0, 0], begin, (&raw mut errand).cast()) };
     drop(blocked);
     let Ok(thread @ 1..) = c_int::try_from(thread) else {
         return Err(Error::from_errno("clone(CLONE_THREAD | CLONE_VFORK)", errno(thread)));
@@ -119,16 +120,18 @@ pub(super) fn errno(result: c_long) -> c_int {
     c_int::try_from(result).unwrap_or(-libc::EINVAL).wrapping_neg()
 }
 
-/// Makes the thread, which calls `entry(argument)` on its own stack and never returns; the caller gets the result.
+/// Makes a thread or a process by `clone(2)` or `clone3(2)` with these arguments. It calls `entry(argument)` on its own
+/// stack and never returns; the caller gets the result.
 ///
 /// # Safety
-/// `stack` is the end of one that nobody else uses, and `entry` makes only raw system calls and does not return.
-unsafe fn clone(
-    flags: c_int,
-    stack: *mut c_void,
+/// The arguments name a stack that nobody else uses, and `entry` makes only raw system calls and does not return.
+pub(super) unsafe fn clone(
+    number: c_long,
+    arguments: [c_long; 5],
     entry: extern "C" fn(*mut c_void) -> !,
     argument: *mut c_void,
 ) -> c_long {
+    let [first, second, third, fourth, fifth] = arguments;
     let result: c_long;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: in the caller only what is declared changes; the thread leaves on its own stack and does not return.
@@ -142,8 +145,8 @@ unsafe fn clone(
             "call r13",
             "ud2",
             "2:",
-            inlateout("rax") libc::SYS_clone => result,
-            in("rdi") c_long::from(flags), in("rsi") stack, in("rdx") 0, in("r10") 0, in("r8") 0,
+            inlateout("rax") number => result,
+            in("rdi") first, in("rsi") second, in("rdx") third, in("r10") fourth, in("r8") fifth,
             in("r12") argument, in("r13") entry,
             lateout("rcx") _, lateout("r11") _,
         );
@@ -159,9 +162,9 @@ unsafe fn clone(
             "blr x21",
             "brk #1",
             "2:",
-            in("x8") libc::SYS_clone,
-            inlateout("x0") c_long::from(flags) => result,
-            in("x1") stack, in("x2") 0, in("x3") 0, in("x4") 0,
+            in("x8") number,
+            inlateout("x0") first => result,
+            in("x1") second, in("x2") third, in("x3") fourth, in("x4") fifth,
             in("x20") argument, in("x21") entry,
         );
     }
