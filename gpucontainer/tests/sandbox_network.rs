@@ -168,6 +168,102 @@ fn a_sandbox_joins_the_network_of_another() {
     leaks.check();
 }
 
+/// The other test runs this one as another user. The network of another sandbox comes with its user namespace.
+#[test]
+fn an_ordinary_user_joins_the_network_of_a_sandbox() {
+    if !common::tier("rootless") {
+        return;
+    }
+    let leaks = Leaks::watch();
+    let fixture = Fixture::new();
+    let server = fixture.shell(SERVER).name("first").publish(80, 0).spawn().unwrap();
+    serves(&server);
+    let own = |name: &str| std::fs::read_link(format!("/proc/{}/ns/{name}", server.pid())).unwrap();
+    let by_files = || {
+        let open =
+            |name: &str| OwnedFd::from(std::fs::File::open(format!("/proc/{}/ns/{name}", server.pid())).unwrap());
+        NetworkNamespace::from_fds(open("net"), Some(open("user")))
+    };
+    for (init, namespace) in [(true, server.network_namespace().unwrap()), (false, by_files())] {
+        let script = "busybox wget -qO- http://127.0.0.1/inside; ls /sys/class/net; busybox id -u; echo $$; echo a >/root/a && \
+                      cat /root/a; hostname; for n in user net pid mnt uts ipc; do busybox readlink /proc/self/ns/$n; done";
+        let network = Network::Join(namespace);
+        let builder = fixture.builder().command(["/bin/busybox", "sh", "-c", script]);
+        let text =
+            output(builder.hostname("second").network(network).init(init).env("PATH", "/bin").time_offsets(5, 7));
+        let mut lines = text.lines();
+        let mut next = || lines.next().unwrap_or_default().to_owned();
+        assert_eq!([next(), next(), next()], ["inside", "lo", "0"], "{text}");
+        assert_eq!(next(), if init { "2" } else { "1" }, "{text}");
+        assert_eq!([next(), next()], ["a", "second"], "{text}");
+        for name in ["user", "net"] {
+            assert_eq!(next(), own(name).to_string_lossy(), "{name}: {text}");
+        }
+        for name in ["pid", "mnt", "uts", "ipc"] {
+            assert_ne!(next(), own(name).to_string_lossy(), "{name}: {text}");
+        }
+    }
+    // What joins is a sandbox like any other: more is executed in it, it publishes, and it outlives the first one.
+    let network = Network::Join(server.network_namespace().unwrap());
+    let second = fixture.shell("cd /etc && exec busybox httpd -f -p 81").network(network).publish(81, 0);
+    let plan = second.plan().unwrap().explain();
+    assert!(plan.contains("enter a network that was given and its user namespace"), "{plan}");
+    assert!(!plan.contains("new namespaces: user"), "{plan}");
+    let second = second.spawn().unwrap();
+    let gone = server.network_namespace().unwrap();
+    until("the second listens", LONG, || server.dial(81, Some(LONG)).is_ok());
+    server.close().unwrap();
+    let mut published = std::net::TcpStream::connect(second.ports()[0].host()).unwrap();
+    std::io::Write::write_all(&mut published, b"GET /inside HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    published.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("inside\n"), "{answer}");
+    let inside = second.exec(["/bin/sh", "-c", "busybox wget -qO- http://127.0.0.1:81/inside"]);
+    let inside = inside.stdout(gpucontainer::sandbox::Stdio::Piped).spawn().unwrap();
+    assert_eq!(inside.communicate(b"", Some(LONG)).unwrap().stdout, b"inside\n");
+    drop((inside, published));
+    second.close().unwrap();
+    // What cannot be is said, and nothing stays.
+    let refused = |network: NetworkNamespace, kind: ErrorKind, words: &str| {
+        let error = fixture.shell("true").network(Network::Join(network)).spawn().unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    };
+    refused(gone, ErrorKind::Closed, "has ended");
+    let file = |name: &str| OwnedFd::from(std::fs::File::open(format!("/proc/self/ns/{name}")).unwrap());
+    refused(NetworkNamespace::from_fds(file("net"), None), ErrorKind::PermissionDenied, "user namespace that owns it");
+    let host = NetworkNamespace::from_fds(file("net"), Some(file("user")));
+    let error = fixture.shell("true").network(Network::Join(host)).spawn().unwrap_err();
+    assert!(matches!(error.errno(), Some(1 | 22)), "{error:?}");
+    drop(fixture);
+    leaks.check();
+}
+
+#[test]
+fn what_an_ordinary_user_joins_with_has_the_ids_of_the_first() {
+    if !common::tier("subordinate") {
+        return;
+    }
+    let fixture = Fixture::new();
+    let first = fixture.shell("sleep 1000").user_namespace(UserNamespace::Subordinate).spawn().unwrap();
+    let join = || Network::Join(first.network_namespace().unwrap());
+    let script = "busybox id -u; busybox id -G; echo x >/tmp/x; busybox stat -c %u:%g /tmp/x /etc/passwd";
+    for wanted in [UserNamespace::Auto, UserNamespace::Subordinate] {
+        let second = fixture.shell(script).user("web").network(join()).user_namespace(wanted);
+        assert_eq!(output(second), "33\n34\n33:34\n0:0\n", "{wanted:?}");
+    }
+    let other = fixture.shell("true").network(join()).user_namespace(UserNamespace::Oneself).spawn().unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::InvalidArgument, "{other}");
+    assert!(other.to_string().contains("other ids than that of the network"), "{other}");
+}
+
+#[test]
+fn an_ordinary_user_who_is_tried_by_root_joins_too() {
+    if common::tier("root") {
+        Ordinary::nobody().run("an_ordinary_user_joins_the_network_of_a_sandbox", &[]);
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused_before_anything_starts() {
     let leaks = Leaks::watch();
@@ -326,7 +422,12 @@ fn way_out() {
         let script = format!("busybox timeout 5 busybox nc -w 2 {} </dev/null; true", address.replace(':', " "));
         output(fixture.shell(&script).network(Network::Outbound))
     };
-    assert_eq!(ask(&outside), HOST);
+    let reaches = || {
+        // A slow pasta may say the same data to the container several times over.
+        let told = ask(&outside);
+        assert!(!told.is_empty() && told.replace(HOST, "").is_empty(), "{told}");
+    };
+    reaches();
     for address in host.split(',') {
         assert_eq!(ask(address), "", "{address} is reached");
     }
@@ -352,7 +453,7 @@ fn way_out() {
     let started = std::time::Instant::now();
     loop {
         // The supervisor may live on for a moment.
-        assert_eq!(ask(&outside), HOST);
+        reaches();
         let start = std::time::Instant::now();
         while running() > 0 && start.elapsed() < SOON {}
         if running() == 0 {

@@ -1,7 +1,9 @@
 //! Network namespaces by descriptor, and connections into them.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::calls::namespace;
 use crate::sys::netns::{self, Family, Memory, Target, Transport};
+use crate::sys::process;
 use crate::sys::socket::{self, number};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -90,6 +92,37 @@ impl NetworkNamespace {
     pub(crate) fn entrance(&self) -> BorrowedFd<'_> {
         match &self.0.handle {
             Handle::Process(fd) | Handle::Namespaces { network: fd, .. } => fd.as_fd(),
+        }
+    }
+
+    /// What an ordinary user enters to be in it, one after the other, each with its kind as `setns(2)` takes it: the user
+    /// namespace that owns it comes first.
+    pub(crate) fn entrances(&self) -> Vec<(BorrowedFd<'_>, u64)> {
+        match &self.0.handle {
+            Handle::Process(pidfd) => vec![(pidfd.as_fd(), namespace::USER | namespace::NETWORK)],
+            Handle::Namespaces { network, user } => {
+                let user = user.iter().map(|user| (user.as_fd(), namespace::USER));
+                user.chain([(network.as_fd(), namespace::NETWORK)]).collect()
+            }
+        }
+    }
+
+    /// A process in the user namespace that owns it.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) if its process has ended, [`PermissionDenied`](ErrorKind::PermissionDenied) if its
+    /// user namespace is not known, [`NotFound`](ErrorKind::NotFound) if nobody is in there.
+    pub(crate) fn process_of_owner(&self) -> Result<i32> {
+        match &self.0.handle {
+            Handle::Process(pidfd) => process::pid_of(pidfd)?
+                .ok_or_else(|| Error::new(ErrorKind::Closed, "the process whose network is wanted has ended")),
+            Handle::Namespaces { user: None, .. } => Err(Error::new(
+                ErrorKind::PermissionDenied,
+                "without privilege a network can be entered with the user namespace that owns it alone, which was not \
+                 given",
+            )),
+            Handle::Namespaces { user: Some(user), .. } => process::in_user_namespace(user)?
+                .ok_or_else(|| Error::new(ErrorKind::NotFound, "no process is in the user namespace of the network")),
         }
     }
 

@@ -48,8 +48,11 @@ pub enum Network {
     /// loopback. Other addresses that the host can reach, the sandbox can.
     Outbound,
     /// The network of another sandbox ([`Sandbox::network_namespace`](crate::Sandbox::network_namespace)), or any other
-    /// network namespace. Needs privileges over it. What is there is left as it is, and it lives at least as long as the
-    /// sandbox.
+    /// network namespace. What is there is left as it is, and it lives at least as long as the sandbox.
+    ///
+    /// Needs privileges over it: root's, or those of the user who made the user namespace that owns it. An ordinary user
+    /// can be in a network only with its user namespace, which the two sandboxes then share: both have the ids of the
+    /// first, and [`UserNamespace::Auto`] takes them.
     Join(NetworkNamespace),
 }
 

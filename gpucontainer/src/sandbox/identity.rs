@@ -140,6 +140,30 @@ impl IdMaps {
         Ok(Self { users: map("/etc/subuid", user)?, groups: map("/etc/subgid", group)?, author: Author::Helpers })
     }
 
+    /// Those of the user namespace of the process `pid`.
+    pub(crate) fn read(pid: i32) -> Result<Self> {
+        let text = |name: &str| fs::read_to_string(Path::new(&format!("/proc/{pid}/{name}")));
+        let ranges = |name: &str| -> Result<Vec<IdRange>> {
+            let text = text(name)?;
+            let ranges: Vec<_> = text.lines().filter_map(range).collect();
+            let whole = !ranges.is_empty() && ranges.len() == text.lines().count();
+            let strange = || Error::new(ErrorKind::Unsupported, format!("/proc/{pid}/{name} maps no ids: {text:?}"));
+            whole.then_some(ranges).ok_or_else(strange)
+        };
+        let author = if text("setgroups")?.trim() == "deny" { Author::Oneself } else { Author::Helpers };
+        Ok(Self { users: ranges("uid_map")?, groups: ranges("gid_map")?, author })
+    }
+
+    /// Whether the same ids mean the same.
+    pub(crate) fn same_ids(&self, other: &Self) -> bool {
+        let sorted = |ranges: &[IdRange]| {
+            let mut ranges = ranges.to_vec();
+            ranges.sort_unstable_by_key(|range| range.inside);
+            ranges
+        };
+        sorted(&self.users) == sorted(&other.users) && sorted(&self.groups) == sorted(&other.groups)
+    }
+
     /// Whether files of the host belong to other ids inside than a mount of their layer would show.
     pub(crate) fn is_shifted(&self) -> bool {
         self.author == Author::Privileged
@@ -186,6 +210,13 @@ impl IdMaps {
         fs::write(Path::new(&format!("/proc/{pid}/uid_map")), lines(&self.users).as_bytes())?;
         fs::write(Path::new(&format!("/proc/{pid}/gid_map")), lines(&self.groups).as_bytes())
     }
+}
+
+/// A line of `uid_map` or `gid_map` of procfs.
+fn range(line: &str) -> Option<IdRange> {
+    let mut numbers = line.split_ascii_whitespace().map(str::parse);
+    let mut number = || numbers.next()?.ok();
+    Some(IdRange { inside: number()?, outside: number()?, count: number()? })
 }
 
 /// The ranges of a user in the text of `/etc/subuid` or `/etc/subgid`: `name-or-uid:first:count`.

@@ -2,12 +2,12 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::outbound::Outbound;
-use crate::sandbox::compile::{BINDS, Descriptors, END, FIRST_HANDED, clone_flags, compile};
+use crate::sandbox::compile::{BINDS, Descriptors, END, FIRST_HANDED, WENT_ON, clone_flags, compile};
 use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
-use crate::sandbox::plan::{Plan, Step};
+use crate::sandbox::plan::{Namespace, Plan, Step};
 use crate::sandbox::shift::Shifted;
-use crate::sys::launch::{CloneOptions, start, wait};
+use crate::sys::launch::{CloneOptions, Started, start, wait};
 use crate::sys::program::{Failure, Report, now};
 use crate::sys::{errno, process};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,6 +34,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// The network namespace to start in, or a pidfd of a process in it.
     pub(crate) network: Option<BorrowedFd<'a>>,
+    /// The network to share and the user namespace that owns it, as `setns(2)` takes them one after the other.
+    pub(crate) shared: Vec<(BorrowedFd<'a>, u64)>,
     /// Sources that were taken already, by their numbers.
     pub(crate) sources: Vec<(usize, BorrowedFd<'a>)>,
     /// What gives the network a way out.
@@ -100,19 +102,25 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         gate: stub_gate.as_ref().map(AsFd::as_fd),
         handed: handed.iter().map(AsFd::as_fd).collect(),
         target: inputs.target,
+        shared: inputs.shared.clone(),
     };
     let program = compile(plan, &descriptors)?;
     tracing::debug!(sandbox = plan.name, operations = program.len(), "program compiled");
     let program = program.finish()?;
     moments.push(("compiled", now()));
-    let options = CloneOptions { namespaces: clone_flags(plan), cgroup: inputs.cgroup, network: inputs.network };
-    let child = start(&program, &options)?;
+    // Who enters a network first makes the namespaces in there.
+    let namespaces = if inputs.shared.is_empty() { clone_flags(plan) } else { 0 };
+    let options = CloneOptions { namespaces, cgroup: inputs.cgroup, network: inputs.network };
+    let mut child = start(&program, &options)?;
     let report = program.into_report();
     drop((stub_control, stub_started, stub_gate));
+    if !inputs.shared.is_empty() {
+        child = who_went_on(plan, &child, &control, &report)?;
+    }
     moments.push(("cloned", now()));
     let collected = Collect(&child.pidfd);
 
-    if let Some(maps) = inputs.id_maps {
+    if let Some(maps) = inputs.id_maps.filter(|_| plan.namespaces.contains(&Namespace::User)) {
         maps.apply(child.pid)?;
         process::tell(&control, b"G")?;
     }
@@ -169,6 +177,18 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     Ok(Running { supervisor: child.pidfd, application, control, terminal, binds, report, moments })
 }
 
+/// The process that went on in the network that `first` has entered.
+fn who_went_on(plan: &Plan, first: &Started, control: &OwnedFd, report: &Report) -> Result<Started> {
+    let told = process::receive_descriptor(control);
+    // It has nothing more to do.
+    wait(&first.pidfd)?;
+    let Some((WENT_ON, pidfd)) = told? else { return Err(died(plan, report)) };
+    let collected = Collect(&pidfd);
+    let Some(pid) = process::pid_of(&pidfd)? else { return Err(died(plan, report)) };
+    std::mem::forget(collected);
+    Ok(Started { pid, pidfd })
+}
+
 /// Why a plan without an application was not carried out to its end.
 #[derive(Debug)]
 pub(crate) struct Broken {
@@ -203,6 +223,7 @@ pub(crate) fn perform(plan: &Plan, target: BorrowedFd<'_>) -> Result<(), Broken>
         gate: None,
         handed: Vec::new(),
         target: Some(target),
+        shared: Vec::new(),
     };
     let program = compile(plan, &descriptors)?.finish()?;
     let child = start(&program, &CloneOptions::default())?;
@@ -279,7 +300,7 @@ impl IdMaps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::plan::{Masked, Namespace};
+    use crate::sandbox::plan::Masked;
     use std::io::Read;
 
     #[test]

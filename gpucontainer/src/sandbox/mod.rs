@@ -184,6 +184,7 @@ impl Sandbox {
             None => Shifted::default(),
         };
         let sys = joined.sys(&prepared.plan).with_context(wanted)?;
+        let shared = joined.shared(&prepared.plan);
         let inputs = Inputs {
             shifted: Some(&shifted),
             cgroup: entry.as_ref().and_then(crate::cgroup::Entry::directory),
@@ -193,7 +194,8 @@ impl Sandbox {
             lease: lease.as_ref().map(AsFd::as_fd),
             handed,
             target: None,
-            network: joined.entrance(),
+            network: joined.entrance().filter(|_| shared.is_empty()),
+            shared,
             outbound: joined.outbound(),
             sources: sys.iter().map(|(source, mount)| (*source, mount.as_fd())).collect(),
             id_maps: prepared.id_maps.as_ref(),

@@ -53,6 +53,16 @@ impl Joined {
         }
     }
 
+    /// The namespaces to enter one after the other where the network is shared together with the user namespace that
+    /// owns it, each with its kind, as `setns(2)` takes them.
+    pub(crate) fn shared(&self, plan: &Plan) -> Vec<(BorrowedFd<'_>, u64)> {
+        let shares = plan.steps.iter().any(|step| matches!(step, Step::ShareNetwork { .. }));
+        match self {
+            Self::Namespace(network) if shares => network.entrances(),
+            _ => Vec::new(),
+        }
+    }
+
     /// What the supervisor holds, so that the network lives as long as it.
     pub(crate) fn holders(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let (member, claim) = match self {

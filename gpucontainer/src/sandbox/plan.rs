@@ -70,6 +70,9 @@ pub(crate) enum Step {
     AwaitNetwork,
     /// Says that the start happens in a network that is there already; nothing is to be done for it.
     InNetwork { network: String },
+    /// Enters a network together with the user namespace that owns it, and goes on in a new process with the namespaces
+    /// of the plan.
+    ShareNetwork { network: String },
     /// Makes the application's process; the other one supervises.
     Fork,
     /// Starts a session of its own.
@@ -264,6 +267,7 @@ impl fmt::Display for Step {
             }
             Self::AwaitNetwork => write!(f, "wait for a way out"),
             Self::InNetwork { network } => write!(f, "start in {network}"),
+            Self::ShareNetwork { network } => write!(f, "enter {network} and its user namespace"),
             Self::Fork => write!(f, "make the application's process"),
             Self::NewSession => write!(f, "start a session"),
             Self::Travel { travel } => write!(f, "make the host's mounts {travel:?}"),

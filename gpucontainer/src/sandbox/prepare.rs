@@ -1,5 +1,6 @@
 //! From the configuration to the plan: everything is checked here, before anything is started.
 
+mod ids;
 mod own_files;
 mod planner;
 mod process;
@@ -9,7 +10,7 @@ use crate::gpu::{GpuGrant, HookMoment};
 use crate::net::{NO_LOCK, NO_LOCK_FOR_UDP, PortMapping, PortMode, may_have};
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::check::check;
-use crate::sandbox::config::{Capability, Network, SandboxBuilder, UserNamespace};
+use crate::sandbox::config::{Capability, Network, SandboxBuilder};
 use crate::sandbox::gpus::Gpus;
 use crate::sandbox::identity::{IdMaps, Identity, resolve};
 use crate::sandbox::places::Places;
@@ -17,7 +18,7 @@ use crate::sandbox::plan::{Namespace, Plan, Step};
 use crate::sandbox::root::Root;
 use crate::store::LayerHandle;
 use crate::sys::fs;
-use crate::sys::process::is_privileged;
+use ids::Ids;
 use planner::Planner;
 use std::collections::HashSet;
 use std::path::Path;
@@ -82,27 +83,6 @@ pub(crate) fn plan_only(builder: &SandboxBuilder) -> Result<Plan> {
     Ok(prepared?.plan)
 }
 
-fn id_maps(wanted: UserNamespace) -> Result<Option<IdMaps>> {
-    let privileged = is_privileged();
-    match wanted {
-        UserNamespace::Auto if privileged => Ok(None),
-        UserNamespace::Auto | UserNamespace::Oneself => Ok(Some(IdMaps::oneself())),
-        UserNamespace::Host if privileged => Ok(None),
-        UserNamespace::Shifted { first, count } if privileged => {
-            if count == 0 || first.checked_add(count).is_none() {
-                let message = format!("{count} ids from {first} on are no range of ids");
-                return Err(Error::new(ErrorKind::InvalidArgument, message));
-            }
-            Ok(Some(IdMaps::shifted(first, count)))
-        }
-        UserNamespace::Subordinate => Ok(Some(IdMaps::subordinate()?)),
-        UserNamespace::Host | UserNamespace::Shifted { .. } => {
-            let message = format!("user namespace {wanted:?} needs CAP_SYS_ADMIN, which this process lacks");
-            Err(Error::new(ErrorKind::PermissionDenied, message))
-        }
-    }
-}
-
 /// Makes the plan. `scratch` is where writes go, if they go to disk.
 pub(crate) fn prepare(
     builder: &SandboxBuilder,
@@ -113,7 +93,7 @@ pub(crate) fn prepare(
     gpus: Option<&Gpus>,
     handed: Vec<String>,
 ) -> Result<Prepared> {
-    let maps = id_maps(builder.user_namespace)?;
+    let Ids { maps, shared } = Ids::of(builder)?;
     let tree = root.tree()?;
     let config = root.config();
     let grant = gpus.map(|gpus| gpus.grant(&root, &tree)).transpose()?;
@@ -172,6 +152,7 @@ pub(crate) fn prepare(
         steps: Vec::new(),
         sources: 0,
         in_user_namespace: maps.is_some(),
+        shares_user_namespace: shared,
         shifted: maps.as_ref().is_some_and(IdMaps::is_shifted),
         application: (identity.user, identity.group),
     };
@@ -200,7 +181,7 @@ pub(crate) fn prepare(
     planner.process(&context, argv, handed)?;
     let plan = Plan {
         name: name.to_owned(),
-        namespaces: made(builder, &context.namespaces),
+        namespaces: made(builder, shared, &context.namespaces),
         init: builder.init,
         steps: planner.steps,
     };
@@ -250,8 +231,12 @@ fn namespaces(builder: &SandboxBuilder, user: bool) -> Vec<Namespace> {
 }
 
 /// Those that the start makes.
-fn made(builder: &SandboxBuilder, all: &[Namespace]) -> Vec<Namespace> {
-    let there = |kind: &Namespace| *kind == Namespace::Network && builder.network.is_entered();
+fn made(builder: &SandboxBuilder, shares_user: bool, all: &[Namespace]) -> Vec<Namespace> {
+    let there = |kind: &Namespace| match kind {
+        Namespace::Network => builder.network.is_entered(),
+        Namespace::User => shares_user,
+        _ => false,
+    };
     all.iter().filter(|kind| !there(kind)).copied().collect()
 }
 

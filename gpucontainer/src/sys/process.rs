@@ -268,6 +268,18 @@ pub(crate) fn pid_of(pidfd: impl AsFd) -> Result<Option<i32>> {
     Ok(pid.filter(|pid| *pid > 0))
 }
 
+/// A process that is in a user namespace and that the caller may look at; one of them, if there are several.
+pub(crate) fn in_user_namespace(namespace: impl AsFd) -> Result<Option<i32>> {
+    let inode = rustix::fs::fstat(namespace).map_err(|e| failed("fstat(user namespace)", e))?.st_ino;
+    let wanted = format!("user:[{inode}]");
+    let all = super::fs::read_dir(std::path::Path::new("/proc"))?;
+    let mut found = all.iter().filter(|process| {
+        // Who ends meanwhile, or is somebody else's, is not in it as far as the caller knows.
+        super::fs::read_link(&process.join("ns/user")).is_ok_and(|link| link.as_os_str() == wanted.as_str())
+    });
+    Ok(found.find_map(|process| process.file_name()?.to_str()?.parse().ok()))
+}
+
 /// The caller's effective user and group.
 pub(crate) fn own_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())

@@ -41,6 +41,8 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) handed: Vec<BorrowedFd<'fd>>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
+    /// The network that is shared and the user namespace that owns it, as `setns(2)` takes them one after the other.
+    pub(crate) shared: Vec<(BorrowedFd<'fd>, u64)>,
 }
 
 impl Descriptors<'_> {
@@ -49,12 +51,14 @@ impl Descriptors<'_> {
         let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.handed];
         let single = [self.control, self.started, self.owner];
         let sources = self.sources.iter().map(|(_, source)| source);
+        let shared = self.shared.iter().map(|(namespace, _)| namespace);
         let all = lists
             .into_iter()
             .flatten()
             .chain(&single)
             .chain(self.stdio.iter().flatten())
             .chain(sources)
+            .chain(shared)
             .chain(&self.writes)
             .chain(&self.lease)
             .chain(&self.gate);
@@ -65,6 +69,7 @@ impl Descriptors<'_> {
 const KILL: u64 = 1 << 5; // CAP_KILL
 const SIGCHLD: u64 = 17;
 const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_PARENT: u64 = 0x8000;
 const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, no_devices: true, no_execute: true };
 
 /// The stamp of a program that has come to its end, which only one without an application does.
@@ -72,6 +77,9 @@ pub(crate) const END: &str = "end";
 
 /// The first number of sockets that are handed over (`SD_LISTEN_FDS_START`).
 pub(crate) const FIRST_HANDED: i32 = 3;
+
+/// The tag of the message with the process that went on in a shared network.
+pub(crate) const WENT_ON: u8 = b'S';
 
 /// The tag of the message with the listener for binds.
 pub(crate) const BINDS: u8 = b'N';
@@ -89,6 +97,8 @@ struct Compiler<'fd, 'plan> {
     made: BTreeSet<String>,
     /// The fork's other branch: where it leads from, the application's pid, what to tell the parent.
     supervisor: Option<(Jump, Register, Message)>,
+    /// The same of the process that only enters a shared network.
+    entered: Option<(Jump, Message)>,
 }
 
 /// Compiles `plan`; everything that can fail or allocate happens here.
@@ -103,6 +113,7 @@ pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Resul
         sys: None,
         made: BTreeSet::new(),
         supervisor: None,
+        entered: None,
     };
     compiler.program.stamp("stub");
     for (number, step) in plan.steps.iter().enumerate() {
@@ -110,6 +121,7 @@ pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Resul
         compiler.step(step).map_err(|e| e.context(step.to_string()))?;
     }
     compiler.supervise()?;
+    compiler.tell_who_went_on()?;
     Ok(compiler.program)
 }
 
@@ -165,6 +177,7 @@ impl Compiler<'_, '_> {
                 program.write_file(At::Cwd, "/proc/self/timens_offsets", offsets.as_bytes())
             }
             Step::InNetwork { .. } => Ok(()),
+            Step::ShareNetwork { .. } => self.share_network(),
             Step::Fork => self.fork(),
             Step::NewSession => {
                 program.setsid();
@@ -345,6 +358,32 @@ impl Compiler<'_, '_> {
         }
     }
 
+    /// The new process is a child of the caller's, as if that had made it: its pid namespace begins with it, and
+    /// nobody between has to live on.
+    fn share_network(&mut self) -> Result<()> {
+        let program = &mut self.program;
+        for (namespace, kinds) in &self.descriptors.shared {
+            let namespace = program.descriptor(*namespace)?;
+            program.setns(namespace, *kinds);
+        }
+        let child = program.register()?;
+        let (message, slot) = program.descriptor_message(WENT_ON);
+        let flags = SIGCHLD | CLONE_PARENT | CLONE_PIDFD | clone_flags(self.plan);
+        let jump = program.fork(flags, slot, child, false);
+        program.release(child);
+        self.entered = Some((jump, message));
+        Ok(())
+    }
+
+    /// The other branch of that: it tells the caller, and ends.
+    fn tell_who_went_on(&mut self) -> Result<()> {
+        let Some((jump, message)) = self.entered.take() else { return Ok(()) };
+        self.program.land(jump);
+        let control = self.program.descriptor(self.descriptors.control)?;
+        self.program.send(control, &message);
+        Ok(())
+    }
+
     fn fork(&mut self) -> Result<()> {
         let program = &mut self.program;
         // A signal that the host ignores would stay ignored: without SIGCHLD no child would ever be heard of.
@@ -385,7 +424,8 @@ impl Compiler<'_, '_> {
         let lists = [&descriptors.cgroup_tasks, &descriptors.layers, &descriptors.handed];
         let sources =
             descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes).chain(&descriptors.gate);
-        for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
+        let shared = descriptors.shared.iter().map(|(namespace, _)| namespace);
+        for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources).chain(shared) {
             let number = fd.as_raw_fd();
             if !closed.contains(&number) && number > 2 {
                 closed.push(number);

@@ -23,6 +23,8 @@ pub(super) struct Planner<'a> {
     pub(super) steps: Vec<Step>,
     pub(super) sources: usize,
     pub(super) in_user_namespace: bool,
+    /// Whether that is the one that owns the network.
+    pub(super) shares_user_namespace: bool,
     /// Whether layers belong to ids that are others inside.
     pub(super) shifted: bool,
     /// User and group of the application.
@@ -46,8 +48,13 @@ impl Planner<'_> {
         if cgroup.tasks > 0 {
             self.add(Step::JoinCgroups { count: cgroup.tasks });
         }
-        if self.in_user_namespace {
+        let given = || "a network that was given".to_owned();
+        if self.shares_user_namespace {
+            self.add(Step::ShareNetwork { network: given() });
+        } else if self.in_user_namespace {
             self.add(Step::AwaitIdMaps);
+        }
+        if self.in_user_namespace {
             self.add(Step::BecomeNamespaceRoot);
         }
         match &self.builder.network {
@@ -55,7 +62,7 @@ impl Planner<'_> {
                 let network = format!("private network {}", network.name());
                 self.add(Step::InNetwork { network });
             }
-            Network::Join(_) => self.add(Step::InNetwork { network: "a network that was given".to_owned() }),
+            Network::Join(_) if !self.shares_user_namespace => self.add(Step::InNetwork { network: given() }),
             _ => {}
         }
         self.add(Step::NewCgroupNamespace);
@@ -111,7 +118,7 @@ impl Planner<'_> {
             }
         }
         // The network's owner alone may mount its /sys.
-        let foreign = builder.network.is_host() || builder.network.is_entered();
+        let foreign = builder.network.is_host() || (builder.network.is_entered() && !self.shares_user_namespace);
         let sys_bound = (self.in_user_namespace && foreign).then(|| self.take(Path::new("/sys"), true));
         let mounts = self.mounts()?;
         let granted = grant.map(|grant| self.granted(grant, places)).transpose()?.unwrap_or_default();
