@@ -21,7 +21,7 @@ use gpucontainer::sandbox::Network;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use world::{HOST, HOST6, LONG, OUTSIDE, OUTSIDE6, SHORT, ask, ask_udp, on_a_host, run, serve, serve_udp, within};
 
 fn at(address: &str, port: u16) -> SocketAddr {
@@ -368,6 +368,24 @@ fn other_process() {
     std::mem::forget(published);
 }
 
+/// Another process, which publishes ports of the network in a file.
+fn publish_apart(namespace: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "other_process", "--ignored", "--nocapture"])
+        .env(ROLE, namespace)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Its port of TCP, once it has it.
+fn port_of(other: &mut Child) -> u16 {
+    let mut lines = BufReader::new(other.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
+    lines.find_map(|line| line.strip_prefix("port ").map(str::to_owned)).unwrap().parse().unwrap()
+}
+
 #[test]
 fn killed_with_traffic_nothing_stays() {
     let leaks = Leaks::watch();
@@ -376,17 +394,8 @@ fn killed_with_traffic_nothing_stays() {
         let listener = within(&namespace, || TcpListener::bind("0.0.0.0:80").unwrap());
         let inside = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&namespace));
         for _ in 0..3 {
-            let mut other = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "other_process", "--ignored", "--nocapture"])
-                .env(ROLE, &inside)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let lines = BufReader::new(other.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
-            let port: u16 =
-                lines.filter_map(|line| line.strip_prefix("port ").map(str::to_owned)).next().unwrap().parse().unwrap();
+            let mut other = publish_apart(&inside);
+            let port = port_of(&mut other);
             let mut client = world.outside(move || TcpStream::connect_timeout(&at(HOST, port), LONG).unwrap());
             let mut server = listener.accept().unwrap().0;
             // Whether the last reset arrives is not what is tested here.
@@ -406,6 +415,36 @@ fn killed_with_traffic_nothing_stays() {
         }
     });
     leaks.check();
+}
+
+#[test]
+fn a_client_whose_process_was_killed_is_led_anew() {
+    on_a_host(|world| {
+        let namespace = wired(true);
+        let [first, second] = [5000, 6000].map(|port| {
+            let socket = within(&namespace, move || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+            socket.set_read_timeout(Some(LONG)).unwrap();
+            socket
+        });
+        let inside = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&namespace));
+        let mut other = publish_apart(&inside);
+        port_of(&mut other);
+        let client = world.outside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        let mut word = [0; 8];
+        client.send_to(b"before", at(HOST, 5000)).unwrap();
+        assert_eq!(first.recv(&mut word).unwrap(), 6);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        // It goes on sending, and thus the kernel goes on remembering.
+        client.send_to(b"between", at(HOST, 5000)).unwrap();
+        let mapping = PortMapping::udp(6000, 5000).address(HOST.parse().unwrap());
+        let published = translate(mapping, by_fd(&namespace));
+        client.send_to(b"after", at(HOST, 5000)).unwrap();
+        assert_eq!(second.recv(&mut word).unwrap(), 5);
+        first.set_nonblocking(true).unwrap();
+        assert!(first.recv(&mut word).is_err(), "{word:?}");
+        drop(published);
+    });
 }
 
 /// The other test runs this one as another user.

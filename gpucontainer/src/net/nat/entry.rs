@@ -55,6 +55,12 @@ impl Entry {
         ours && (self.host.is_unspecified() || self.host == address)
     }
 
+    /// Whether a connection that is one of it was led where it leads.
+    pub(super) fn leads(&self, destination: u16, (address, port): (IpAddr, u16)) -> bool {
+        let offset = destination.wrapping_sub(self.first);
+        address == self.to && port == self.to_first.wrapping_add(offset)
+    }
+
     fn key(&self, address: IpAddr, port: u16) -> Vec<u8> {
         let mut key = Vec::with_capacity(24);
         field(&mut key, &[self.protocol()]);

@@ -3,9 +3,11 @@
 //! The kernel goes through its whole table for each question, which takes it milliseconds: it is asked once for all ports of
 //! a container, and not at all for ports that nobody has connected to.
 
+use super::super::mapping::Protocol;
 use super::super::netlink::conntrack::{Flow, read_flow};
 use super::super::netlink::{Batch, carry_out};
 use super::entry::Entry;
+use super::protocol_number;
 use crate::error::Result;
 use crate::sys::errno;
 use crate::sys::netlink::Netlink;
@@ -32,16 +34,45 @@ pub(super) fn of(entries: &[&Entry], socket: &Netlink) -> Result<Vec<(usize, Flo
     Ok(flows)
 }
 
-/// Ends those of the entries: from now on the host has no such connection, and says so to whoever sends something more.
-pub(super) fn end(entries: &[&Entry], socket: &Netlink) -> Result<()> {
-    for (_, flow) in of(entries, socket)? {
-        let mut batch = Batch::new();
-        batch.delete_connection(&flow);
-        match carry_out(socket, &batch) {
-            // It has ended by itself.
-            Err(error) if error.errno() == Some(errno::ENOENT) => {}
-            other => other?,
+/// Ends those of UDP that were begun to one of the entries and were led elsewhere: by the rules of a process that was killed,
+/// whose client has gone on sending. They would be led there for as long as it does.
+///
+/// A connection of TCP has ended with what answered it, and its client does not begin the same one again.
+pub(super) fn end_of_others(entries: &[&Entry], socket: &Netlink) -> Result<()> {
+    let datagrams = protocol_number(Protocol::Udp);
+    for v4 in [true, false] {
+        let ours: Vec<_> =
+            entries.iter().filter(|entry| entry.protocol() == datagrams && entry.to.is_ipv4() == v4).collect();
+        if ours.is_empty() {
+            continue;
         }
+        let mut batch = Batch::new();
+        batch.get_all_connections(v4, datagrams);
+        let mut flows = Vec::new();
+        let asked = socket.dump(batch.bytes(), |kind, body| {
+            let Some(flow) = read_flow(kind, body) else { return };
+            let begun = ours.iter().find(|entry| entry.is_for(flow.destination));
+            if begun.is_some_and(|entry| !entry.leads(flow.destination.1, flow.server)) {
+                flows.push(flow);
+            }
+        });
+        asked.map_err(|refusal| refusal.into_error(batch.what(1)))?;
+        flows.iter().try_for_each(|flow| delete(flow, socket))?;
     }
     Ok(())
+}
+
+/// Ends those of the entries: from now on the host has no such connection, and says so to whoever sends something more.
+pub(super) fn end(entries: &[&Entry], socket: &Netlink) -> Result<()> {
+    of(entries, socket)?.iter().try_for_each(|(_, flow)| delete(flow, socket))
+}
+
+fn delete(flow: &Flow, socket: &Netlink) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.delete_connection(flow);
+    match carry_out(socket, &batch) {
+        // It has ended by itself.
+        Err(error) if error.errno() == Some(errno::ENOENT) => Ok(()),
+        other => other,
+    }
 }

@@ -238,7 +238,11 @@ impl Link {
             *state.shared.entry(one.clone()).or_default() += 1;
         }
         drop(state);
-        Ok(Self { nat, entries, shared })
+        let link = Self { nat, entries, shared };
+        // Who sends something from now on is led to the container, and who did before is to be.
+        let all: Vec<&Entry> = link.entries.iter().map(|(_, entry)| entry).collect();
+        flows::end_of_others(&all, &lock(&link.nat.state).socket)?;
+        Ok(link)
     }
 
     /// What was counted for so many wishes, by their numbers.

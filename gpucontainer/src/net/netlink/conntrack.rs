@@ -21,6 +21,7 @@ const CTA_FILTER: u16 = 25;
 const DESTINATION_CHANGED: u32 = 1 << 5;
 /// Which parts of a tuple are compared: the source address and the protocol.
 const SOURCE_AND_PROTOCOL: u32 = 0b101;
+const PROTOCOL: u32 = 0b100;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -29,6 +30,8 @@ const AF_INET6: u8 = 10;
 pub(crate) struct Flow {
     /// Where it was begun to.
     pub(crate) destination: (IpAddr, u16),
+    /// Where it was led.
+    pub(crate) server: (IpAddr, u16),
     /// Whether both sides are still in it, as far as the kernel has seen.
     pub(crate) open: bool,
     /// What names it: attributes of the message that takes it out.
@@ -59,6 +62,20 @@ impl Batch {
         });
     }
 
+    /// Asks for all connections of a protocol (its number) and of IPv4 or IPv6.
+    pub(crate) fn get_all_connections(&mut self, v4: bool, protocol: u8) {
+        let family = if v4 { AF_INET } else { AF_INET6 };
+        self.request("IPCTNL_MSG_CT_GET".to_owned(), (GET, NLM_F_DUMP), &[family, 0, 0, 0], |batch| {
+            batch.nest(CTA_TUPLE_ORIG, |batch| {
+                batch.nest(2, |batch| batch.attribute(1, &[protocol])); // CTA_TUPLE_PROTO: CTA_PROTO_NUM
+            });
+            batch.nest(CTA_FILTER, |batch| {
+                batch.word(1, PROTOCOL); // CTA_FILTER_ORIG_FLAGS
+                batch.word(2, 0); // CTA_FILTER_REPLY_FLAGS
+            });
+        });
+    }
+
     /// Takes a connection out of the table: what comes of it from then on belongs to none.
     pub(crate) fn delete_connection(&mut self, flow: &Flow) {
         let (address, port) = flow.destination;
@@ -71,7 +88,7 @@ impl Batch {
     }
 }
 
-/// The connection in one message of the answer to [`Batch::get_connections`], if it was led elsewhere.
+/// The connection in one message of the answer to such a question, if it was led elsewhere.
 pub(crate) fn read_flow(kind: u16, body: &[u8]) -> Option<Flow> {
     if kind != NEW {
         return None;
@@ -82,19 +99,22 @@ pub(crate) fn read_flow(kind: u16, body: &[u8]) -> Option<Flow> {
     if status & DESTINATION_CHANGED == 0 {
         return None;
     }
-    let original = inside(all, CTA_TUPLE_ORIG)?;
-    let (ip, protocol) = (inside(original, 1)?, inside(original, 2)?);
-    // CTA_IP_V4_DST, CTA_IP_V6_DST
-    let v4 = inside(ip, 2).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
-    let v6 = || inside(ip, 4).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from);
-    let port = u16::from_be_bytes(inside(protocol, 3)?.try_into().ok()?); // CTA_PROTO_DST_PORT
+    let end = |tuple, [v4, v6, port]: [u16; 3]| -> Option<(IpAddr, u16)> {
+        let tuple = inside(all, tuple)?;
+        let (ip, protocol) = (inside(tuple, 1)?, inside(tuple, 2)?);
+        let v4 = inside(ip, v4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
+        let v6 = || inside(ip, v6).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from);
+        Some((v4.or_else(v6)?, u16::from_be_bytes(inside(protocol, port)?.try_into().ok()?)))
+    };
+    // CTA_IP_V4_DST, CTA_IP_V6_DST, CTA_PROTO_DST_PORT; CTA_IP_V4_SRC, CTA_IP_V6_SRC, CTA_PROTO_SRC_PORT
+    let (destination, server) = (end(CTA_TUPLE_ORIG, [2, 4, 3])?, end(CTA_TUPLE_REPLY, [1, 3, 2])?);
     // CTA_PROTOINFO_TCP: CTA_PROTOINFO_TCP_STATE, of which 2 is that both have spoken, and 6 that both have ended.
     let state = inside(all, CTA_PROTOINFO).and_then(|info| inside(info, 1)).and_then(|tcp| inside(tcp, 1));
     let open = state.and_then(|state| state.first()).is_none_or(|state| (2..=6).contains(state));
     let named = |(kind, _): &(u16, &[u8])| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind);
     let nested = |kind| if kind == CTA_TUPLE_ORIG { kind | super::batch::NLA_F_NESTED } else { kind };
     let name = attributes(all).filter(named).map(|(kind, value)| (nested(kind), value.to_vec())).collect();
-    Some(Flow { destination: (v4.or_else(v6)?, port), open, name })
+    Some(Flow { destination, server, open, name })
 }
 
 #[cfg(test)]
@@ -118,6 +138,10 @@ mod tests {
                         batch.attribute(3, &8080_u16.to_be_bytes());
                     });
                 });
+                batch.nest(CTA_TUPLE_REPLY, |batch| {
+                    batch.nest(1, |batch| batch.attribute(1, &[10, 0, 0, 2]));
+                    batch.nest(2, |batch| batch.attribute(2, &80_u16.to_be_bytes()));
+                });
                 batch.big_word(CTA_STATUS, status);
                 batch.nest(CTA_PROTOINFO, |batch| batch.nest(1, |batch| batch.attribute(1, &[3])));
                 batch.big_word(CTA_ID, 77);
@@ -126,6 +150,7 @@ mod tests {
         };
         let flow = read_flow(NEW, &write(status)).unwrap();
         assert_eq!((flow.destination, flow.open), (("192.0.2.1".parse().unwrap(), 8080), true));
+        assert_eq!(flow.server, ("10.0.0.2".parse().unwrap(), 80));
         assert_eq!(flow.name.iter().map(|(kind, _)| kind & 0xFF).collect::<Vec<_>>(), [CTA_TUPLE_ORIG, CTA_ID]);
         status = 0;
         let other = write(status);
