@@ -32,10 +32,42 @@ fn other_process() {
     std::fs::write("/proc/self/oom_score_adj", std::env::var(SCORE).unwrap()).unwrap();
     match role().as_deref() {
         Some("busy") => busy(),
+        Some("starting") => starting(),
         Some("paused") => paused(),
         Some("detached") => detached(),
         other => panic!("no test is for {other:?}"),
     }
+}
+
+/// Listens itself, and starts one sandbox after the other.
+fn starting() {
+    let fixture = Fixture::of_parent();
+    let port = std::env::var(PORT).unwrap().parse::<u16>().unwrap();
+    let _listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    say("listening");
+    loop {
+        fixture.shell("true").spawn().unwrap();
+    }
+}
+
+/// What a start makes may outlive the host by a moment, and must not keep what it has nothing to do with.
+#[test]
+fn a_host_that_is_killed_while_it_starts_frees_its_ports_at_once() {
+    let fixture = Fixture::new();
+    let shared = tempfile::tempdir().unwrap();
+    for kill in 0..60 {
+        let port = unused_port();
+        let mut host = Host::start(&fixture, "starting", port, shared.path());
+        host.said("listening");
+        // Anywhere in the few milliseconds of a start.
+        std::thread::sleep(Duration::from_micros(137 * (kill % 40)));
+        host.kill();
+        TcpListener::bind(("127.0.0.1", port))
+            .unwrap_or_else(|error| panic!("kill {kill}: {error}: {:?}", host.alive()));
+        host.vanishes();
+    }
+    collect_abandoned(&fixture.store).unwrap();
+    nothing_in_store(&fixture);
 }
 
 /// A host process that can be told from all others, with everything that it started.

@@ -18,6 +18,7 @@ use gpucontainer::net::{
 };
 use gpucontainer::net::{PortStatus, SourceAddress};
 use gpucontainer::sandbox::Network;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -314,6 +315,15 @@ fn ports_come_and_go_while_a_sandbox_runs() {
         assert!(get(first.port()).unwrap().ends_with("inside\n"));
         let second = sandbox.publish(&[mapping()]).unwrap()[0].host();
         assert!(get(second.port()).unwrap().ends_with("inside\n"));
+        // Without the privilege the kernel takes nothing out: that is said, and the port goes on.
+        let sets = capabilities(None).unwrap();
+        let effective = sets.effective.difference(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, CapabilitySets { effective, ..sets }).unwrap();
+        let refused = sandbox.unpublish(first).unwrap_err();
+        set_capabilities(None, sets).unwrap();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
+        assert!(get(first.port()).unwrap().ends_with("inside\n"));
+        assert_eq!(sandbox.ports().len(), 2);
         sandbox.unpublish(first).unwrap();
         assert!(get(first.port()).is_err());
         assert!(get(second.port()).unwrap().ends_with("inside\n"));

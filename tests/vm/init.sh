@@ -78,7 +78,7 @@ for user in root user; do
         status=$?
         echo
         echo "@@ end $user $program $status"
-    done </tests/list
+    done <"/tests/list-$user"
 done
 echo "@@ done"
 poweroff -f

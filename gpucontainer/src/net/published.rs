@@ -110,6 +110,14 @@ impl Published {
         self.ports.iter().enumerate().map(status).collect()
     }
 
+    /// Takes what the kernel serves from it, which is all that closing can fail at.
+    ///
+    /// # Errors
+    /// The kernel refuses; the ports go on as before.
+    pub(crate) fn withdraw(&mut self) -> Result<()> {
+        self.translated.as_mut().map_or(Ok(()), nat::Link::take_out)
+    }
+
     /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container
     /// has for them. Connections that these have taken are the container's, and stay.
     pub fn close(mut self) {

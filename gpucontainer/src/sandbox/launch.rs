@@ -2,7 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::outbound::Outbound;
-use crate::sandbox::compile::{BINDS, Descriptors, END, FIRST_HANDED, WENT_ON, clone_flags, compile};
+use crate::sandbox::compile::{BINDS, Descriptors, END, WENT_ON, clone_flags, compile};
 use crate::sandbox::hooks;
 use crate::sandbox::identity::IdMaps;
 use crate::sandbox::plan::{Namespace, Plan, Step};
@@ -10,7 +10,7 @@ use crate::sandbox::shift::Shifted;
 use crate::sys::launch::{CloneOptions, Started, start, wait};
 use crate::sys::program::{Failure, Report, now};
 use crate::sys::{errno, process};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// What a launch needs besides the plan.
@@ -67,6 +67,8 @@ pub(crate) struct Running {
     /// Hears of binds, if the plan wants that and the kernel allows it.
     pub(crate) binds: Option<OwnedFd>,
     pub(crate) report: Report,
+    /// The numbers of the claims, here and in the supervisor.
+    pub(crate) claims: Vec<(i32, i32)>,
     /// What was reached when, from the call on.
     pub(crate) moments: Vec<(&'static str, Duration)>,
 }
@@ -76,16 +78,10 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let mut moments = vec![("launch", now())];
     let (control, stub_control) = process::socket_pair()?;
     let (started, stub_started) = process::pipe()?;
-    // Nothing that is still needed may be where the sockets go.
-    let free = FIRST_HANDED + i32::try_from(inputs.handed.len()).unwrap_or(i32::MAX - FIRST_HANDED);
-    let aside = |fd: OwnedFd| if inputs.handed.is_empty() { Ok(fd) } else { process::duplicate_above(fd, free) };
-    let (stub_control, stub_started) = (aside(stub_control)?, aside(stub_started)?);
-    let handed = inputs.handed.iter().map(|fd| process::duplicate_above(fd, free)).collect::<Result<Vec<_>>>()?;
     let owner = process::own_pidfd()?;
     let waits = plan.steps.iter().any(Step::is_gate);
     let (gate, stub_gate) =
         if waits { process::socket_pair().map(|(gate, stub)| (Some(gate), Some(stub)))? } else { (None, None) };
-    let stub_gate = stub_gate.map(aside).transpose()?;
     let shifted = inputs.shifted.iter().flat_map(|taken| &taken.sources).map(|(at, fd)| (*at, fd.as_fd()));
     let sources = inputs.sources.iter().copied().chain(shifted);
     let descriptors = Descriptors {
@@ -100,11 +96,12 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         writes: inputs.shifted.and_then(|taken| taken.writes.as_ref()).map(AsFd::as_fd),
         sources: sources.collect(),
         gate: stub_gate.as_ref().map(AsFd::as_fd),
-        handed: handed.iter().map(AsFd::as_fd).collect(),
+        handed: inputs.handed.clone(),
         target: inputs.target,
         shared: inputs.shared.clone(),
     };
-    let program = compile(plan, &descriptors)?;
+    let mut program = compile(plan, &descriptors)?;
+    let claims = inputs.claims.iter().map(|claim| (claim.as_raw_fd(), program.number(*claim))).collect();
     tracing::debug!(sandbox = plan.name, operations = program.len(), "program compiled");
     let program = program.finish()?;
     moments.push(("compiled", now()));
@@ -174,7 +171,7 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     moments.push(("started", now()));
     moments.sort_by_key(|(_, at)| *at);
     std::mem::forget(collected);
-    Ok(Running { supervisor: child.pidfd, application, control, terminal, binds, report, moments })
+    Ok(Running { supervisor: child.pidfd, application, control, terminal, binds, report, claims, moments })
 }
 
 /// The process that went on in the network that `first` has entered.

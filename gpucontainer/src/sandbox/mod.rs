@@ -204,7 +204,7 @@ impl Sandbox {
         let binds = running.binds.take();
         drop(lease);
         drop(sys);
-        let told = joined.held_by(&running.supervisor);
+        let told = joined.held_by(&running);
         moments.extend(running.moments.iter().copied());
         let host = streams.map_or([None, None, None], |streams| streams.host);
         let handle = Handle::new(running, host)?;
@@ -303,7 +303,8 @@ impl Sandbox {
     /// when the container has closed it.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there.
+    /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there. Rules of the kernel that it does not take out,
+    /// as where the process has given its privileges up since: the port is as before then.
     pub fn unpublish(&self, host: SocketAddr) -> Result<()> {
         self.ports.remove(host).with_context(|| format!("close a port of sandbox {}", self.name))
     }

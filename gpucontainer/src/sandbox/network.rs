@@ -4,9 +4,10 @@ use crate::error::{Context, Result};
 use crate::net::outbound::Outbound;
 use crate::net::{NetworkMember, NetworkNamespace};
 use crate::sandbox::config::{Network, SandboxBuilder};
+use crate::sandbox::launch::Running;
 use crate::sandbox::plan::{Plan, Step};
 use crate::sys::{netns, process};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The network of a start.
 #[derive(Debug)]
@@ -93,10 +94,14 @@ impl Joined {
     }
 
     /// Tells others who look for the network that the supervisor has it.
-    pub(crate) fn held_by(&self, supervisor: impl AsFd) -> Result<()> {
+    pub(crate) fn held_by(&self, running: &Running) -> Result<()> {
         let Self::Member(member) = self else { return Ok(()) };
-        let pid = process::pid_of(supervisor)?.and_then(|pid| u32::try_from(pid).ok());
-        pid.map_or(Ok(()), |pid| member.add_holder(pid)).context("tell who is in a private network")
+        let pid = process::pid_of(&running.supervisor)?.and_then(|pid| u32::try_from(pid).ok());
+        let number = |fd: BorrowedFd<'_>| {
+            let claim = running.claims.iter().find(|(own, _)| *own == fd.as_raw_fd());
+            claim.map_or(-1, |(_, theirs)| *theirs)
+        };
+        pid.map_or(Ok(()), |pid| member.add_holder(pid, number)).context("tell who is in a private network")
     }
 
     /// Leaves it to the supervisor.

@@ -108,8 +108,17 @@ impl Ports {
             return Err(Error::new(ErrorKind::NotFound, message)).context("close a published port");
         }
         // Waits for the relay; nobody needs to wait for that with us.
-        closing.into_iter().for_each(Published::close);
-        Ok(())
+        let mut result = Ok(());
+        for mut one in closing {
+            match one.withdraw() {
+                Ok(()) => one.close(),
+                Err(error) => {
+                    self.lock().push(one);
+                    result = Err(error);
+                }
+            }
+        }
+        result
     }
 
     /// The ports.

@@ -58,7 +58,7 @@ impl Shifted {
 fn shifted(layers: &[PathBuf], maps: &IdMaps) -> Result<Vec<OwnedFd>> {
     let (control, stub_control) = process::socket_pair()?;
     let mut program = Program::new();
-    let end = program.descriptor(stub_control.as_fd())?;
+    let end = program.descriptor(stub_control.as_fd());
     program.await_byte(end);
     let program = program.finish()?;
     let child = start(&program, &CloneOptions { namespaces: namespace::USER, ..CloneOptions::default() })?;

@@ -2,36 +2,62 @@
 //!
 //! Nothing but system calls happens between the clone and the stub: no allocation, no lock, no signal handler. The
 //! child's own memory is a stack made beforehand; every signal is blocked around it. Neither the size of the host nor
-//! its threads matter, and nothing that the child does can change the host: what would (uid changes, dumpable flag,
+//! its threads and open files matter, and nothing that the child does can change the host: what would (uid changes, dumpable flag,
 //! out-of-memory score) happens only in the stub, which has memory of its own.
 
 #![allow(unsafe_code, reason = "a raw clone and the code of its child")]
 
 use super::errno::failed;
 use super::program::Finished;
-use super::signals::Everything;
-use super::thread::{self, Descriptors};
-use crate::error::{Error, Result};
+use super::thread::{self, Chosen, Descriptors};
+use crate::error::{Context, Error, Result};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 static STUB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/stub"));
 
-/// `execveat`, `close_range` and the like are called with these alone; they live on the parent's stack.
+/// What the thread and the child are told, and what they tell; it lives on the caller's stack.
 #[repr(C)]
-struct Child {
-    stub: i32,
+struct Launch {
+    arguments: CloneArguments,
+    /// The network namespace to start in, or -1.
+    network: i32,
     argv: *const *const libc::c_char,
     envp: *const *const libc::c_char,
-    inherited: *const i32,
-    inherited_count: usize,
+    /// The first descriptor that the stub is to have, and the one after the last, which is its file.
+    inherited: [i32; 2],
     /// 0, or 1 + the highest capability to keep through `execveat` in a new user namespace.
     capabilities: u64,
-    /// The error number of a call that failed here; written before the child exits.
+    /// The pidfd of the child, in the thread's table.
+    pidfd: i32,
+    /// A message with it, and the socket that it is sent to.
+    message: Message,
+    socket: i32,
+    pid: i64,
+    /// The call that failed, if any, and its error number.
+    failed: Call,
     errno: i32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    EnterNetwork,
+    Clone,
+    Execute,
+    Send,
+}
+
+/// `struct msghdr` with room for what it points to: one byte, and one descriptor (`SCM_RIGHTS`).
+#[repr(C)]
+struct Message {
+    header: libc::msghdr,
+    iov: libc::iovec,
+    byte: u8,
+    /// `struct cmsghdr`, and the descriptor.
+    control: [u64; 3],
 }
 
 /// What kind of child to make.
@@ -56,36 +82,43 @@ pub(crate) struct Started {
 
 /// Runs `program` in a new process.
 ///
+/// ```text
+/// caller ─ clone ─► thread ─ clone3 ─► child: execveat(stub)
+///    ◄── pidfd ──── with the few descriptors of the stub in a table of its own
+/// ```
+/// So it takes no longer where the caller has thousands of descriptors, and nothing of the child keeps those that it has
+/// not to do with, should the caller be killed meanwhile.
+///
 /// # Errors
 /// The error of `clone3`, or of executing the stub; in both cases no process is left.
 pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Result<Started> {
     let stub = stub_file()?;
-    let number = CString::new(program.file().as_raw_fd().to_string()).unwrap_or_default();
+    let (ours, theirs) = super::process::socket_pair()?;
+    let lowest = program.lowest();
+    let number = CString::new(lowest.to_string()).unwrap_or_default();
     let argv = [c"gpucontainer".as_ptr(), number.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null()];
-    let inherited = program.inherited();
-    let new_user = u64::from(libc::CLONE_NEWUSER.cast_unsigned());
-    let mut child = Child {
-        stub: stub.as_raw_fd(),
-        argv: argv.as_ptr(),
-        envp: envp.as_ptr(),
-        inherited: inherited.as_ptr(),
-        inherited_count: inherited.len(),
-        capabilities: if options.namespaces & new_user == 0 { 0 } else { u64::from(last_capability()?) + 1 },
-        errno: 0,
+    let mut of_process = program.inherited();
+    let own = |of_process: &mut Vec<i32>, fd: BorrowedFd<'_>| {
+        of_process.push(fd.as_raw_fd());
+        lowest + i32::try_from(of_process.len()).unwrap_or(i32::MAX - lowest) - 1
     };
+    let stub = own(&mut of_process, stub.as_fd());
+    let socket = own(&mut of_process, theirs.as_fd());
+    let network = options.network.map_or(-1, |network| own(&mut of_process, network));
+    let cgroup = options.cgroup.map(|cgroup| own(&mut of_process, cgroup));
 
-    let mut pidfd = -1_i32;
+    let new_user = u64::from(libc::CLONE_NEWUSER.cast_unsigned());
     let mut flags = u64::from((libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD).cast_unsigned());
     flags |= options.namespaces | CLONE_CLEAR_SIGHAND;
-    if options.cgroup.is_some() {
+    if cgroup.is_some() {
         flags |= CLONE_INTO_CGROUP;
     }
     // Pages of its own, so that an overflow meets the allocator's guard or nothing of ours that is in use.
     let mut stack = vec![0_u128; STACK / 16];
     let arguments = CloneArguments {
         flags,
-        pidfd: (&raw mut pidfd) as u64,
+        pidfd: 0,
         child_tid: 0,
         parent_tid: 0,
         // The kernel replaces this with SIGCHLD at the stub's exec; 0 keeps even the short life before quiet.
@@ -95,66 +128,105 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: options.cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
+        cgroup: cgroup.map_or(0, |fd| u64::from(fd.unsigned_abs())),
     };
-    let blocked = Everything::block();
-    let pid = match options.network {
-        // SAFETY: the child runs `run_child` alone, on a stack of its own, with memory that lives until this call
-        // returns, which `CLONE_VFORK` delays until the child has executed or exited.
-        None => Ok(unsafe { clone3(&arguments, &raw mut child) }),
-        Some(network) => clone_within(network, arguments, &mut child),
+    let mut launch = Launch {
+        arguments,
+        network,
+        argv: argv.as_ptr(),
+        envp: envp.as_ptr(),
+        inherited: [lowest, stub],
+        capabilities: if options.namespaces & new_user == 0 { 0 } else { u64::from(last_capability()?) + 1 },
+        pidfd: -1,
+        // SAFETY: structures of numbers and of pointers, all of which may be zero.
+        message: unsafe { std::mem::zeroed() },
+        socket,
+        pid: 0,
+        failed: Call::EnterNetwork,
+        errno: 0,
     };
-    drop(blocked);
+    let chosen = Chosen { of_process: &of_process, first: lowest, standard: true };
+    let run = thread::run(run_thread, (&raw mut launch).cast(), Descriptors::Chosen(chosen));
     drop(stack);
-    let pid = pid?;
-
-    if pid < 0 {
-        let errno = i32::try_from(-pid).unwrap_or(libc::EIO);
-        return Err(Error::from_errno(format!("clone3({})", describe(options)), errno));
-    }
-    // SAFETY: the kernel stored a new descriptor here, which nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    // SAFETY: `child` is written by the other process through shared memory, so it is read as volatile.
-    let errno = unsafe { std::ptr::read_volatile(&raw const child.errno) };
-    if errno != 0 {
-        wait(&pidfd)?;
-        return Err(Error::from_errno("execveat(stub)", errno));
-    }
-    Ok(Started { pid: i32::try_from(pid).unwrap_or_default(), pidfd })
-}
-
-/// What the thread is told, and what it tells.
-#[repr(C)]
-struct Within<'a> {
-    network: i32,
-    entered: i64,
-    arguments: CloneArguments,
-    child: &'a mut Child,
-    pid: i64,
-}
-
-/// The same in another network namespace, which must be entered before a new user namespace takes the right to do so
-/// away. A thread of the caller's enters it and makes the stub's process.
-fn clone_within(network: BorrowedFd<'_>, arguments: CloneArguments, child: &mut Child) -> Result<i64> {
-    let mut within = Within { network: network.as_raw_fd(), entered: 0, arguments, child, pid: 0 };
-    thread::run(run_within, (&raw mut within).cast(), Descriptors::Shared)?;
-    if within.entered < 0 {
-        let errno = i32::try_from(-within.entered).unwrap_or(libc::EIO);
-        return Err(Error::from_errno("setns(network namespace)", errno));
-    }
-    Ok(within.pid)
+    run.context("make a thread that starts a process")?;
+    drop(theirs);
+    let call = match launch.failed {
+        _ if launch.errno == 0 => {
+            let told = super::process::receive_descriptor(&ours)?;
+            let pidfd = told.ok_or_else(|| Error::from_errno("recvmsg(pidfd)", libc::EPIPE))?.1;
+            return Ok(Started { pid: i32::try_from(launch.pid).unwrap_or_default(), pidfd });
+        }
+        Call::EnterNetwork => "setns(network namespace)".to_owned(),
+        Call::Clone => format!("clone3({})", describe(options)),
+        Call::Execute => "fcntl() or execveat(stub)".to_owned(),
+        Call::Send => "sendmsg(pidfd)".to_owned(),
+    };
+    Err(Error::from_errno(call, launch.errno))
 }
 
 /// The thread: system calls and nothing else.
-extern "C" fn run_within(argument: *mut libc::c_void) {
+extern "C" fn run_thread(argument: *mut libc::c_void) {
     // SAFETY: the caller passes an exclusive reference and stands still until this function has ended.
-    let within = unsafe { &mut *argument.cast::<Within<'_>>() };
-    let new_network = u64::from(libc::CLONE_NEWNET.cast_unsigned());
-    within.entered = raw(libc::SYS_setns, [within.network.unsigned_abs().into(), new_network, 0, 0, 0]);
-    if within.entered >= 0 {
-        // SAFETY: as where the caller makes the child itself; this thread stands still as long as the child needs it.
-        within.pid = unsafe { clone3(&within.arguments, &raw mut *within.child) };
+    let launch = unsafe { &mut *argument.cast::<Launch>() };
+    if launch.network >= 0 {
+        // Before a new user namespace takes the right to do so away.
+        let new_network = u64::from(libc::CLONE_NEWNET.cast_unsigned());
+        let entered = raw(libc::SYS_setns, [launch.network.unsigned_abs().into(), new_network, 0, 0, 0]);
+        if entered < 0 {
+            launch.errno = thread::errno(entered);
+            return;
+        }
     }
+    launch.arguments.pidfd = (&raw mut launch.pidfd) as u64;
+    let arguments = &raw const launch.arguments;
+    // SAFETY: the child runs `run_child` alone, on a stack of its own, with memory that lives until the caller goes on; this
+    // thread stands still until the child has executed or exited (`CLONE_VFORK`), and the caller until this thread has ended.
+    launch.pid = unsafe { clone3(arguments, launch) };
+    if launch.pid < 0 {
+        (launch.failed, launch.errno) = (Call::Clone, thread::errno(launch.pid));
+        return;
+    }
+    // SAFETY: the child has written it through shared memory, so it is read as volatile.
+    let errno = unsafe { std::ptr::read_volatile(&raw const launch.errno) };
+    let mut sent = 0;
+    if errno == 0 {
+        sent = send_pidfd(launch);
+        if sent >= 0 {
+            return;
+        }
+        raw(libc::SYS_pidfd_send_signal, [launch.pidfd.unsigned_abs().into(), 9, 0, 0, 0]);
+    }
+    // `P_PIDFD`; `__WALL`: also a child that has not executed yet, which ends without a signal to its parent.
+    let any = (libc::WEXITED | libc::__WALL).cast_unsigned();
+    let child = [3, launch.pidfd.unsigned_abs().into(), 0, any.into(), 0];
+    while raw(libc::SYS_waitid, child) == -i64::from(libc::EINTR) {}
+    if sent < 0 {
+        (launch.failed, launch.errno) = (Call::Send, thread::errno(sent));
+    }
+}
+
+/// Two numbers, one behind the other in memory.
+fn words(first: i32, second: i32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn send_pidfd(launch: &mut Launch) -> i64 {
+    let message = &raw mut launch.message;
+    // SAFETY: a pointer into what the reference is of; nothing else points there.
+    let message = unsafe { &mut *message };
+    message.byte = b'P';
+    message.iov = libc::iovec { iov_base: (&raw mut message.byte).cast(), iov_len: 1 };
+    message.header.msg_iov = &raw mut message.iov;
+    message.header.msg_iovlen = 1;
+    // struct cmsghdr: length, SOL_SOCKET, SCM_RIGHTS; then the descriptor.
+    message.control = [20, words(libc::SOL_SOCKET, libc::SCM_RIGHTS), words(launch.pidfd, 0)];
+    let control = &raw mut message.control;
+    message.header.msg_control = control.cast();
+    message.header.msg_controllen = 24;
+    let no_signal = libc::MSG_NOSIGNAL.cast_unsigned();
+    let arguments = [launch.socket.unsigned_abs().into(), (&raw const message.header) as u64, no_signal.into(), 0, 0];
+    raw(libc::SYS_sendmsg, arguments)
 }
 
 const STACK: usize = 16 * 1024;
@@ -250,10 +322,10 @@ pub(crate) fn last_capability() -> Result<u32> {
 ///
 /// # Safety
 /// `arguments` describes a stack that nobody else uses.
-unsafe fn clone3(arguments: &CloneArguments, child: *mut Child) -> i64 {
-    let (at, size) = (std::ptr::from_ref(arguments) as libc::c_long, size_of::<CloneArguments>() as libc::c_long);
+unsafe fn clone3(arguments: *const CloneArguments, launch: *mut Launch) -> i64 {
+    let (at, size) = (arguments as libc::c_long, size_of::<CloneArguments>() as libc::c_long);
     // SAFETY: the caller answers for the stack; `run_child` makes system calls only and does not return.
-    unsafe { thread::clone(libc::SYS_clone3, [at, size, 0, 0, 0], run_child, child.cast()) }
+    unsafe { thread::clone(libc::SYS_clone3, [at, size, 0, 0, 0], run_child, launch.cast()) }
 }
 
 /// A system call whose arguments are addresses and flags.
@@ -267,43 +339,39 @@ fn raw(number: libc::c_long, arguments: [u64; 5]) -> i64 {
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// The child: raw system calls and nothing else, with the parent's memory and no thread of the parent's running it.
-extern "C" fn run_child(child: *mut libc::c_void) -> ! {
+extern "C" fn run_child(launch: *mut libc::c_void) -> ! {
     // SAFETY: the parent keeps it alive and does not touch it until this process has executed or exited.
-    let child = unsafe { &mut *child.cast::<Child>() };
-    if child.capabilities != 0 {
+    let launch = unsafe { &mut *launch.cast::<Launch>() };
+    if launch.capabilities != 0 {
         // In a new user namespace without maps, executing a file would drop every capability: nobody is root yet.
         let header = [CAPABILITY_VERSION_3, 0];
         let all = [u32::MAX; 6];
         raw(libc::SYS_capset, [header.as_ptr() as u64, all.as_ptr() as u64, 0, 0, 0]);
         let mut capability = 0;
-        while capability < child.capabilities {
+        while capability < launch.capabilities {
             raw(libc::SYS_prctl, [47, 2, capability, 0, 0]); // PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE
             capability += 1;
         }
     }
-    let mut result = raw(libc::SYS_close_range, [3, u64::from(u32::MAX), 4, 0, 0]); // CLOSE_RANGE_CLOEXEC
-    let mut at = 0;
-    while result >= 0 && at < child.inherited_count {
-        // SAFETY: `at` is below the length of the list.
-        let place = unsafe { child.inherited.add(at) };
-        // SAFETY: the parent's list stays until this process has executed or exited.
-        let fd = unsafe { *place };
+    let [mut fd, stub] = launch.inherited;
+    let mut result = 0;
+    while result >= 0 && fd < stub {
         result = raw(libc::SYS_fcntl, [fd.unsigned_abs().into(), 2, 0, 0, 0]); // F_SETFD, not close-on-exec
-        at += 1;
+        fd += 1;
     }
     if result >= 0 {
         let arguments = [
-            child.stub.unsigned_abs().into(),
+            stub.unsigned_abs().into(),
             c"".as_ptr() as u64,
-            child.argv as u64,
-            child.envp as u64,
+            launch.argv as u64,
+            launch.envp as u64,
             0x1000, // AT_EMPTY_PATH
         ];
         result = raw(libc::SYS_execveat, arguments);
     }
-    let errno = i32::try_from(-result).unwrap_or(libc::EIO);
+    launch.failed = Call::Execute;
     // SAFETY: as above; volatile, because this process ends right after.
-    unsafe { std::ptr::write_volatile(&raw mut child.errno, errno) };
+    unsafe { std::ptr::write_volatile(&raw mut launch.errno, thread::errno(result)) };
     loop {
         raw(libc::SYS_exit_group, [127, 0, 0, 0, 0]);
     }

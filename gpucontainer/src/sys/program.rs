@@ -7,7 +7,7 @@ use super::errno::failed;
 use crate::error::{Error, Result};
 use format::{BASE, Header, NO_REGISTER, Op};
 use rustix::fs::{MemfdFlags, SealFlags};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 #[path = "../../stub/format.rs"]
 #[allow(
@@ -81,7 +81,8 @@ pub(crate) struct Jump {
 
 /// A program under construction.
 ///
-/// The lifetime is that of the descriptors it uses, which the stub inherits under their own numbers.
+/// The lifetime is that of the descriptors it uses. The stub has them, and no others of the caller's, under numbers from a
+/// lowest one on: first the program's own file.
 #[derive(Debug)]
 pub(crate) struct Program<'fd> {
     ops: Vec<Op>,
@@ -93,8 +94,8 @@ pub(crate) struct Program<'fd> {
     /// Registers whose last reader has been written.
     free: Vec<Register>,
     stamps: Vec<&'static str>,
+    lowest: i32,
     keep: Vec<BorrowedFd<'fd>>,
-    duplicates: Vec<OwnedFd>,
 }
 
 impl std::fmt::Debug for Op {
@@ -109,6 +110,11 @@ const _: () = assert!(DATA_AT.is_multiple_of(8) && size_of::<Op>() == 56);
 impl<'fd> Program<'fd> {
     /// An empty program.
     pub(crate) fn new() -> Self {
+        Self::inheriting_from(3)
+    }
+
+    /// The same, whose descriptors have numbers from `lowest` on. The first three are the application's own.
+    pub(crate) fn inheriting_from(lowest: i32) -> Self {
         Self {
             ops: Vec::with_capacity(192),
             steps: Vec::with_capacity(192),
@@ -117,8 +123,8 @@ impl<'fd> Program<'fd> {
             registers: 0,
             free: Vec::new(),
             stamps: Vec::new(),
+            lowest,
             keep: Vec::new(),
-            duplicates: Vec::new(),
         }
     }
 
@@ -174,22 +180,29 @@ impl<'fd> Program<'fd> {
     }
 
     /// A descriptor of the parent, inherited by the stub.
-    ///
-    /// # Errors
-    /// `EMFILE`, when one of the numbers of standard input, output and error has to be avoided.
-    pub(crate) fn descriptor(&mut self, fd: BorrowedFd<'fd>) -> Result<Argument> {
-        // The first three numbers are the application's own; a host may have closed its, and we then got them.
-        if fd.as_raw_fd() < 3 {
-            let copy = rustix::io::fcntl_dupfd_cloexec(fd, 3)
-                .map_err(|e| failed(format!("fcntl({}, F_DUPFD_CLOEXEC)", fd.as_raw_fd()), e))?;
-            let number = copy.as_raw_fd();
-            self.duplicates.push(copy);
-            return Ok(number.into());
-        }
-        if !self.keep.iter().any(|kept| kept.as_raw_fd() == fd.as_raw_fd()) {
+    pub(crate) fn descriptor(&mut self, fd: BorrowedFd<'fd>) -> Argument {
+        self.number(fd).into()
+    }
+
+    /// The number of such a descriptor in the stub.
+    pub(crate) fn number(&mut self, fd: BorrowedFd<'fd>) -> i32 {
+        let known = self.keep.iter().position(|kept| kept.as_raw_fd() == fd.as_raw_fd());
+        let at = known.unwrap_or_else(|| {
             self.keep.push(fd);
-        }
-        Ok(fd.as_raw_fd().into())
+            self.keep.len() - 1
+        });
+        self.above(at)
+    }
+
+    /// The number above those of the first `count` descriptors.
+    fn above(&self, count: usize) -> i32 {
+        let count = i32::try_from(count).unwrap_or(i32::MAX);
+        self.lowest.saturating_add(1).saturating_add(count)
+    }
+
+    /// A number above those of all descriptors so far, and above what the stub opens itself.
+    pub(crate) fn above_descriptors(&self) -> i32 {
+        self.above(self.keep.len()).max(256)
     }
 
     /// Says that no later call reads `register`.
@@ -365,7 +378,7 @@ impl<'fd> Program<'fd> {
         // Its size is what the stub maps.
         rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)
             .map_err(|e| failed("fcntl(program, F_ADD_SEALS)", e))?;
-        Ok(Finished { file, steps: self.steps, stamps: self.stamps, keep: self.keep, duplicates: self.duplicates })
+        Ok(Finished { file, steps: self.steps, stamps: self.stamps, lowest: self.lowest, keep: self.keep })
     }
 }
 
@@ -391,21 +404,19 @@ pub(crate) struct Finished<'fd> {
     file: OwnedFd,
     steps: Vec<usize>,
     stamps: Vec<&'static str>,
+    lowest: i32,
     keep: Vec<BorrowedFd<'fd>>,
-    duplicates: Vec<OwnedFd>,
 }
 
-impl<'fd> Finished<'fd> {
-    /// The descriptors that the stub inherits, the program's own among them.
+impl Finished<'_> {
+    /// The descriptors that the stub inherits, in their order there: the program's own comes first.
     pub(super) fn inherited(&self) -> Vec<i32> {
-        let own = std::iter::once(self.file.as_raw_fd());
-        own.chain(self.keep.iter().map(AsRawFd::as_raw_fd))
-            .chain(self.duplicates.iter().map(AsRawFd::as_raw_fd))
-            .collect()
+        std::iter::once(self.file.as_raw_fd()).chain(self.keep.iter().map(AsRawFd::as_raw_fd)).collect()
     }
 
-    pub(super) fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    /// The number that the first of them has there.
+    pub(super) fn lowest(&self) -> i32 {
+        self.lowest
     }
 
     /// What is needed to read the stub's reports, without the descriptors.

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "the code of a thread")]
 
 use super::peer::Watched;
-use super::thread::{self, Descriptors, system_call};
+use super::thread::{self, Chosen, Descriptors, system_call};
 use crate::error::{Error, Result};
 use std::ffi::{c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,9 +15,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// What the thread is told; it reads and writes nothing else.
 #[repr(C)]
 struct Request {
-    instance: c_int,
-    old: c_int,
-    new: c_int,
     number: c_int,
     /// `struct epoll_event`.
     event: libc::epoll_event,
@@ -33,14 +30,14 @@ pub(crate) fn rewatch(
     new: BorrowedFd<'_>,
 ) -> Result<()> {
     let mut request = Request {
-        instance: instance.as_raw_fd(),
-        old: old.as_raw_fd(),
-        new: new.as_raw_fd(),
         number: watched.socket,
         event: libc::epoll_event { events: watched.events, u64: watched.data },
         result: 0,
     };
-    thread::run(watch, (&raw mut request).cast(), Descriptors::Copied)?;
+    // Above the number that is wanted.
+    let of_process = &[instance.as_raw_fd(), old.as_raw_fd(), new.as_raw_fd()];
+    let chosen = Chosen { of_process, first: watched.socket.saturating_add(1), standard: false };
+    thread::run(watch, (&raw mut request).cast(), Descriptors::Chosen(chosen))?;
     match c_int::try_from(request.result) {
         Ok(0) => Ok(()),
         result => Err(Error::from_errno("epoll_ctl() of the container's", -result.unwrap_or(-libc::EIO))),
@@ -51,18 +48,8 @@ pub(crate) fn rewatch(
 extern "C" fn watch(argument: *mut c_void) {
     // SAFETY: the caller passes an exclusive reference to a `Request` and stands still until this function has ended.
     let request = unsafe { &mut *argument.cast::<Request>() };
-    // The three may be at the number that is wanted: they move above all that may be.
-    let mut moved = [c_long::from(request.instance), request.old.into(), request.new.into()];
-    for fd in &mut moved {
-        let above = c_long::from(request.number) + 1;
-        *fd = system_call(libc::SYS_fcntl, [*fd, libc::F_DUPFD.into(), above, 0, 0]);
-        if *fd < 0 {
-            request.result = *fd;
-            return;
-        }
-    }
-    let [instance, old, new] = moved;
     let number = c_long::from(request.number);
+    let [instance, old, new] = [number + 1, number + 2, number + 3];
     let event = (&raw const request.event) as c_long;
     for (file, operation) in [(old, libc::EPOLL_CTL_DEL), (new, libc::EPOLL_CTL_ADD)] {
         let mut result = system_call(libc::SYS_dup3, [file, number, 0, 0, 0]);

@@ -139,6 +139,8 @@ pub(super) struct Link {
     /// By the number of the wish.
     entries: Vec<(usize, Entry)>,
     shared: Vec<(&'static str, Vec<u8>)>,
+    /// Whether it was taken out.
+    out: bool,
 }
 
 /// Has the kernel serve all wishes: one change of its rules, or none.
@@ -238,7 +240,7 @@ impl Link {
             *state.shared.entry(one.clone()).or_default() += 1;
         }
         drop(state);
-        let link = Self { nat, entries, shared };
+        let link = Self { nat, entries, shared, out: false };
         // Who sends something from now on is led to the container, and who did before is to be.
         let all: Vec<&Entry> = link.entries.iter().map(|(_, entry)| entry).collect();
         flows::end_of_others(&all, &lock(&link.nat.state).socket)?;
@@ -285,23 +287,35 @@ impl Link {
         asked.map(|()| sum).map_err(|refusal| refusal.into_error(batch.what(1)))
     }
 
-    fn take_out(&self) -> Result<()> {
+    /// Takes the ports out of the table, and ends their connections.
+    ///
+    /// # Errors
+    /// The kernel refuses, as to a process that has given its privileges up: then all is as it was. If something of what
+    /// comes after that fails, the rest is done.
+    pub(super) fn take_out(&mut self) -> Result<()> {
+        if self.out || self.nat.process != process::own_pid() {
+            return Ok(());
+        }
         let mut state = lock(&self.nat.state);
         let mut elements = Vec::new();
         for (_, entry) in &self.entries {
             entry.elements(&mut elements);
         }
+        // Several entries of one container name the same.
+        let mut left = state.shared.clone();
         for one in &self.shared {
-            let Some(count) = state.shared.get_mut(one) else { continue };
+            let Some(count) = left.get_mut(one) else { continue };
             *count = count.saturating_sub(1);
             if *count == 0 {
-                state.shared.remove(one);
+                left.remove(one);
                 entry::add(&mut elements, one.0, Element { key: one.1.clone(), ..Element::default() });
             }
         }
         // First what connections are begun by. What counts their bytes has counted the first packet of each by then.
         let (counting, leading): (Vec<_>, Vec<_>) = elements.into_iter().partition(|(set, _)| table::counts_bytes(set));
-        let led = self.delete(&state.socket, &leading);
+        self.delete(&state.socket, &leading)?;
+        state.shared = left;
+        self.out = true;
         let is_used = |entry: &Entry| {
             let [_, (set, key), _] = entry.counted();
             self.count(&state.socket, set, key).map_or(true, |count| count.packets > 0)
@@ -309,7 +323,7 @@ impl Link {
         let used: Vec<&Entry> = self.entries.iter().map(|(_, entry)| entry).filter(|entry| is_used(entry)).collect();
         // What can be done is done, whatever else fails.
         let counted = self.delete(&state.socket, &counting);
-        led.and(counted).and(flows::end(&used, &state.socket))
+        counted.and(flows::end(&used, &state.socket))
     }
 
     fn delete(&self, socket: &Netlink, elements: &[(&'static str, Vec<Element>)]) -> Result<()> {
@@ -324,9 +338,6 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if self.nat.process != process::own_pid() {
-            return;
-        }
         if let Err(error) = self.take_out() {
             tracing::warn!(%error, "published ports could not be taken from the kernel in order");
         }

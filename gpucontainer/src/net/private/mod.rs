@@ -185,7 +185,7 @@ impl PrivateNetwork {
         };
         let address = description.ipv4.address(number);
         let address6 = description.ipv6.map(|network| subnet::address6(network, number));
-        let holder = holder(process::own_pid(), &switch);
+        let holder = holder(process::own_pid(), &switch, |own| own.as_raw_fd());
         let member = Living {
             number,
             names: names.to_vec(),
@@ -286,8 +286,8 @@ fn defaults(ipv6: bool) -> Vec<(String, String)> {
     settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-fn holder(pid: u32, switch: &Switch) -> Holder {
-    let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
+/// A process that has the sockets of a network, whose numbers there `number` knows.
+fn holder(pid: u32, switch: &Switch, number: impl Fn(BorrowedFd<'_>) -> i32) -> Holder {
     Holder {
         pid,
         switch: number(switch.route.as_fd()),
@@ -412,9 +412,9 @@ impl NetworkMember {
         sockets.into_iter().flatten().chain(self.claim.as_ref().map(AsFd::as_fd))
     }
 
-    /// Writes down that a process holds copies under the same numbers.
-    pub(crate) fn add_holder(&self, pid: u32) -> Result<()> {
-        let text = holder(pid, &self.switch).to_string();
+    /// Writes down that a process holds copies, whose numbers there `number` knows.
+    pub(crate) fn add_holder(&self, pid: u32, number: impl Fn(BorrowedFd<'_>) -> i32) -> Result<()> {
+        let text = holder(pid, &self.switch, number).to_string();
         self.claim.as_ref().map_or(Ok(()), |claim| claim.append(text.as_bytes()))
     }
 

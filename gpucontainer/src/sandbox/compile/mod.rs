@@ -37,7 +37,7 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) sources: Vec<(usize, BorrowedFd<'fd>)>,
     /// The stub's end of the socket by which it waits for hooks.
     pub(crate) gate: Option<BorrowedFd<'fd>>,
-    /// Sockets that are handed over, above the numbers that they go to.
+    /// Sockets that are handed over.
     pub(crate) handed: Vec<BorrowedFd<'fd>>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
@@ -45,24 +45,13 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) shared: Vec<(BorrowedFd<'fd>, u64)>,
 }
 
-impl Descriptors<'_> {
-    /// A number above all of them, and above what the stub opens itself.
-    fn above(&self) -> i32 {
-        let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.handed];
-        let single = [self.control, self.started, self.owner];
-        let sources = self.sources.iter().map(|(_, source)| source);
-        let shared = self.shared.iter().map(|(namespace, _)| namespace);
-        let all = lists
-            .into_iter()
-            .flatten()
-            .chain(&single)
-            .chain(self.stdio.iter().flatten())
-            .chain(sources)
-            .chain(shared)
-            .chain(&self.writes)
-            .chain(&self.lease)
-            .chain(&self.gate);
-        all.map(AsRawFd::as_raw_fd).max().unwrap_or(0).max(255) + 1
+impl<'fd> Descriptors<'fd> {
+    fn all(&self) -> impl Iterator<Item = BorrowedFd<'fd>> {
+        let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.handed].into_iter().flatten();
+        let pairs = self.sources.iter().map(|(_, source)| source).chain(self.shared.iter().map(|(shared, _)| shared));
+        let single = [&self.control, &self.started, &self.owner].into_iter();
+        let perhaps = self.stdio.iter().flatten().chain(&self.writes).chain(&self.lease).chain(&self.gate);
+        lists.chain(pairs).chain(single).chain(perhaps).chain(&self.target).copied()
     }
 }
 
@@ -76,7 +65,7 @@ const EVERYTHING_NO: Attributes = Attributes { read_only: false, no_suid: true, 
 pub(crate) const END: &str = "end";
 
 /// The first number of sockets that are handed over (`SD_LISTEN_FDS_START`).
-pub(crate) const FIRST_HANDED: i32 = 3;
+const FIRST_HANDED: i32 = 3;
 
 /// The tag of the message with the process that went on in a shared network.
 pub(crate) const WENT_ON: u8 = b'S';
@@ -103,8 +92,15 @@ struct Compiler<'fd, 'plan> {
 
 /// Compiles `plan`; everything that can fail or allocate happens here.
 pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Result<Program<'fd>> {
+    // Nothing that is still needed may be where the sockets go.
+    let handed = i32::try_from(descriptors.handed.len()).unwrap_or(i32::MAX - FIRST_HANDED);
+    let mut program = Program::inheriting_from(FIRST_HANDED + handed);
+    // All now, so that it is known which numbers they leave.
+    for descriptor in descriptors.all() {
+        program.descriptor(descriptor);
+    }
     let mut compiler = Compiler {
-        program: Program::new(),
+        program,
         descriptors,
         plan,
         sources: BTreeMap::new(),
@@ -131,14 +127,14 @@ impl Compiler<'_, '_> {
         match step {
             Step::JoinCgroups { .. } => {
                 for tasks in &self.descriptors.cgroup_tasks {
-                    let tasks = program.descriptor(*tasks)?;
+                    let tasks = program.descriptor(*tasks);
                     // "0" is the writing thread itself, which is the whole process: no waiting for a grace period.
                     program.write(tasks, b"0");
                 }
                 Ok(())
             }
             Step::AwaitIdMaps => {
-                let control = program.descriptor(self.descriptors.control)?;
+                let control = program.descriptor(self.descriptors.control);
                 program.await_byte(control);
                 Ok(())
             }
@@ -151,7 +147,7 @@ impl Compiler<'_, '_> {
                 let Some(target) = self.descriptors.target else {
                     return Err(Error::new(ErrorKind::InvalidArgument, "no process to enter was given"));
                 };
-                let target = program.descriptor(target)?;
+                let target = program.descriptor(target);
                 // Until its privileges are gone nobody inside may look into this process.
                 program.not_dumpable();
                 program.setns(target, namespaces.iter().map(|kind| flag(*kind)).sum());
@@ -192,7 +188,7 @@ impl Compiler<'_, '_> {
             Step::TakeSource { source, path, recursive } => {
                 let taken = self.descriptors.sources.iter().find(|(number, _)| number == source);
                 let tree = match taken {
-                    Some((_, taken)) => program.descriptor(*taken)?,
+                    Some((_, taken)) => program.descriptor(*taken),
                     None => program.clone_tree(At::Cwd, path.as_os_str().as_bytes(), *recursive)?.into(),
                 };
                 self.sources.insert(*source, tree);
@@ -275,7 +271,7 @@ impl Compiler<'_, '_> {
                 let Some(gate) = self.descriptors.gate else {
                     return Err(Error::new(ErrorKind::InvalidArgument, "nobody is there to run other programs"));
                 };
-                let gate = program.descriptor(gate)?;
+                let gate = program.descriptor(gate);
                 program.write(gate, b"R");
                 program.await_byte(gate);
                 Ok(())
@@ -300,7 +296,7 @@ impl Compiler<'_, '_> {
                 let (master, slave) = program.open_terminal((*rows, *columns))?;
                 let (message, slot) = program.descriptor_message(b'T');
                 program.store(slot, master);
-                let control = program.descriptor(self.descriptors.control)?;
+                let control = program.descriptor(self.descriptors.control);
                 program.send(control, &message);
                 program.take_terminal(slave);
                 for number in 0..3 {
@@ -311,7 +307,7 @@ impl Compiler<'_, '_> {
             Step::Stdio => {
                 let Some(stdio) = self.descriptors.stdio else { return Ok(()) };
                 for (number, from) in (0..).zip(stdio) {
-                    let from = program.descriptor(from)?;
+                    let from = program.descriptor(from);
                     program.duplicate(from, number);
                 }
                 Ok(())
@@ -339,7 +335,7 @@ impl Compiler<'_, '_> {
                 Ok(())
             }
             Step::WatchBinds => {
-                let control = program.descriptor(self.descriptors.control)?;
+                let control = program.descriptor(self.descriptors.control);
                 program.load_listened_filter(&bind_filter(), control, BINDS)
             }
             Step::Seccomp { instructions, .. } => {
@@ -347,9 +343,8 @@ impl Compiler<'_, '_> {
                 Ok(())
             }
             Step::HandOver { .. } => {
-                // The launch has put them, and what is still needed, above the numbers that they go to.
                 for (number, socket) in (FIRST_HANDED..).zip(&self.descriptors.handed) {
-                    let socket = program.descriptor(*socket)?;
+                    let socket = program.descriptor(*socket);
                     program.duplicate(socket, number);
                 }
                 Ok(())
@@ -363,7 +358,7 @@ impl Compiler<'_, '_> {
     fn share_network(&mut self) -> Result<()> {
         let program = &mut self.program;
         for (namespace, kinds) in &self.descriptors.shared {
-            let namespace = program.descriptor(*namespace)?;
+            let namespace = program.descriptor(*namespace);
             program.setns(namespace, *kinds);
         }
         let child = program.register()?;
@@ -379,7 +374,7 @@ impl Compiler<'_, '_> {
     fn tell_who_went_on(&mut self) -> Result<()> {
         let Some((jump, message)) = self.entered.take() else { return Ok(()) };
         self.program.land(jump);
-        let control = self.program.descriptor(self.descriptors.control)?;
+        let control = self.program.descriptor(self.descriptors.control);
         self.program.send(control, &message);
         Ok(())
     }
@@ -413,11 +408,11 @@ impl Compiler<'_, '_> {
         };
         let program = &mut self.program;
         program.land(jump);
-        let control = program.descriptor(self.descriptors.control)?;
-        let owner = program.descriptor(self.descriptors.owner)?;
+        let control = program.descriptor(self.descriptors.control);
+        let owner = program.descriptor(self.descriptors.owner);
         program.send(control, &message);
         // What the application has open must end with the application, so nobody else may hold it.
-        let started = program.descriptor(self.descriptors.started)?;
+        let started = program.descriptor(self.descriptors.started);
         program.close(started);
         let mut closed = vec![];
         let descriptors = self.descriptors;
@@ -427,9 +422,9 @@ impl Compiler<'_, '_> {
         let shared = descriptors.shared.iter().map(|(namespace, _)| namespace);
         for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources).chain(shared) {
             let number = fd.as_raw_fd();
-            if !closed.contains(&number) && number > 2 {
+            if !closed.contains(&number) {
                 closed.push(number);
-                let fd = program.descriptor(*fd)?;
+                let fd = program.descriptor(*fd);
                 program.close(fd);
             }
         }
@@ -437,9 +432,9 @@ impl Compiler<'_, '_> {
         program.close_if_open(1);
         program.close_if_open(2);
         for claim in &self.descriptors.claims {
-            program.descriptor(*claim)?;
+            program.descriptor(*claim);
         }
-        let lease = self.descriptors.lease.map(|lease| program.descriptor(lease)).transpose()?;
+        let lease = self.descriptors.lease.map(|lease| program.descriptor(lease));
         program.no_new_privileges();
         program.not_dumpable();
         program.set_capabilities(KILL);

@@ -42,13 +42,13 @@ impl Compiler<'_, '_> {
             for (at, (layer, path)) in descriptors.layers.iter().zip(&mut mount.lower).enumerate() {
                 let name = format!("layer{at}");
                 self.program.mkdir(At::from(memory), &name, 0o755)?;
-                let layer = self.program.descriptor(*layer)?;
+                let layer = self.program.descriptor(*layer);
                 self.program.move_mount(layer, At::from(memory), &name)?;
                 *path = base.join(name);
             }
             if let (Writes::Disk { upper, work, .. }, Some(writes)) = (&mut mount.writes, descriptors.writes) {
                 self.program.mkdir(At::from(memory), "writes", 0o755)?;
-                let writes = self.program.descriptor(writes)?;
+                let writes = self.program.descriptor(writes);
                 self.program.move_mount(writes, At::from(memory), "writes")?;
                 for path in [upper, work] {
                     *path = base.join("writes").join(path.file_name().unwrap_or_default());
@@ -148,7 +148,8 @@ impl Compiler<'_, '_> {
 
     /// Gives what is open a number that is known now, above all inherited ones; its name in procfs.
     fn number(&mut self, open: impl Into<Argument>, numbers: &mut Vec<i32>) -> PathBuf {
-        let number = self.descriptors.above().saturating_add(i32::try_from(numbers.len()).unwrap_or(i32::MAX));
+        let taken = i32::try_from(numbers.len()).unwrap_or(i32::MAX);
+        let number = self.program.above_descriptors().saturating_add(taken);
         self.program.duplicate(open, number);
         numbers.push(number);
         PathBuf::from(format!("/proc/self/fd/{number}"))

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! caller ─ clone ─► thread ─ clone ─► child ─ clone ─► stub: untraceable, setns, socket …, sendmsg, exit
-//!                   closes            exits                                caller ◄── descriptors ──┘
+//!                                     exits                                caller ◄── descriptors ──┘
 //! ```
-//! The thread has a table of descriptors of its own and closes all but what the stub is for: the stub lives on for a
+//! The thread has a table of descriptors of its own, with nothing but what the stub is for: the stub lives on for a
 //! moment when the host process is killed, and must not keep its ports taken. A program that was executed ends with
 //! SIGCHLD whatever its clone said, which would be one more signal for the host each time. So there is a child between,
 //! which ends at once without one and leaves the stub to whoever collects orphans.
@@ -15,7 +15,7 @@ use super::super::errno::failed;
 use super::super::launch::stub_file;
 use super::super::process::socket_pair;
 use super::super::program::{Argument, Finished, OnError, Program};
-use super::super::thread::{self, Descriptors, close_others, errno, system_call};
+use super::super::thread::{self, Chosen, Descriptors, errno, system_call};
 use super::{Call, Family, Fault, INHERIT_MARKS, SOCKETS_MAX, Target, Transport};
 use crate::error::{Error, Result};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -66,17 +66,17 @@ fn write_program<'fd>(
     match target {
         Target::Process(pidfd) => {
             program.set_step(step(Call::EnterProcess));
-            let pidfd = program.descriptor(pidfd)?;
+            let pidfd = program.descriptor(pidfd);
             program.setns(pidfd, flags(libc::CLONE_NEWUSER | libc::CLONE_NEWNET));
         }
         Target::Namespaces { network, user } => {
             if let Some(user) = user {
                 program.set_step(step(Call::EnterUser));
-                let user = program.descriptor(user)?;
+                let user = program.descriptor(user);
                 program.setns(user, flags(libc::CLONE_NEWUSER));
             }
             program.set_step(step(Call::EnterNetwork));
-            let network = program.descriptor(network)?;
+            let network = program.descriptor(network);
             program.setns(network, flags(libc::CLONE_NEWNET));
         }
     }
@@ -109,7 +109,7 @@ fn write_program<'fd>(
         program.call_into(made, libc::SYS_socket, OnError::Fail, &arguments);
         program.store(control + 16 + 4 * number, made);
     }
-    let socket: Argument = program.descriptor(socket)?;
+    let socket: Argument = program.descriptor(socket);
     program.call(libc::SYS_sendmsg, OnError::Fail, &[socket, message.into(), libc::MSG_NOSIGNAL.into()]);
     Ok(program)
 }
@@ -142,12 +142,10 @@ fn receive(socket: &OwnedFd) -> Result<Option<Vec<OwnedFd>>> {
 /// What the thread and the processes are told and what they tell.
 #[repr(C)]
 struct Request {
-    stub: c_int,
     argv: *const *const libc::c_char,
     envp: *const *const libc::c_char,
-    /// The stub's file among them, in ascending order.
-    kept: *const c_int,
-    kept_count: usize,
+    /// The first descriptor that the stub is to have, and the one after the last, which is its file.
+    inherited: [c_int; 2],
     /// The pid of the child between.
     child: c_int,
     /// The stub's pid.
@@ -159,31 +157,23 @@ struct Request {
 /// Starts the stub as an orphan; its pid.
 fn run_child(program: &Finished<'_>) -> Result<c_int> {
     let stub = stub_file()?;
-    let number = CString::new(program.file().as_raw_fd().to_string()).unwrap_or_default();
+    let number = CString::new(program.lowest().to_string()).unwrap_or_default();
     let argv = [c"gpucontainer".as_ptr(), number.as_ptr(), std::ptr::null()];
     let envp = [std::ptr::null()];
-    let mut kept = program.inherited();
-    kept.push(stub.as_raw_fd());
-    kept.sort_unstable();
-    let mut request = Request {
-        stub: stub.as_raw_fd(),
-        argv: argv.as_ptr(),
-        envp: envp.as_ptr(),
-        kept: kept.as_ptr(),
-        kept_count: kept.len(),
-        child: 0,
-        orphan: 0,
-        errno: 0,
-    };
-    thread::run(begin, (&raw mut request).cast(), Descriptors::Copied)?;
+    let mut of_process = program.inherited();
+    let first = program.lowest();
+    let end = first + c_int::try_from(of_process.len()).unwrap_or_default();
+    of_process.push(stub.as_raw_fd());
+    let mut request =
+        Request { argv: argv.as_ptr(), envp: envp.as_ptr(), inherited: [first, end], child: 0, orphan: 0, errno: 0 };
+    let chosen = Chosen { of_process: &of_process, first, standard: false };
+    thread::run(begin, (&raw mut request).cast(), Descriptors::Chosen(chosen))?;
     if request.child > 0 {
         reap(request.child)?;
     }
     match request {
         Request { errno: 0, orphan, .. } => Ok(orphan),
-        Request { errno, orphan: 0, .. } => {
-            Err(Error::from_errno("close_range() or clone(CLONE_VM | CLONE_VFORK)", errno))
-        }
+        Request { errno, orphan: 0, .. } => Err(Error::from_errno("clone(CLONE_VM | CLONE_VFORK)", errno)),
         Request { errno, orphan, .. } => {
             collect(orphan)?;
             Err(Error::from_errno("execveat(stub)", errno))
@@ -217,12 +207,6 @@ extern "C" fn begin(argument: *mut c_void) {
     // SAFETY: the caller passes an exclusive reference and stands still until this thread has ended; of thread, child and
     // stub's process two stand still as long as the third runs.
     let request = unsafe { &mut *argument.cast::<Request>() };
-    // SAFETY: the list has that many numbers, and lives until the caller goes on.
-    let closed = unsafe { close_others(request.kept, request.kept_count) };
-    if closed < 0 {
-        request.errno = errno(closed);
-        return;
-    }
     let pid = system_call(libc::SYS_clone, FLAGS);
     if pid == 0 {
         leave_orphan(request);
@@ -258,22 +242,17 @@ fn exit(status: c_long) -> ! {
 /// The process that becomes the stub's.
 #[inline(never)]
 fn execute(request: &mut Request) -> ! {
-    let (mut result, mut at) = (0, 0);
-    while result >= 0 && at < request.kept_count {
-        // SAFETY: the list has that many numbers.
-        let place = unsafe { request.kept.add(at) };
-        // SAFETY: the caller's list lives until the caller goes on.
-        let fd = unsafe { *place };
-        if fd != request.stub {
-            // Not closed on exec.
-            result = system_call(libc::SYS_fcntl, [fd.into(), libc::F_SETFD.into(), 0, 0, 0]);
-        }
-        at += 1;
+    let [mut fd, stub] = request.inherited;
+    let mut result = 0;
+    while result >= 0 && fd < stub {
+        // Not closed on exec.
+        result = system_call(libc::SYS_fcntl, [fd.into(), libc::F_SETFD.into(), 0, 0, 0]);
+        fd += 1;
     }
     if result >= 0 {
         let empty = c"".as_ptr() as c_long;
         let arguments =
-            [request.stub.into(), empty, request.argv as c_long, request.envp as c_long, libc::AT_EMPTY_PATH.into()];
+            [stub.into(), empty, request.argv as c_long, request.envp as c_long, libc::AT_EMPTY_PATH.into()];
         result = system_call(libc::SYS_execveat, arguments);
     }
     request.errno = errno(result);

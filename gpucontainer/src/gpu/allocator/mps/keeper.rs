@@ -98,13 +98,13 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>, deadline: 
     let null = fs::open(Path::new("/dev/null"))?;
     let mut program = Program::new();
     let descriptors = Descriptors {
-        control: program.descriptor(far_control.as_fd())?,
-        group: program.descriptor(belongings.group.0.as_fd())?,
-        born: program.descriptor(belongings.born.as_fd())?,
+        control: program.descriptor(far_control.as_fd()),
+        group: program.descriptor(belongings.group.0.as_fd()),
+        born: program.descriptor(belongings.born.as_fd()),
         streams: [
-            program.descriptor(null.as_fd())?,
-            program.descriptor(belongings.log.as_fd())?,
-            program.descriptor(belongings.log.as_fd())?,
+            program.descriptor(null.as_fd()),
+            program.descriptor(belongings.log.as_fd()),
+            program.descriptor(belongings.log.as_fd()),
         ],
     };
     compile(&mut program, &descriptors, daemon, belongings, alone)?;

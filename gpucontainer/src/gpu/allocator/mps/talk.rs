@@ -18,8 +18,8 @@ pub(super) fn ask(interface: &Executable, commands: &str, limit: Duration) -> Re
     let input = process::memory_file(commands.as_bytes())?;
     let (output, far_output) = process::pipe()?;
     let mut program = Program::new();
-    let stdin = program.descriptor(input.as_fd())?;
-    let stdout = program.descriptor(far_output.as_fd())?;
+    let stdin = program.descriptor(input.as_fd());
+    let stdout = program.descriptor(far_output.as_fd());
     program.default_signals();
     program.setsid();
     program.unblock_signals();

@@ -8,17 +8,32 @@
 
 #![allow(unsafe_code, reason = "a raw clone and the code of its thread")]
 
+mod table;
+
+use self::table::Table;
 use super::signals::Everything;
 use crate::error::{Error, Result};
 use std::ffi::{c_int, c_long, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Which descriptors the thread has.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Descriptors {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Descriptors<'a> {
     /// The process's.
     Shared,
-    /// Copies under the same numbers, in a table of its own.
-    Copied,
+    /// Some alone, in a table of its own.
+    Chosen(Chosen<'a>),
+}
+
+/// Descriptors that a thread has in a table of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chosen<'a> {
+    /// Their numbers in the process.
+    pub(super) of_process: &'a [c_int],
+    /// The number that the first has for the thread; the others follow it. All are closed on exec.
+    pub(super) first: c_int,
+    /// Whether it also has what the process has as standard input, output and error.
+    pub(super) standard: bool,
 }
 
 /// What is run needs well below 1 KiB, in a debug build too.
@@ -33,28 +48,50 @@ const NAME: &std::ffi::CStr = c"gpuc-brief";
 struct Errand {
     entry: extern "C" fn(*mut c_void),
     argument: *mut c_void,
-    descriptors: Descriptors,
+    table: *mut Table,
 }
 
 /// Runs `entry` in a thread to its end. It makes system calls only, by [`system_call`], and touches nothing but what
 /// `argument` points to. All signals are blocked in it.
 ///
 /// # Errors
-/// That of `clone(2)`.
-pub(super) fn run(entry: extern "C" fn(*mut c_void), argument: *mut c_void, descriptors: Descriptors) -> Result<()> {
+/// That of `clone(2)`, or of making its table of descriptors.
+pub(super) fn run(
+    entry: extern "C" fn(*mut c_void),
+    argument: *mut c_void,
+    descriptors: Descriptors<'_>,
+) -> Result<()> {
+    let mut errand = Errand { entry, argument, table: std::ptr::null_mut() };
+    let Descriptors::Chosen(chosen) = descriptors else { return start(&mut errand, libc::CLONE_FILES) };
+    let mut table = Table::of(chosen);
+    errand.table = &raw mut table;
+    if !COPIES.load(Ordering::Relaxed) {
+        start(&mut errand, libc::CLONE_FILES)?;
+        if !table.is_refused() {
+            return table.into_result();
+        }
+        COPIES.store(true, Ordering::Relaxed);
+        table.reset();
+    }
+    table.copied = true;
+    start(&mut errand, 0)?;
+    table.into_result()
+}
+
+/// Whether this host keeps a thread from fetching a descriptor of its own process, as a filter of system calls may.
+static COPIES: AtomicBool = AtomicBool::new(false);
+
+fn start(errand: &mut Errand, files: c_int) -> Result<()> {
     let mut stack = vec![0_u128; STACK_BYTES / 16];
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
-    let mut errand = Errand { entry, argument, descriptors };
-    let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-    if descriptors == Descriptors::Shared {
-        flags |= libc::CLONE_FILES;
-    }
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_THREAD | files;
     let blocked = Everything::block();
     // SAFETY: `top` is the 16-byte aligned end of a stack that outlives the thread's use of memory, because CLONE_VFORK
     // keeps the caller here until that is over; what `errand` points to likewise. `entry` makes system calls only, so it
     // takes no lock and changes no thread-local of the thread whose registers it starts with.
-    let thread =
-        unsafe { clone(libc::SYS_clone, [flags.into(), top as c_long, 0, 0, 0], begin, (&raw mut errand).cast()) };
+    let thread = unsafe {
+        clone(libc::SYS_clone, [flags.into(), top as c_long, 0, 0, 0], begin, std::ptr::from_mut(errand).cast())
+    };
     drop(blocked);
     let Ok(thread @ 1..) = c_int::try_from(thread) else {
         return Err(Error::from_errno("clone(CLONE_THREAD | CLONE_VFORK)", errno(thread)));
@@ -80,39 +117,24 @@ extern "C" fn begin(errand: *mut c_void) -> ! {
     // SAFETY: the caller passes an exclusive reference and stands still until this thread uses memory no more.
     let errand = unsafe { &*errand.cast::<Errand>() };
     system_call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), NAME.as_ptr() as c_long, 0, 0, 0]);
-    (errand.entry)(errand.argument);
-    if errand.descriptors == Descriptors::Copied {
-        // The caller may go on before the kernel would close them.
-        system_call(libc::SYS_close_range, [0, c_long::from(u32::MAX), 0, 0, 0]);
+    // SAFETY: it is null or likewise.
+    match unsafe { errand.table.as_mut() } {
+        None => (errand.entry)(errand.argument),
+        Some(table) => {
+            table.lay();
+            if table.errno == 0 {
+                (errand.entry)(errand.argument);
+            }
+            // The caller may go on before the kernel would close them. If it was to have a table of its own and got none,
+            // there is nothing of its own to close.
+            if table.own {
+                system_call(libc::SYS_close_range, [0, c_long::from(u32::MAX), 0, 0, 0]);
+            }
+        }
     }
     loop {
         system_call(libc::SYS_exit, [0, 0, 0, 0, 0]);
     }
-}
-
-/// Closes all descriptors but those in `kept`, which is in ascending order. For a table of the thread's own.
-///
-/// # Safety
-/// `kept` points to `count` numbers.
-pub(super) unsafe fn close_others(kept: *const c_int, count: usize) -> c_long {
-    let (mut from, mut at) = (0, 0);
-    while at < count {
-        // SAFETY: `at` is below `count`, which the caller answers for.
-        let place = unsafe { kept.add(at) };
-        // SAFETY: as above.
-        let fd = c_long::from(unsafe { *place });
-        if fd > from {
-            let result = system_call(libc::SYS_close_range, [from, fd - 1, 0, 0, 0]);
-            if result < 0 {
-                return result;
-            }
-        }
-        if fd >= from {
-            from = fd + 1;
-        }
-        at += 1;
-    }
-    system_call(libc::SYS_close_range, [from, c_long::from(u32::MAX), 0, 0, 0])
 }
 
 /// The error number in a raw result.
@@ -208,47 +230,60 @@ pub(super) fn system_call(number: c_long, arguments: [c_long; 5]) -> c_long {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
-    /// Which of ten descriptors from a base on are open, and which of them are after closing all but two.
+    const ASKED: usize = 20;
+
+    /// Which of the first descriptors the thread has, each with its inode.
     #[repr(C)]
     struct Look {
-        base: c_int,
-        kept: [c_int; 2],
-        result: c_long,
-        before: [bool; 10],
-        after: [bool; 10],
+        inodes: [u64; ASKED],
     }
 
-    fn look(base: c_int) -> [bool; 10] {
-        let mut seen = [false; 10];
-        for (fd, seen) in (base..).zip(&mut seen) {
-            *seen = system_call(libc::SYS_fcntl, [fd.into(), libc::F_GETFD.into(), 0, 0, 0]) >= 0;
-        }
-        seen
-    }
-
-    extern "C" fn close_and_look(argument: *mut c_void) {
+    extern "C" fn look(argument: *mut c_void) {
         // SAFETY: the test passes an exclusive reference and waits.
         let it = unsafe { &mut *argument.cast::<Look>() };
-        it.before = look(it.base);
-        // SAFETY: the list has two numbers.
-        it.result = unsafe { close_others(it.kept.as_ptr(), 2) };
-        it.after = look(it.base);
+        for (fd, inode) in (0..).zip(&mut it.inodes) {
+            // SAFETY: a structure of numbers, which the kernel fills.
+            let mut found: libc::stat = unsafe { std::mem::zeroed() };
+            if system_call(libc::SYS_fstat, [fd, (&raw mut found) as c_long, 0, 0, 0]) == 0 {
+                *inode = found.st_ino;
+            }
+        }
     }
 
     #[test]
-    fn copied_descriptors_are_closed_for_the_thread_alone() {
-        let base = 500;
-        // SAFETY: a copy of standard input, at numbers far above those of other tests.
-        (base..base + 10).for_each(|fd| unsafe { assert_eq!(libc::dup2(0, fd), fd) });
-        let kept = [base + 1, base + 7];
-        let mut it = Look { base, kept, result: -1, before: [false; 10], after: [false; 10] };
-        run(close_and_look, (&raw mut it).cast(), Descriptors::Copied).unwrap();
-        assert_eq!((it.result, it.before), (0, [true; 10]));
-        let kept: Vec<usize> = (0..10).filter(|&at| it.after[at]).collect();
-        assert_eq!(kept, [1, 7]);
-        assert_eq!(look(base), [true; 10]);
-        // SAFETY: they were made above.
-        (base..base + 10).for_each(|fd| unsafe { assert_eq!(libc::close(fd), 0) });
+    fn a_thread_has_what_is_chosen_and_nothing_else() {
+        let files: Vec<_> = (0..3).map(|_| tempfile::tempfile().unwrap()).collect();
+        let inode =
+            |fd: c_int| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap());
+        let numbers: Vec<c_int> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open();
+        for copied in [false, true] {
+            COPIES.store(copied, Ordering::Relaxed);
+            for (first, standard) in [(3, true), (11, true), (0, false), (7, false)] {
+                let mut it = Look { inodes: [0; ASKED] };
+                // In reverse, so that one is where another is to be.
+                let chosen: Vec<c_int> = numbers.iter().rev().copied().collect();
+                let descriptors = Descriptors::Chosen(Chosen { of_process: &chosen, first, standard });
+                run(look, (&raw mut it).cast(), descriptors).unwrap();
+                let mut expected = [0; ASKED];
+                if standard {
+                    (0..3).zip(&mut expected).for_each(|(fd, expected)| *expected = inode(fd));
+                }
+                for (at, fd) in chosen.iter().enumerate() {
+                    expected[usize::try_from(first).unwrap() + at] = inode(*fd);
+                }
+                assert_eq!(it.inodes, expected, "{copied} {first} {standard}");
+            }
+        }
+        COPIES.store(false, Ordering::Relaxed);
+        assert_eq!(open(), before);
+        let mut it = Look { inodes: [0; ASKED] };
+        let descriptors = Descriptors::Chosen(Chosen { of_process: &[numbers[0], 999_999], first: 3, standard: true });
+        let error = run(look, (&raw mut it).cast(), descriptors).unwrap_err();
+        assert_eq!((error.errno(), it.inodes), (Some(libc::EBADF), [0; ASKED]));
+        assert_eq!(open(), before);
     }
 }
