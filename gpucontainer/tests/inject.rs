@@ -63,6 +63,39 @@ fn nginx_and_gunicorn_have_sockets_for_their_workers() {
 }
 
 #[test]
+fn iperf3_measures_on_a_socket_of_the_host() {
+    let leaks = Leaks::watch();
+    if !common::tools("servers", &["iperf3"]) {
+        return;
+    }
+    let scene = Scene::command(["/usr/bin/iperf3", "-s", "-B", "127.0.0.1", "-p", "5201"], |b| {
+        b.publish_port(port(5201).mode(PortMode::Inject))
+    });
+    let host = scene.address(0).port().to_string();
+    for way in [&[][..], &["-R"], &["-P", "4"], &["--bidir"]] {
+        let client = || {
+            let arguments = ["-c", "127.0.0.1", "-p", &host, "-n", "32M"];
+            std::process::Command::new("iperf3").args(arguments).args(way).output().unwrap()
+        };
+        let mut output = client();
+        common::until("iperf3 serves", Duration::from_secs(20), || {
+            if !output.status.success() {
+                output = client();
+                eprintln!("{way:?} {output:?} {:?}", scene.sandbox.port_status());
+            }
+            output.status.success()
+        });
+        assert!(String::from_utf8_lossy(&output.stdout).contains("receiver"), "{way:?}: {output:?}");
+    }
+    // Not a byte of it went through the relay.
+    let status = &scene.sandbox.port_status()[0];
+    assert_eq!((status.mode, status.last_error.as_ref()), (PortMode::Inject, None), "{status:?}");
+    assert!(status.bytes_in < 1 << 20 && status.bytes_out < 1 << 20, "{status:?}");
+    scene.close();
+    leaks.check();
+}
+
+#[test]
 fn a_small_server_in_c_has_one_too() {
     let leaks = Leaks::watch();
     // Each connection is taken by a process of its own, executed with it as standard input and output.

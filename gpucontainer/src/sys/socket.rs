@@ -279,6 +279,38 @@ pub(crate) fn start_listening(socket: impl AsFd) -> Result<(), i32> {
     rustix::net::listen(socket, 4096).map_err(Errno::raw_os_error)
 }
 
+/// Has the socket serve nobody any more, and lets another one be [bound over](BoundOver) it. To close it would be enough,
+/// if it were closed by that: a child that this process has just forked has a copy until it executes something.
+pub(crate) fn vacate(socket: impl AsFd) {
+    // Neither call has a reason to fail; and if it did, the next bind would say so.
+    let _ = rustix::net::sockopt::set_socket_reuseaddr(&socket, true);
+    let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
+}
+
+/// A socket that may have the address of one that was vacated, until it listens and this is dropped.
+#[derive(Debug)]
+pub(crate) struct BoundOver(Option<OwnedFd>);
+
+impl BoundOver {
+    /// The socket is bound after this.
+    pub(crate) fn prepare(socket: impl AsFd) -> Self {
+        let own = rustix::net::sockopt::socket_reuseaddr(&socket).unwrap_or(true);
+        let copy = if own { None } else { super::process::duplicate(&socket).ok() };
+        if let Some(copy) = &copy {
+            let _ = rustix::net::sockopt::set_socket_reuseaddr(copy, true);
+        }
+        Self(copy)
+    }
+}
+
+impl Drop for BoundOver {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            let _ = rustix::net::sockopt::set_socket_reuseaddr(socket, false);
+        }
+    }
+}
+
 /// Makes calls on the socket never wait.
 pub(crate) fn set_nonblocking(socket: impl AsFd) -> Result<()> {
     rustix::io::ioctl_fionbio(socket, true).map_err(|e| failed("ioctl(FIONBIO)", e))

@@ -15,6 +15,7 @@ use crate::sys::socket::{self, number};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Calls answered before the others have their turn.
 const BIND_TURN: usize = 16;
@@ -23,11 +24,20 @@ const BIND_TURN: usize = 16;
 /// has more workers than that.
 const GIVEN_MAX: usize = 1024;
 
+/// How long a published port that is taken is tried again. The socket of a server that has just ended may have a copy in a
+/// child that the host has just forked, until that executes something.
+const PATIENCE: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(1);
+/// How many binds of a container wait so at once; more are answered.
+const LATE_MAX: usize = 4;
+
 /// A listener of a filter.
 #[derive(Debug)]
 pub(super) struct Watch {
     watch: u64,
     listener: Arc<OwnedFd>,
+    /// Calls that are tried again, and until when.
+    late: Vec<(Bind, Instant)>,
 }
 
 /// What a bind is answered with.
@@ -44,7 +54,7 @@ impl Engine {
     pub(super) fn watch(&mut self, watch: u64, listener: OwnedFd) -> Result<()> {
         let index = self.reserve_slot();
         self.epoll.add_level(&listener, self.token(index, Which::First))?;
-        self.put(index, Entry::Binds(Watch { watch, listener: Arc::new(listener) }));
+        self.put(index, Entry::Binds(Watch { watch, listener: Arc::new(listener), late: Vec::new() }));
         Ok(())
     }
 
@@ -56,6 +66,10 @@ impl Engine {
             };
             if watched.watch == watch {
                 let listener = Arc::clone(&watched.listener);
+                // Nobody else hears of what was heard already.
+                std::mem::take(&mut watched.late).into_iter().for_each(|(bind, _)| {
+                    bind.answer(&*listener, number::EADDRINUSE);
+                });
                 // It may live on elsewhere, and be reported for ever.
                 let _ = self.epoll.remove(&*listener);
                 self.remove(index);
@@ -70,7 +84,7 @@ impl Engine {
         let (watch, listener) = (watched.watch, Arc::clone(&watched.listener));
         for _ in 0..BIND_TURN {
             match notify::next(&*listener) {
-                Ok(Next::Bind(bind)) => self.answer(watch, &listener, bind),
+                Ok(Next::Bind(bind)) => self.answer(index, watch, &listener, bind, None),
                 Ok(Next::Nothing) => return,
                 Ok(Next::Over) => return self.remove(index),
                 Err(error) => {
@@ -81,15 +95,45 @@ impl Engine {
         }
     }
 
-    fn answer(&mut self, watch: u64, listener: &OwnedFd, bind: Bind) {
+    /// Tries those again that found their port taken.
+    pub(super) fn answer_late(&mut self) {
+        for index in 0..self.slots.len() {
+            let entry = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut());
+            let Some(Entry::Binds(watched)) = entry else { continue };
+            let (watch, listener) = (watched.watch, Arc::clone(&watched.listener));
+            for (bind, until) in std::mem::take(&mut watched.late) {
+                self.answer(index, watch, &listener, bind, Some(until));
+            }
+        }
+    }
+
+    fn answer(&mut self, index: usize, watch: u64, listener: &OwnedFd, bind: Bind, until: Option<Instant>) {
         match examine(&bind, listener, self.host_namespace()) {
             Wish::GoOn => bind.go_on(listener),
             Wish::Fail(errno) => bind.answer(listener, errno),
             Wish::Bind(wanted) => {
-                let result = self.bind(watch, listener, bind, wanted);
-                bind.answer(listener, result.err().unwrap_or(0));
+                let ports = if peer::is_bound(&wanted.socket) { Vec::new() } else { self.ports_for(watch, &wanted) };
+                let result = self.bind(&ports, listener, bind, wanted);
+                let taken = result == Err(number::EADDRINUSE) && !ports.is_empty();
+                if !(taken && self.try_again(index, bind, until)) {
+                    bind.answer(listener, result.err().unwrap_or(0));
+                }
             }
         }
+    }
+
+    /// Whether the call is to wait a little for its port.
+    fn try_again(&mut self, index: usize, bind: Bind, until: Option<Instant>) -> bool {
+        let now = Instant::now();
+        let until = until.unwrap_or(now + PATIENCE);
+        let entry = self.slots.get_mut(index).and_then(|slot| slot.entry.as_mut());
+        let Some(Entry::Binds(watched)) = entry else { return false };
+        if now >= until || watched.late.len() >= LATE_MAX {
+            return false;
+        }
+        watched.late.push((bind, until));
+        self.wake_at(now + RETRY);
+        true
     }
 
     fn host_namespace(&mut self) -> u64 {
@@ -105,11 +149,11 @@ impl Engine {
     }
 
     /// Binds the container's socket where it wants, and puts one of the host's in its place if the port is published.
-    fn bind(&mut self, watch: u64, listener: &OwnedFd, bind: Bind, wanted: Wanted) -> Result<(), i32> {
-        let ports = if peer::is_bound(&wanted.socket) { Vec::new() } else { self.ports_for(watch, &wanted) };
+    fn bind(&mut self, ports: &[usize], listener: &OwnedFd, bind: Bind, wanted: Wanted) -> Result<(), i32> {
         let kind = Kind { v6: wanted.kind.v6, shared: wanted.shared, locked: true };
-        self.close_stale(&ports);
-        let choice = self.choose(&ports, kind);
+        let vacated = self.close_stale(ports);
+        let _over = vacated.then(|| socket::BoundOver::prepare(&wanted.socket));
+        let choice = self.choose(ports, kind);
         peer::bind(&wanted.socket, wanted.address)?;
         let (index, made) = match choice {
             Choice::Nothing => return Ok(()),
@@ -181,12 +225,17 @@ impl Engine {
                 // Who has connected already is not to be lost with it.
                 self.accept_all(inside);
             }
+            if let Some(port) = self.port(inside) {
+                socket::vacate(&port.socket);
+            }
             self.remove(inside);
         }
     }
 
     /// Closes the listeners inside of ports whose servers are gone: they would keep the next ones from their address.
-    fn close_stale(&mut self, ports: &[usize]) {
+    /// Whether there were any.
+    fn close_stale(&mut self, ports: &[usize]) -> bool {
+        let mut closed = false;
         for &index in ports {
             let has_inside = |port: &&Listener| port.inject.as_ref().is_some_and(|inject| inject.inside.is_some());
             let port = self.port(index).filter(has_inside);
@@ -195,8 +244,10 @@ impl Engine {
             let probe = |port: &Listener| listen_beside(&port.socket, alone(port));
             if port.is_some_and(|port| probe(port).is_ok()) {
                 self.close_inside(index);
+                closed = true;
             }
         }
+        closed
     }
 
     /// Relays a port no more, and makes the first socket that serves it. `None` goes on as before.

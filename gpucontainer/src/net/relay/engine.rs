@@ -417,6 +417,7 @@ impl Engine {
         }
         next.extend(self.end_idle(now));
         self.timer = next.into_iter().min();
+        self.answer_late();
     }
 }
 
