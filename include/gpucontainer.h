@@ -14,7 +14,14 @@
  *   the call fail that later uses the object.
  * - Strings end with a zero byte and are copied. Paths may have any encoding, all else is UTF-8.
  * - Objects may be used from any thread, one call at a time for each object unless its own comment
- *   says otherwise. No object may be used in a child made by fork().
+ *   says otherwise. In a child made by fork() the objects of its parent may only be freed or closed,
+ *   which changes nothing for the parent; the child can make objects of its own.
+ * - What can be waited for has a descriptor to poll: sandboxes and processes become readable when they
+ *   have ended (gpuc_sandbox_fd, gpuc_process_fd), and piped streams are pipes. Places in the queue for
+ *   GPUs and watches for XIDs have none and are looked at; everything else does its work in the call.
+ * - The library installs no signal handler and changes no signal mask (gpuc_enter alone does, when it
+ *   does not return). The one thread that it may leave running relays published ports and services of
+ *   the host, as long as there are any; it has all signals blocked.
  */
 
 #ifndef GPUCONTAINER_H
@@ -1303,6 +1310,17 @@ void gpuc_config_set_stdio(gpuc_config_t *config, int stream, uint32_t kind);
 void gpuc_config_set_stdio_file(gpuc_config_t *config, int stream, int fd);
 
 /**
+ * Lets the application find an open file under a number, 3 to 511, beside its three streams. Nothing is passed by
+ * default, whatever the process has open. What is passed is a door into the host as wide as the file is.
+ *
+ * @param number  the number inside
+ * @param fd      is duplicated
+ */
+void gpuc_config_pass_fd(gpuc_config_t *config,
+                         int number,
+                         int fd);
+
+/**
  * Frees a configuration. Sandboxes that were made of it live on.
  *
  * @param config  may be NULL
@@ -1795,7 +1813,8 @@ gpuc_gpu_ticket_t *gpuc_gpu_allocator_enqueue(const gpuc_gpu_allocator_t *alloca
                                               gpuc_error_t **error);
 
 /**
- * Waits until the GPUs are there. The place in the queue is kept if they are not.
+ * Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 from time to
+ * time, and when a lease of its own has ended: not all that frees GPUs is told of by a descriptor.
  *
  * @param milliseconds  negative is for ever, 0 only looks
  * @param lease         set to the caller's, freed with gpuc_gpu_lease_free, if 1 is returned
@@ -1955,7 +1974,7 @@ gpuc_xid_watch_t *gpuc_xid_watch_open(const char *driver_root,
                                       gpuc_error_t **error);
 
 /**
- * Waits for the next XID.
+ * Waits for the next XID. The driver gives nothing to poll: look from time to time with 0, or wait in a thread.
  *
  * @param milliseconds  negative is for ever, 0 only looks
  * @param event         set to the caller's, freed with gpuc_xid_event_free, if 1 is returned
@@ -2064,6 +2083,29 @@ void gpuc_output_free(gpuc_output_t *output);
  * @return the caller's, freed with gpuc_sandbox_free; NULL on failure, and nothing is left behind
  */
 gpuc_sandbox_t *gpuc_sandbox_spawn(const gpuc_config_t *config, gpuc_error_t **error);
+
+/**
+ * Turns the calling process into the sandbox, as execve(2) turns it into a program: starts the sandbox, and stands for
+ * it until it ends. For who was started as a process of its own, as a task of Slurm. Returns only on failure, and then
+ * the process is as it was, signals included.
+ *
+ * - Every signal that can be caught and comes to the process reaches the application once, with what sigqueue(3) sent;
+ *   from the keys of a terminal, its whole process group. One that the process ignores is ignored.
+ * - An application that is stopped stops the process, and SIGCONT lets both go on.
+ * - The application has the streams of the process, or what the configuration says. The process lets go of them, and of
+ *   all pipes, terminals and sockets that it has open.
+ * - When the application ends, everything is given back, and the process ends as it did: with its exit code, or by the
+ *   same signal, without a core dump. No handler of atexit(3) is run and nothing that is buffered is written: flush
+ *   before. SIGKILL to the process kills everything inside.
+ *
+ * The process must have one thread, as a forked child has; otherwise it is GPUC_ERROR_UNSUPPORTED. A piped stream or a
+ * terminal of the application's own is GPUC_ERROR_INVALID_ARGUMENT: nobody would be at the other end.
+ *
+ * @param error  may be NULL
+ * @return -1
+ */
+int gpuc_enter(const gpuc_config_t *config,
+               gpuc_error_t **error);
 
 /**
  * What a start would do, a line a step, without doing it.
@@ -2312,6 +2354,14 @@ void gpuc_exec_set_stdio(gpuc_exec_t *exec, int stream, uint32_t kind);
  * Makes an open file standard input (0), output (1) or error (2). The descriptor is duplicated.
  */
 void gpuc_exec_set_stdio_file(gpuc_exec_t *exec, int stream, int fd);
+
+/**
+ * Lets the process find an open file under a number, 3 to 511; see gpuc_config_pass_fd.
+ *
+ * @param number  the number inside
+ * @param fd      is duplicated
+ */
+void gpuc_exec_pass_fd(gpuc_exec_t *exec, int number, int fd);
 
 /**
  * Gives the process a terminal of so many rows and columns.

@@ -30,6 +30,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) shifted: Option<&'a Shifted>,
     /// Sockets that the application finds from number 3 on.
     pub(crate) handed: Vec<BorrowedFd<'a>>,
+    /// What the application finds under these numbers.
+    pub(crate) passed: Vec<(i32, BorrowedFd<'a>)>,
+    /// Whether the control socket tells when the application is stopped and goes on.
+    pub(crate) tell_stops: bool,
     /// The process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// The network namespace to start in, or a pidfd of a process in it.
@@ -97,8 +101,10 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         sources: sources.collect(),
         gate: stub_gate.as_ref().map(AsFd::as_fd),
         handed: inputs.handed.clone(),
+        passed: inputs.passed.clone(),
         target: inputs.target,
         shared: inputs.shared.clone(),
+        tell_stops: inputs.tell_stops,
     };
     let mut program = compile(plan, &descriptors)?;
     let claims = inputs.claims.iter().map(|claim| (claim.as_raw_fd(), program.number(*claim))).collect();
@@ -219,8 +225,10 @@ pub(crate) fn perform(plan: &Plan, target: BorrowedFd<'_>) -> Result<(), Broken>
         sources: Vec::new(),
         gate: None,
         handed: Vec::new(),
+        passed: Vec::new(),
         target: Some(target),
         shared: Vec::new(),
+        tell_stops: false,
     };
     let program = compile(plan, &descriptors)?.finish()?;
     let child = start(&program, &CloneOptions::default())?;
@@ -289,8 +297,19 @@ fn step_error(plan: &Plan, failure: &Failure) -> Error {
 
 impl IdMaps {
     /// Writes the maps of the process `pid`, which waits for them.
+    ///
+    /// Where this process may not be dumped, as after a change of its user, that one begins so too: the kernel wakes us a
+    /// moment before its files belong to its user, as they do when it has executed the stub.
     fn apply(&self, pid: i32) -> Result<()> {
-        self.write(pid).with_context(|| format!("map the ids of process {pid}"))
+        let patience = now() + Duration::from_secs(1);
+        loop {
+            match self.write(pid) {
+                Err(error) if error.errno() == Some(errno::EACCES) && now() < patience => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                written => return written.with_context(|| format!("map the ids of process {pid}")),
+            }
+        }
     }
 }
 

@@ -39,8 +39,12 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) gate: Option<BorrowedFd<'fd>>,
     /// Sockets that are handed over.
     pub(crate) handed: Vec<BorrowedFd<'fd>>,
+    /// What is passed, with the numbers that they go to.
+    pub(crate) passed: Vec<(i32, BorrowedFd<'fd>)>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
+    /// Whether the parent wants to hear by the control socket when the application is stopped and goes on.
+    pub(crate) tell_stops: bool,
     /// The network that is shared and the user namespace that owns it, as `setns(2)` takes them one after the other.
     pub(crate) shared: Vec<(BorrowedFd<'fd>, u64)>,
 }
@@ -51,6 +55,7 @@ impl<'fd> Descriptors<'fd> {
         let pairs = self.sources.iter().map(|(_, source)| source).chain(self.shared.iter().map(|(shared, _)| shared));
         let single = [&self.control, &self.started, &self.owner].into_iter();
         let perhaps = self.stdio.iter().flatten().chain(&self.writes).chain(&self.lease).chain(&self.gate);
+        let pairs = pairs.chain(self.passed.iter().map(|(_, fd)| fd));
         lists.chain(pairs).chain(single).chain(perhaps).chain(&self.target).copied()
     }
 }
@@ -92,9 +97,11 @@ struct Compiler<'fd, 'plan> {
 
 /// Compiles `plan`; everything that can fail or allocate happens here.
 pub(crate) fn compile<'fd>(plan: &Plan, descriptors: &Descriptors<'fd>) -> Result<Program<'fd>> {
-    // Nothing that is still needed may be where the sockets go.
+    // Nothing that is still needed may be where sockets and what is passed go.
     let handed = i32::try_from(descriptors.handed.len()).unwrap_or(i32::MAX - FIRST_HANDED);
-    let mut program = Program::inheriting_from(FIRST_HANDED + handed);
+    let above = |lowest: i32, number: i32| lowest.max(number.saturating_add(1));
+    let passed = descriptors.passed.iter().map(|(number, _)| *number);
+    let mut program = Program::inheriting_from(passed.fold(FIRST_HANDED + handed, above));
     // All now, so that it is known which numbers they leave.
     for descriptor in descriptors.all() {
         program.descriptor(descriptor);
@@ -349,6 +356,13 @@ impl Compiler<'_, '_> {
                 }
                 Ok(())
             }
+            Step::Pass { .. } => {
+                for (number, fd) in &self.descriptors.passed {
+                    let fd = program.descriptor(*fd);
+                    program.duplicate(fd, *number);
+                }
+                Ok(())
+            }
             Step::Execute { candidates, argv, envp } => program.execute(candidates, argv, envp),
         }
     }
@@ -420,7 +434,8 @@ impl Compiler<'_, '_> {
         let sources =
             descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes).chain(&descriptors.gate);
         let shared = descriptors.shared.iter().map(|(namespace, _)| namespace);
-        for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources).chain(shared) {
+        let sources = sources.chain(shared).chain(descriptors.passed.iter().map(|(_, fd)| fd));
+        for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
             let number = fd.as_raw_fd();
             if !closed.contains(&number) {
                 closed.push(number);
@@ -438,7 +453,9 @@ impl Compiler<'_, '_> {
         program.no_new_privileges();
         program.not_dumpable();
         program.set_capabilities(KILL);
-        program.supervise(child, control, owner, lease);
+        let tell = self.descriptors.tell_stops;
+        // From outside of the pid namespace it cannot tell who sends a signal, and nobody inside can send it one.
+        program.supervise(child, control, owner, lease, (self.plan.init || !tell, tell));
         Ok(())
     }
 
