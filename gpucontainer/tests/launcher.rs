@@ -22,6 +22,10 @@ const WATCHDOG: Duration = Duration::from_secs(180);
 #[test]
 #[ignore = "the other process of a test"]
 fn other_process() {
+    // The harness's own thread blocks everything for the moment in which it starts this one.
+    common::until("the harness has started the test", Duration::from_secs(30), || {
+        status_lines("self", &["SigBlk"]) == ["SigBlk:\t0000000000000000"]
+    });
     match role().as_deref() {
         Some("storm") => storm(),
         Some("idle") => idle(),
