@@ -91,6 +91,7 @@ class Sandbox(_Running):
         sysctls: Mapping[str, str] | None = None,
         oom_score: int | None = None,
         umask: int | None = None,
+        application_pid: int | None = None,
         terminal: tuple[int, int] | None = None,
         stdin: _Stream = None,
         stdout: _Stream = None,
@@ -119,6 +120,7 @@ class Sandbox(_Running):
         :param unfiltered: turns the system call filter off.
         :param seccomp: the system call filter: the ``seccomp`` object of a runtime bundle, or a JSON file of it.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
+        :param application_pid: the process id inside, 2 by default; with that of a process outside, both mean the same.
         :param stdin: and ``stdout``, ``stderr``: None is the host's; ``PIPE``, ``DEVNULL``, a file, a descriptor.
         """
         options = _options(locals())

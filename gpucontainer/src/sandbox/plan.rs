@@ -70,6 +70,8 @@ pub(crate) enum Step {
     AwaitNetwork,
     /// Says that the start happens in a network that is there already; nothing is to be done for it.
     InNetwork { network: String },
+    /// Chooses the process id that the next process of the namespace gets.
+    NextPid { pid: u32 },
     /// Makes the application's process; the other one supervises.
     Fork,
     /// Starts a session of its own.
@@ -264,6 +266,7 @@ impl fmt::Display for Step {
             }
             Self::AwaitNetwork => write!(f, "wait for a way out"),
             Self::InNetwork { network } => write!(f, "start in {network}"),
+            Self::NextPid { pid } => write!(f, "choose process id {pid}"),
             Self::Fork => write!(f, "make the application's process"),
             Self::NewSession => write!(f, "start a session"),
             Self::Travel { travel } => write!(f, "make the host's mounts {travel:?}"),

@@ -165,6 +165,10 @@ impl Compiler<'_, '_> {
                 program.write_file(At::Cwd, "/proc/self/timens_offsets", offsets.as_bytes())
             }
             Step::InNetwork { .. } => Ok(()),
+            Step::NextPid { pid } => {
+                let last = pid.saturating_sub(1).to_string();
+                program.write_file(At::Cwd, "/proc/sys/kernel/ns_last_pid", last.as_bytes())
+            }
             Step::Fork => self.fork(),
             Step::NewSession => {
                 program.setsid();
