@@ -50,6 +50,12 @@ pub(crate) fn duplicate(value: &Bound<'_, PyAny>) -> PyResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// What is passed: pairs of the number inside and that of an open descriptor, which is duplicated.
+pub(crate) fn pass_fds(value: &Bound<'_, PyAny>) -> PyResult<Vec<(i32, OwnedFd)>> {
+    let pairs: Vec<(i32, Bound<'_, PyAny>)> = value.extract()?;
+    pairs.into_iter().map(|(number, file)| Ok((number, duplicate(&file)?))).collect()
+}
+
 fn resource(name: &str) -> PyResult<ResourceLimit> {
     Ok(match name {
         "as" => ResourceLimit::As,
@@ -275,6 +281,9 @@ pub(crate) fn describe(
             "stdin" => builder.stdin(stdio(&value)?),
             "stdout" => builder.stdout(stdio(&value)?),
             "stderr" => builder.stderr(stdio(&value)?),
+            "pass_fds" => {
+                pass_fds(&value)?.into_iter().fold(builder, |builder, (number, file)| builder.pass_fd(number, file))
+            }
             other => return refuse(format!("no option is called {other:?}")),
         };
     }

@@ -34,7 +34,7 @@ mod _native {
     #[pymodule_export]
     use super::network::MemberHandle;
     #[pymodule_export]
-    use super::sandbox::{ProcessHandle, SandboxHandle, activated, collect_abandoned, explain};
+    use super::sandbox::{ProcessHandle, SandboxHandle, activated, collect_abandoned, enter, explain};
     #[pymodule_export]
     use super::ticket::TicketHandle;
     #[pymodule_export]

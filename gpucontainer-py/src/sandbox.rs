@@ -2,7 +2,8 @@
 //! Python, in `gpucontainer.sandbox`; these hold the handles.
 
 use crate::describe::{
-    MappingFields, ServiceFields, describe, duplicate, limits, mapping, ours, protocol, refuse, service, stdio,
+    MappingFields, ServiceFields, describe, duplicate, limits, mapping, ours, pass_fds, protocol, refuse, service,
+    stdio,
 };
 use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
@@ -47,6 +48,31 @@ pub(crate) fn explain(py: Python<'_>, image: &Bound<'_, PyAny>, options: &Bound<
 #[pyfunction]
 pub(crate) fn collect_abandoned(py: Python<'_>, store: &ImageStore) -> PyResult<()> {
     ours(py.detach(|| gpucontainer::sandbox::collect_abandoned(&store.0)))
+}
+
+/// Turns the calling process into the sandbox that the arguments describe, as `_Sandbox` takes them, and never returns.
+///
+/// The application runs in a child; this process stands for it. Every signal that can be caught and comes to this process
+/// reaches the application once (Ctrl-C its whole process group), but for those that are ignored here (`SIG_IGN`). An
+/// application that is stopped stops this process, and `SIGCONT` lets both go on. When the application ends, everything is
+/// given back and this process ends as it did: with its exit code, or killed by the same signal. No `atexit` handler, no
+/// `finally`, no destructor is run, and nothing buffered is written: flush `sys.stdout` and `sys.stderr` before. `SIGKILL`
+/// to this process kills everything inside.
+///
+/// The application has this process's standard input, output and error, unless the options say otherwise; `"pipe"` and
+/// `terminal` are refused. Other descriptors reach it through the option `pass_fds`, pairs of the number inside and the
+/// number here.
+///
+/// Raises what `_Sandbox` raises if the start fails, and `UnsupportedError` if this process has more than one thread; then
+/// this process is as it was. It waits without looking at Python's signal handlers: an image that may have to be pulled
+/// first is better pulled before.
+#[pyfunction]
+pub(crate) fn enter(py: Python<'_>, image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<()> {
+    let builder = describe(image, options, &Cancel::new())?;
+    match py.detach(|| builder.enter()) {
+        Ok(never) => match never {},
+        Err(error) => Err(raise(&error)),
+    }
 }
 
 /// Waits in slices, so that signals are seen.
@@ -329,6 +355,7 @@ impl SandboxHandle {
         let mut env = Vec::new();
         let (mut cwd, mut user, mut terminal) = (None, None, None);
         let mut streams = [Stdio::Inherit, Stdio::Inherit, Stdio::Inherit];
+        let mut passed = Vec::new();
         for (key, value) in options {
             match key.extract::<String>()?.as_str() {
                 "env" => env = value.extract::<Vec<(String, String)>>()?,
@@ -338,6 +365,7 @@ impl SandboxHandle {
                 "stdin" => streams[0] = stdio(&value)?,
                 "stdout" => streams[1] = stdio(&value)?,
                 "stderr" => streams[2] = stdio(&value)?,
+                "pass_fds" => passed = pass_fds(&value)?,
                 other => return refuse(format!("no option is called {other:?}")),
             }
         }
@@ -354,6 +382,9 @@ impl SandboxHandle {
             }
             if let Some((rows, columns)) = terminal {
                 builder = builder.terminal(rows, columns);
+            }
+            for (number, file) in passed {
+                builder = builder.pass_fd(number, file);
             }
             let [stdin, stdout, stderr] = streams;
             builder.stdin(stdin).stdout(stdout).stderr(stderr).spawn()

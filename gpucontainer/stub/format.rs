@@ -70,7 +70,7 @@ pub const OP_CALL: u8 = 0;
 /// is not 0, both use the same memory, and the parent goes on only when the child has executed or ended.
 pub const OP_FORK: u8 = 1;
 /// Supervises: arguments are the application's pid, the control socket, the parent's pidfd (or -1),
-/// 1 if signals go to the application, and the descriptor that is held at the first place (or -1). Never returns.
+/// a sum of `FORWARD` and `TELL`, and the descriptor that is held at the first place (or -1). Never returns.
 pub const OP_SUPERVISE: u8 = 2;
 /// Writes the 32-bit second argument to the address in the first.
 pub const OP_STORE: u8 = 3;
@@ -89,6 +89,15 @@ pub const OP_OUTLIVE: u8 = 8;
 /// How many descriptors a supervisor holds for its parent: more than a host has GPUs to give, MIG devices included, and
 /// few against the files that a process may have open.
 pub const PLACES: usize = 64;
+
+/// Signals that come to the supervisor go to the application.
+pub const FORWARD: u64 = 1;
+/// The parent is told when the application is stopped, and when it goes on. It hands on signals from outside itself.
+pub const TELL: u64 = 2;
+/// To the parent, one byte: the application was stopped.
+pub const STOPPED: u8 = b'S';
+/// To the parent, one byte: the application goes on.
+pub const CONTINUED: u8 = b'C';
 
 /// To a supervisor, one byte: the parent leaves the application to itself.
 pub const LEAVE: u8 = b'D';

@@ -12,9 +12,9 @@ mod format;
 mod members;
 
 use format::{
-    ANSWER, ANSWERED, BASE, DENIED, HOLD, Header, LEAVE, LET_GO, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL,
+    ANSWER, ANSWERED, BASE, CONTINUED, DENIED, FORWARD, HOLD, Header, LEAVE, LET_GO, NO_REGISTER, ON_ERROR_ABSENT, ON_ERROR_EXISTS, ON_ERROR_FAIL,
     ON_ERROR_GO_ON, ON_ERROR_LOG, ON_ERROR_SEARCH, OP_CALL, OP_DEFAULT_SIGNALS, OP_EXPECT, OP_FAIL, OP_FORK,
-    OP_IF_NEGATIVE, OP_OUTLIVE, OP_STORE, OP_SUPERVISE, Op, PLACES, REGISTERS,
+    OP_IF_NEGATIVE, OP_OUTLIVE, OP_STORE, OP_SUPERVISE, Op, PLACES, REGISTERS, STOPPED, TELL,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -48,6 +48,7 @@ mod arch {
     pub const READ: u64 = 0;
     pub const RECVMSG: u64 = 47;
     pub const RT_SIGACTION: u64 = 13;
+    pub const SENDTO: u64 = 44;
     pub const SIGNALFD4: u64 = 289;
     pub const UNLINKAT: u64 = 263;
     pub const WAIT4: u64 = 61;
@@ -143,6 +144,7 @@ mod arch {
     pub const READ: u64 = 63;
     pub const RECVMSG: u64 = 212;
     pub const RT_SIGACTION: u64 = 134;
+    pub const SENDTO: u64 = 206;
     pub const SIGNALFD4: u64 = 74;
     pub const UNLINKAT: u64 = 35;
     pub const WAIT4: u64 = 260;
@@ -215,6 +217,8 @@ const SIGKILL: u64 = 9;
 const SIGSTOP: u64 = 19;
 const SIGCHLD: u64 = 17;
 const WNOHANG: u64 = 1;
+const WUNTRACED: u64 = 2;
+const WCONTINUED: u64 = 8;
 /// `__WALL`: children of every kind, whatever signal they end with.
 const WALL: u64 = 0x4000_0000;
 const CLONE_VM: u64 = 0x100;
@@ -334,7 +338,7 @@ fn walk(start: u32, mut registers: [i64; REGISTERS]) -> ! {
                 }
                 pid
             }
-            OP_SUPERVISE => supervise(a[0], a[1], a[2], a[3] != 0, a[4]),
+            OP_SUPERVISE => supervise(a[0], a[1], a[2], a[3], a[4]),
             OP_OUTLIVE => members::outlive(a[0]),
             OP_STORE => {
                 // SAFETY: the compiler of the program gives an aligned address within it.
@@ -415,7 +419,7 @@ const POLLIN: i16 = 1;
 /// The owner lives as long as its end of the control socket is open and its pidfd does not poll readable, or until it
 /// says on the socket that it leaves the application to itself. It also gives descriptors to be held, which are closed
 /// when it says so, and when this process ends.
-fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u64) -> ! {
+fn supervise(application: u64, control: u64, owner: u64, how: u64, first: u64) -> ! {
     let mut held = [-1_i32; PLACES];
     held[0] = first as i32;
     // All signals were blocked before this program began, so none can be lost.
@@ -429,7 +433,7 @@ fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u
     poll[1].fd = control as i32;
     poll[2].fd = owner as i32;
     loop {
-        reap(application);
+        reap(application, control, how & TELL != 0);
         let ready = call(arch::PPOLL, [address(&poll[0]), poll.len() as u64, 0, 0, 8, 0]);
         if ready < 0 {
             if ready == -EINTR {
@@ -440,7 +444,7 @@ fn supervise(application: u64, control: u64, owner: u64, forward: bool, first: u
         // SAFETY: the kernel filled these in; the compiler must not think them still zero.
         let came = unsafe { core::ptr::read_volatile(&raw const poll) };
         if came[0].revents != 0 {
-            take_signals(signals.cast_unsigned(), application, forward);
+            take_signals(signals.cast_unsigned(), application, how);
         }
         if came[1].revents != 0 {
             match hear(control, &mut held) {
@@ -546,31 +550,49 @@ fn hear(control: u64, held: &mut [i32; PLACES]) -> Heard {
     }
 }
 
-fn take_signals(signals: u64, application: u64, forward: bool) {
+/// Where `ssi_pid` is in `struct signalfd_siginfo`, in numbers of 32 bits: 0 for who is outside of the pid namespace.
+const SENDER: usize = 3;
+
+/// A parent that is told everything hands signals from outside on by itself, those of a terminal for both of us too.
+fn take_signals(signals: u64, application: u64, how: u64) {
     let info = [0_u32; 32];
     while call(arch::READ, [signals, address(&info), 128, 0, 0, 0]) == 128 {
         // SAFETY: the kernel filled the array.
-        let signal = u64::from(unsafe { core::ptr::read_volatile(info.as_ptr()) });
+        let info = unsafe { core::ptr::read_volatile(&raw const info) };
+        let signal = u64::from(info[0]);
+        let forward = how & FORWARD != 0 && (how & TELL == 0 || info[SENDER] != 0);
         if forward && signal != SIGCHLD && signal != SIGSTOP {
             call(arch::KILL, [application, signal, 0, 0, 0, 0]);
         }
     }
 }
 
-/// Collects every child that has ended; ends with the application.
-fn reap(application: u64) {
+/// Collects every child that has ended; ends with the application. If the owner wants to be told, it hears when the
+/// application is stopped and when it goes on.
+fn reap(application: u64, control: u64, tell: bool) {
+    let also = if tell { WUNTRACED | WCONTINUED } else { 0 };
     loop {
         let status = 0_u32;
-        let pid = call(arch::WAIT4, [u64::MAX, address(&status), WNOHANG | WALL, 0, 0, 0]);
+        let pid = call(arch::WAIT4, [u64::MAX, address(&status), WNOHANG | WALL | also, 0, 0, 0]);
         if pid <= 0 {
             return;
         }
         if pid.cast_unsigned() == application {
             // SAFETY: the kernel filled the number.
             let status = unsafe { core::ptr::read_volatile(&raw const status) };
-            report(status);
+            match status {
+                0xffff => say(control, CONTINUED),
+                stopped if stopped & 0xff == 0x7f => say(control, STOPPED),
+                _ => report(status),
+            }
         }
     }
+}
+
+/// Tells the owner in one byte. One that lets many lie has no use for another.
+fn say(control: u64, word: u8) {
+    const DONT_WAIT_NO_SIGNAL: u64 = 0x4040;
+    call(arch::SENDTO, [control, address(&word), 1, DONT_WAIT_NO_SIGNAL, 0, 0]);
 }
 
 fn report(status: u32) -> ! {

@@ -21,6 +21,10 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
             return bad(format!("environment variable {name:?} cannot be set"));
         }
     }
+    let handed = builder.ports.iter().filter(|port| port.wanted_mode() == PortMode::HandOver);
+    // One of each family, at most.
+    let handed: usize = handed.map(|port| 2 * usize::from(port.count())).sum();
+    builder.process.check_passed(3 + handed)?;
     if let Some(path) = &builder.process.working_dir {
         if !path.starts_with('/') {
             return bad(format!("working directory {path:?} is not an absolute path"));

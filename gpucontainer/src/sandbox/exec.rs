@@ -36,6 +36,7 @@ impl<'a> ExecBuilder<'a> {
         if sandbox.poll()?.is_some() {
             return Err(Error::new(ErrorKind::Closed, format!("sandbox {} has ended", sandbox.name())));
         }
+        self.process.check_passed(0)?;
         let context = &sandbox.context;
         let (attached, groups) = sandbox.attachments().for_processes();
         let mut identity = match &self.process.user {
@@ -73,6 +74,7 @@ impl<'a> ExecBuilder<'a> {
         }
         let working_dir = self.process.working_dir.as_deref().unwrap_or(&context.working_dir);
         steps.extend(application(context, &identity, working_dir, context.set_groups, 0o022)?);
+        steps.extend(self.process.pass_step());
         let candidates = candidates(&self.command, &env);
         let envp = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         steps.push(Step::Execute { candidates, argv: self.command.clone(), envp });
@@ -84,6 +86,7 @@ impl<'a> ExecBuilder<'a> {
             cgroup_tasks,
             stdio: streams.as_ref().map(Streams::inside),
             target: Some(sandbox.handle.application()),
+            passed: self.process.passed(),
             ..Inputs::default()
         };
         let wanted = || format!("execute in sandbox {}", sandbox.name());

@@ -30,6 +30,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) shifted: Option<&'a Shifted>,
     /// Sockets that the application finds from number 3 on.
     pub(crate) handed: Vec<BorrowedFd<'a>>,
+    /// What the application finds under these numbers.
+    pub(crate) passed: Vec<(i32, BorrowedFd<'a>)>,
+    /// Whether the control socket tells when the application is stopped and goes on.
+    pub(crate) tell_stops: bool,
     /// The process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// The network namespace to start in, or a pidfd of a process in it.
@@ -76,9 +80,12 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let (started, stub_started) = process::pipe()?;
     // Nothing that is still needed may be where the sockets go.
     let free = FIRST_HANDED + i32::try_from(inputs.handed.len()).unwrap_or(i32::MAX - FIRST_HANDED);
-    let aside = |fd: OwnedFd| if inputs.handed.is_empty() { Ok(fd) } else { process::duplicate_above(fd, free) };
+    let free = inputs.passed.iter().fold(free, |free, (number, _)| free.max(number + 1));
+    let aside = |fd: OwnedFd| if free == FIRST_HANDED { Ok(fd) } else { process::duplicate_above(fd, free) };
     let (stub_control, stub_started) = (aside(stub_control)?, aside(stub_started)?);
     let handed = inputs.handed.iter().map(|fd| process::duplicate_above(fd, free)).collect::<Result<Vec<_>>>()?;
+    let above = |(number, fd): &(i32, BorrowedFd<'_>)| Ok((*number, process::duplicate_above(fd, free)?));
+    let passed = inputs.passed.iter().map(above).collect::<Result<Vec<(i32, OwnedFd)>>>()?;
     let owner = process::own_pidfd()?;
     let waits = plan.steps.iter().any(Step::is_gate);
     let (gate, stub_gate) =
@@ -99,7 +106,9 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
         sources: sources.collect(),
         gate: stub_gate.as_ref().map(AsFd::as_fd),
         handed: handed.iter().map(AsFd::as_fd).collect(),
+        passed: passed.iter().map(|(number, fd)| (*number, fd.as_fd())).collect(),
         target: inputs.target,
+        tell_stops: inputs.tell_stops,
     };
     let program = compile(plan, &descriptors)?;
     tracing::debug!(sandbox = plan.name, operations = program.len(), "program compiled");
@@ -202,7 +211,9 @@ pub(crate) fn perform(plan: &Plan, target: BorrowedFd<'_>) -> Result<(), Broken>
         sources: Vec::new(),
         gate: None,
         handed: Vec::new(),
+        passed: Vec::new(),
         target: Some(target),
+        tell_stops: false,
     };
     let program = compile(plan, &descriptors)?.finish()?;
     let child = start(&program, &CloneOptions::default())?;

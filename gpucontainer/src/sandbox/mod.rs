@@ -10,6 +10,7 @@ mod check;
 mod compile;
 mod config;
 mod defaults;
+mod enter;
 mod exec;
 mod gpus;
 mod granted;
@@ -132,6 +133,12 @@ impl Sandbox {
     }
 
     fn start(builder: &SandboxBuilder) -> Result<Self> {
+        Self::start_with(builder, || Ok(()), false)
+    }
+
+    /// As [`start`](Self::start); `ready` is called when nothing but the launch is left. `entered` is for a caller to whom
+    /// the application's end is all that counts, also if it came at once, and who wants to hear when it is stopped.
+    fn start_with(builder: &SandboxBuilder, ready: impl FnOnce() -> Result<()>, entered: bool) -> Result<Self> {
         let mut moments = vec![("", now())];
         check(builder)?;
         let name = builder.name.clone().unwrap_or_else(|| format!("s-{}", &fs::unique()[..12]));
@@ -192,12 +199,15 @@ impl Sandbox {
             claims,
             lease: lease.as_ref().map(AsFd::as_fd),
             handed,
+            passed: builder.process.passed(),
+            tell_stops: entered,
             target: None,
             network: joined.entrance(),
             outbound: joined.outbound(),
             sources: sys.iter().map(|(source, mount)| (*source, mount.as_fd())).collect(),
             id_maps: prepared.id_maps.as_ref(),
         };
+        ready().with_context(wanted)?;
         let mut running = launch(&prepared.plan, &inputs)?;
         let binds = running.binds.take();
         drop(lease);
@@ -229,7 +239,10 @@ impl Sandbox {
         }
         if !reserved.is_empty() {
             let published = sandbox.network().and_then(|network| sandbox.ports.publish(reserved, network));
-            published.with_context(publishing(&sandbox.name))?;
+            // To one that has ended already nobody can be led. Its namespaces are gone a little earlier than it is.
+            if published.is_ok() || !entered || sandbox.wait_timeout(Duration::from_secs(1))?.is_none() {
+                published.with_context(publishing(&sandbox.name))?;
+            }
             moments.push(("ports", now()));
         }
         // Binds wait until the ports that they may be for are known.
@@ -375,6 +388,18 @@ impl Sandbox {
     pub fn dial(&self, port: u16, timeout: Option<Duration>) -> Result<TcpStream> {
         let dialled = self.network().and_then(|network| network.dial(port, timeout));
         dialled.with_context(|| format!("dial port {port} of sandbox {}", self.name))
+    }
+
+    /// Waits until it has ended; the wait status, as `wait4(2)` gives it.
+    fn wait_raw(&self) -> Option<i32> {
+        loop {
+            match self.handle.wait(None) {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) => {}
+                Err(error) if error.errno() == Some(crate::sys::errno::EINTR) => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     fn status(&self, raw: i32) -> Result<ExitStatus> {

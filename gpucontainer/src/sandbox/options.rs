@@ -1,7 +1,10 @@
 //! What can be said of every process in a sandbox: its application and further ones.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sandbox::plan::Step;
 use crate::sandbox::stdio::{Stdio, Streams};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// What was said; nothing of it is checked yet.
 #[derive(Clone, Debug, Default)]
@@ -13,7 +16,11 @@ pub(crate) struct ProcessOptions {
     pub(crate) stdin: Stdio,
     pub(crate) stdout: Stdio,
     pub(crate) stderr: Stdio,
+    pub(crate) passed: Vec<(i32, Arc<OwnedFd>)>,
 }
+
+/// The highest number that can be passed. What must stay open meanwhile is above it, and below 1,024, the usual limit.
+const LAST_PASSED: i32 = 511;
 
 impl ProcessOptions {
     /// The streams, opened; none where a terminal takes their place.
@@ -22,6 +29,34 @@ impl ProcessOptions {
             Some(_) => Ok(None),
             None => Streams::open([&self.stdin, &self.stdout, &self.stderr]).map(Some),
         }
+    }
+
+    /// Checks the numbers of what is passed; those below `free` are taken.
+    pub(crate) fn check_passed(&self, free: usize) -> Result<()> {
+        let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+        for (at, (number, _)) in self.passed.iter().enumerate() {
+            if !(3..=LAST_PASSED).contains(number) {
+                return bad(format!("passed descriptor {number} is not within 3 to {LAST_PASSED}"));
+            }
+            if self.passed[..at].iter().any(|(other, _)| other == number) {
+                return bad(format!("descriptor {number} is passed twice"));
+            }
+            if usize::try_from(*number).is_ok_and(|number| number < free) {
+                return bad(format!("passed descriptor {number} is that of a socket which is handed over"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is passed.
+    pub(crate) fn passed(&self) -> Vec<(i32, BorrowedFd<'_>)> {
+        self.passed.iter().map(|(number, fd)| (*number, fd.as_fd())).collect()
+    }
+
+    /// The step that passes it, if there is something.
+    pub(crate) fn pass_step(&self) -> Option<Step> {
+        let numbers: Vec<i32> = self.passed.iter().map(|(number, _)| *number).collect();
+        (!numbers.is_empty()).then_some(Step::Pass { numbers })
     }
 }
 
@@ -69,6 +104,16 @@ macro_rules! process_setters {
         /// Says what standard error is. The host's by default.
         pub fn stderr(mut self, stderr: Stdio) -> Self {
             self.process.stderr = stderr;
+            self
+        }
+
+        /// Lets the process find an open file under `number`, 3 to 511, beside its three streams: a socket of a process
+        /// manager, a pipe to be ready on. Nothing is passed by default, whatever this process has open.
+        ///
+        /// What is passed is a door into the host as wide as the file is: a directory leads to all that is below and
+        /// above it. Sockets of ports that are [handed over](crate::net::PortMode::HandOver) have the numbers from 3 on.
+        pub fn pass_fd(mut self, number: i32, file: impl Into<std::os::fd::OwnedFd>) -> Self {
+            self.process.passed.push((number, std::sync::Arc::new(file.into())));
             self
         }
     };

@@ -160,6 +160,8 @@ pub(crate) enum Step {
     },
     /// Puts the listening sockets of ports where the application looks for them.
     HandOver { names: Vec<String> },
+    /// Puts what the caller passes where the application looks for it.
+    Pass { numbers: Vec<i32> },
     /// Executes the application: the first of the candidates that is there.
     Execute { candidates: Vec<String>, argv: Vec<String>, envp: Vec<String> },
 }
@@ -327,6 +329,10 @@ impl fmt::Display for Step {
             Self::WatchBinds => write!(f, "let binds of ports wait for an answer"),
             Self::Seccomp { length, .. } => write!(f, "load the system call filter of {length} instructions"),
             Self::HandOver { names } => write!(f, "hand over the sockets of {}", names.join(", ")),
+            Self::Pass { numbers } => {
+                write!(f, "pass the descriptors")?;
+                numbers.iter().try_for_each(|number| write!(f, " {number}"))
+            }
             Self::Execute { argv, .. } => write!(f, "execute {:?}", argv.first().map_or("", String::as_str)),
         }
     }

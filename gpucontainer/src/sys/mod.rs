@@ -32,6 +32,7 @@ pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod slot;
 pub(crate) mod socket;
+pub(crate) mod stand_in;
 mod thread;
 pub(crate) mod transparent;
 pub(crate) mod watch;

@@ -179,6 +179,28 @@ pub(crate) fn receive_word(socket: impl AsFd) -> Result<()> {
     }
 }
 
+/// The byte that waits in a socket, or nothing.
+pub(crate) fn word_now(socket: impl AsFd) -> Result<Option<u8>> {
+    let mut word = [0_u8; 1];
+    loop {
+        match rustix::net::recv(&socket, &mut word, rustix::net::RecvFlags::DONTWAIT) {
+            Ok((0, _)) | Err(Errno::AGAIN | Errno::CONNRESET) => return Ok(None),
+            Ok(_) => return Ok(Some(word[0])),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed("recv(control)", e)),
+        }
+    }
+}
+
+/// Whether the other end of a socket is closed and nothing waits.
+pub(crate) fn is_at_end(socket: impl AsFd) -> bool {
+    use rustix::net::RecvFlags;
+    !matches!(
+        rustix::net::recv(&socket, &mut [0_u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK),
+        Ok((1.., _)) | Err(Errno::AGAIN | Errno::INTR)
+    )
+}
+
 /// Waits until the writing ends of a pipe are all closed.
 pub(crate) fn await_end(pipe: impl AsFd) -> Result<()> {
     let mut byte = [0_u8; 1];

@@ -281,15 +281,18 @@ impl<'fd> Program<'fd> {
         self.ops[jump.op].arguments[jump.argument] = self.ops.len() as u64;
     }
 
-    /// Supervises `application`; nothing follows.
+    /// Supervises `application`; nothing follows. `forward`: signals to the supervisor go to it. `tell`: the control socket
+    /// says when it is stopped and goes on.
     pub(crate) fn supervise(
         &mut self,
         application: Register,
         control: Argument,
         owner: Argument,
         first: Option<Argument>,
+        (forward, tell): (bool, bool),
     ) {
-        let arguments = [application.into(), control, owner, 1_u64.into(), first.unwrap_or_else(|| u64::MAX.into())];
+        let how = if forward { format::FORWARD } else { 0 } | if tell { format::TELL } else { 0 };
+        let arguments = [application.into(), control, owner, how.into(), first.unwrap_or_else(|| u64::MAX.into())];
         self.push(format::OP_SUPERVISE, 0, None, OnError::Fail, &arguments);
     }
 

@@ -39,8 +39,12 @@ pub(crate) struct Descriptors<'fd> {
     pub(crate) gate: Option<BorrowedFd<'fd>>,
     /// Sockets that are handed over, above the numbers that they go to.
     pub(crate) handed: Vec<BorrowedFd<'fd>>,
+    /// What is passed, with the numbers that they go to; they are above all of these themselves.
+    pub(crate) passed: Vec<(i32, BorrowedFd<'fd>)>,
     /// The pidfd of a process whose namespaces are entered.
     pub(crate) target: Option<BorrowedFd<'fd>>,
+    /// Whether the parent wants to hear by the control socket when the application is stopped and goes on.
+    pub(crate) tell_stops: bool,
 }
 
 impl Descriptors<'_> {
@@ -49,12 +53,14 @@ impl Descriptors<'_> {
         let lists = [&self.cgroup_tasks, &self.claims, &self.layers, &self.handed];
         let single = [self.control, self.started, self.owner];
         let sources = self.sources.iter().map(|(_, source)| source);
+        let passed = self.passed.iter().map(|(_, fd)| fd);
         let all = lists
             .into_iter()
             .flatten()
             .chain(&single)
             .chain(self.stdio.iter().flatten())
             .chain(sources)
+            .chain(passed)
             .chain(&self.writes)
             .chain(&self.lease)
             .chain(&self.gate);
@@ -345,6 +351,14 @@ impl Compiler<'_, '_> {
                 }
                 Ok(())
             }
+            Step::Pass { .. } => {
+                // As above.
+                for (number, fd) in &self.descriptors.passed {
+                    let fd = program.descriptor(*fd)?;
+                    program.duplicate(fd, *number);
+                }
+                Ok(())
+            }
             Step::Execute { candidates, argv, envp } => program.execute(candidates, argv, envp),
         }
     }
@@ -389,6 +403,7 @@ impl Compiler<'_, '_> {
         let lists = [&descriptors.cgroup_tasks, &descriptors.layers, &descriptors.handed];
         let sources =
             descriptors.sources.iter().map(|(_, source)| source).chain(&descriptors.writes).chain(&descriptors.gate);
+        let sources = sources.chain(descriptors.passed.iter().map(|(_, fd)| fd));
         for fd in descriptors.stdio.iter().flatten().chain(lists.into_iter().flatten()).chain(sources) {
             let number = fd.as_raw_fd();
             if !closed.contains(&number) && number > 2 {
@@ -407,7 +422,9 @@ impl Compiler<'_, '_> {
         program.no_new_privileges();
         program.not_dumpable();
         program.set_capabilities(KILL);
-        program.supervise(child, control, owner, lease);
+        let tell = self.descriptors.tell_stops;
+        // From outside of the pid namespace it cannot tell who sends a signal, and nobody inside can send it one.
+        program.supervise(child, control, owner, lease, (self.plan.init || !tell, tell));
         Ok(())
     }
 

@@ -117,6 +117,7 @@ impl Planner<'_> {
             envp.push(format!("LISTEN_FDNAMES={}", names.join(":")));
             self.add(Step::HandOver { names });
         }
+        self.steps.extend(builder.process.pass_step());
         self.add(Step::Execute { candidates, argv, envp });
         Ok(())
     }

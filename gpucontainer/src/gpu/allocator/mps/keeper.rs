@@ -270,7 +270,7 @@ fn compile(
     program.not_dumpable();
     program.set_capabilities(KILL);
     // Without a socket it does as it does for everybody's owner, which here is the waiter.
-    program.supervise(child, (-1_i32).into(), waiter.into(), None);
+    program.supervise(child, (-1_i32).into(), waiter.into(), None, (true, false));
 
     program.land(forerunner);
     program.set_step(0);
