@@ -1312,6 +1312,17 @@ void gpuc_config_set_stdio(gpuc_config_t *config, int stream, uint32_t kind);
 void gpuc_config_set_stdio_file(gpuc_config_t *config, int stream, int fd);
 
 /**
+ * Lets the application find an open file under a number, 3 to 511, beside its three streams. Nothing is passed by
+ * default, whatever the process has open. What is passed is a door into the host as wide as the file is.
+ *
+ * @param number  the number inside
+ * @param fd      is duplicated
+ */
+void gpuc_config_pass_fd(gpuc_config_t *config,
+                         int number,
+                         int fd);
+
+/**
  * Frees a configuration. Sandboxes that were made of it live on.
  *
  * @param config  may be NULL
@@ -2075,6 +2086,29 @@ void gpuc_output_free(gpuc_output_t *output);
 gpuc_sandbox_t *gpuc_sandbox_spawn(const gpuc_config_t *config, gpuc_error_t **error);
 
 /**
+ * Turns the calling process into the sandbox, as execve(2) turns it into a program: starts the sandbox, and stands for
+ * it until it ends. For who was started as a process of its own, as a task of Slurm. Returns only on failure, and then
+ * the process is as it was, signals included.
+ *
+ * - Every signal that can be caught and comes to the process reaches the application once, with what sigqueue(3) sent;
+ *   from the keys of a terminal, its whole process group. One that the process ignores is ignored.
+ * - An application that is stopped stops the process, and SIGCONT lets both go on.
+ * - The application has the streams of the process, or what the configuration says. The process lets go of them, and of
+ *   pipes and sockets that are not close-on-exec.
+ * - When the application ends, everything is given back, and the process ends as it did: with its exit code, or by the
+ *   same signal, without a core dump. No handler of atexit(3) is run and nothing that is buffered is written: flush
+ *   before. SIGKILL to the process kills everything inside.
+ *
+ * The process must have one thread, as a forked child has; otherwise it is GPUC_ERROR_UNSUPPORTED. A piped stream or a
+ * terminal of the application's own is GPUC_ERROR_INVALID_ARGUMENT: nobody would be at the other end.
+ *
+ * @param error  may be NULL
+ * @return -1
+ */
+int gpuc_enter(const gpuc_config_t *config,
+               gpuc_error_t **error);
+
+/**
  * What a start would do, a line a step, without doing it.
  *
  * @param error  may be NULL
@@ -2321,6 +2355,14 @@ void gpuc_exec_set_stdio(gpuc_exec_t *exec, int stream, uint32_t kind);
  * Makes an open file standard input (0), output (1) or error (2). The descriptor is duplicated.
  */
 void gpuc_exec_set_stdio_file(gpuc_exec_t *exec, int stream, int fd);
+
+/**
+ * Lets the process find an open file under a number, 3 to 511; see gpuc_config_pass_fd.
+ *
+ * @param number  the number inside
+ * @param fd      is duplicated
+ */
+void gpuc_exec_pass_fd(gpuc_exec_t *exec, int number, int fd);
 
 /**
  * Gives the process a terminal of so many rows and columns.

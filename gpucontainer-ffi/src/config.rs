@@ -5,7 +5,7 @@ use crate::boundary::{Fault, bad, call, catch, given, path, strings, text};
 use crate::error::Error;
 use crate::image::{Image, ImageStore};
 use crate::limits::Limits;
-use crate::stdio::Streams;
+use crate::stdio::{Streams, duplicate};
 use gpucontainer::net::PortMapping;
 use gpucontainer::rootfs::Writable;
 use gpucontainer::sandbox::{Capability, Network, ResourceLimit, SandboxBuilder, UserNamespace};
@@ -431,6 +431,17 @@ pub unsafe extern "C" fn gpuc_config_set_stdio_file(config: Option<&mut Config>,
     // SAFETY: the header asks for an open descriptor.
     let result = unsafe { config.streams.set_file(stream, fd) };
     config.fault.keep(result);
+}
+
+/// Lets the application find an open file under a number, 3 to 511, beside its three streams. Nothing is passed by
+/// default, whatever the process has open. What is passed is a door into the host as wide as the file is.
+///
+/// @param number  the number inside
+/// @param fd      is duplicated
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_config_pass_fd(config: Option<&mut Config>, number: c_int, fd: c_int) {
+    // SAFETY: the header asks for an open descriptor.
+    Config::update(config, |builder| Ok(builder.pass_fd(number, unsafe { duplicate(fd) }?)));
 }
 
 /// Frees a configuration. Sandboxes that were made of it live on.

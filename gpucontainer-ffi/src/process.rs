@@ -5,10 +5,10 @@ use crate::boundary::{Fault, bad, bytes, call, given, release, strings, text};
 use crate::error::Error;
 use crate::output::{Collected, gpuc_exit_status_t, hand_over, time, wait};
 use crate::sandbox::Sandbox;
-use crate::stdio::Streams;
+use crate::stdio::{Streams, duplicate};
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A further process in a sandbox, to be. A setter that is given something unusable makes gpuc_exec_spawn fail.
 #[derive(Debug, Default)]
@@ -19,6 +19,7 @@ pub struct Exec {
     user: Option<String>,
     terminal: Option<(u16, u16)>,
     streams: Streams,
+    passed: Vec<(c_int, OwnedFd)>,
     fault: Fault,
 }
 
@@ -84,6 +85,18 @@ pub unsafe extern "C" fn gpuc_exec_set_stdio_file(exec: Option<&mut Exec>, strea
     exec.fault.keep(result);
 }
 
+/// Lets the process find an open file under a number, 3 to 511; see gpuc_config_pass_fd.
+///
+/// @param number  the number inside
+/// @param fd      is duplicated
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_exec_pass_fd(exec: Option<&mut Exec>, number: c_int, fd: c_int) {
+    let Some(exec) = exec else { return };
+    // SAFETY: the header asks for an open descriptor.
+    let file = unsafe { duplicate(fd) };
+    exec.passed.extend(exec.fault.keep(file).map(|file| (number, file)));
+}
+
 /// Gives the process a terminal of so many rows and columns.
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_exec_set_terminal(exec: Option<&mut Exec>, rows: u16, columns: u16) {
@@ -121,6 +134,10 @@ pub extern "C" fn gpuc_exec_spawn(
         }
         if let Some((rows, columns)) = exec.terminal {
             builder = builder.terminal(rows, columns);
+        }
+        for (number, file) in &exec.passed {
+            // SAFETY: the object keeps it open.
+            builder = builder.pass_fd(*number, unsafe { duplicate(file.as_raw_fd()) }?);
         }
         let [stdin, stdout, stderr] = exec.streams.0.clone();
         let process = builder.stdin(stdin).stdout(stdout).stderr(stderr).spawn()?;

@@ -36,6 +36,29 @@ pub extern "C" fn gpuc_sandbox_spawn(
     })
 }
 
+/// Turns the calling process into the sandbox, as execve(2) turns it into a program: starts the sandbox, and stands for
+/// it until it ends. For who was started as a process of its own, as a task of Slurm. Returns only on failure, and then
+/// the process is as it was, signals included.
+///
+/// - Every signal that can be caught and comes to the process reaches the application once, with what sigqueue(3) sent;
+///   from the keys of a terminal, its whole process group. One that the process ignores is ignored.
+/// - An application that is stopped stops the process, and SIGCONT lets both go on.
+/// - The application has the streams of the process, or what the configuration says. The process lets go of them, and of
+///   pipes and sockets that are not close-on-exec.
+/// - When the application ends, everything is given back, and the process ends as it did: with its exit code, or by the
+///   same signal, without a core dump. No handler of atexit(3) is run and nothing that is buffered is written: flush
+///   before. SIGKILL to the process kills everything inside.
+///
+/// The process must have one thread, as a forked child has; otherwise it is GPUC_ERROR_UNSUPPORTED. A piped stream or a
+/// terminal of the application's own is GPUC_ERROR_INVALID_ARGUMENT: nobody would be at the other end.
+///
+/// @param error  may be NULL
+/// @return -1
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_enter(config: Option<&Config>, error: Option<&mut MaybeUninit<Option<Box<Error>>>>) -> c_int {
+    call(error, -1, || match given(config, "config")?.ready()?.enter()? {})
+}
+
 /// What a start would do, a line a step, without doing it.
 ///
 /// @param error  may be NULL

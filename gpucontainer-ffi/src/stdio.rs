@@ -7,6 +7,8 @@ use gpucontainer::sandbox::Stdio;
 use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+const EBADF: i32 = 9;
+
 /// What one of standard input, output and error is.
 #[allow(non_camel_case_types, reason = "the names are those of C, so that one search finds both")]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,12 +46,15 @@ pub(crate) unsafe fn file(fd: c_int) -> Result<Stdio> {
 /// As for [`file()`].
 pub(crate) unsafe fn duplicate(fd: c_int) -> Result<OwnedFd> {
     if fd < 0 {
-        return Err(bad(format!("{fd} is no descriptor")));
+        return Err(bad(format!("fd {fd} is no descriptor")));
     }
     // SAFETY: the caller vouches for it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let own = borrowed.try_clone_to_owned();
-    own.map_err(|e| gpucontainer::Error::from_io(format!("dup({fd})"), e))
+    own.map_err(|e| match e.raw_os_error() {
+        Some(EBADF) => bad(format!("fd {fd} is not open")),
+        _ => gpucontainer::Error::from_io(format!("dup({fd})"), e),
+    })
 }
 
 /// The three streams, which a sandbox and a further process in it have alike.

@@ -135,6 +135,8 @@ public:
     Exec &terminal(std::uint16_t rows, std::uint16_t columns) {
         return gpuc_exec_set_terminal(get(), rows, columns), *this;
     }
+    /* An open file under a number inside, 3 to 511; it stays the caller's. */
+    Exec &pass_fd(int number, int fd) { return gpuc_exec_pass_fd(get(), number, fd), *this; }
 
     Process spawn(const Sandbox &sandbox) const;
 };
@@ -384,6 +386,8 @@ public:
     SandboxBuilder &terminal(std::uint16_t rows, std::uint16_t columns) {
         return gpuc_config_set_terminal(get(), rows, columns), *this;
     }
+    /* An open file under a number inside, 3 to 511; it stays the caller's. */
+    SandboxBuilder &pass_fd(int number, int fd) { return gpuc_config_pass_fd(get(), number, fd), *this; }
 
     SandboxBuilder &gpus(const GpuRequest &request) { return gpuc_config_set_gpu_request(get(), request.get()), *this; }
     SandboxBuilder &gpus_unleased(const GpuRequest &request) {
@@ -403,6 +407,12 @@ public:
 
     Sandbox spawn() const {
         return Sandbox(detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_spawn(get(), e); }));
+    }
+    /* Turns the calling process, which must have one thread, into the sandbox; see gpuc_enter. No destructor is run. */
+    [[noreturn]] void enter() const {
+        gpuc_error_t *error = nullptr;
+        gpuc_enter(get(), &error);
+        throw Error(error);
     }
     /* What a start would do, a line a step. */
     std::string explain() const {

@@ -2,6 +2,7 @@
 
 from . import cdi
 from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
+from .becoming import enter
 from .errors import Error
 from .gpu import (
     GpuAllocator,
@@ -90,4 +91,5 @@ __all__ = [
     "activated",
     "cdi",
     "collect_abandoned",
+    "enter",
 ]

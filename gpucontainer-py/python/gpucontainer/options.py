@@ -57,6 +57,9 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in ("stdin", "stdout", "stderr"):
         if name in given:
             given[name] = _stream(given[name])
+    if "pass_fds" in given:
+        passed = given["pass_fds"]
+        given["pass_fds"] = list(passed.items()) if isinstance(passed, Mapping) else [(fd, fd) for fd in passed]
     if "mounts" in given:
         given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
     network = given.get("network")

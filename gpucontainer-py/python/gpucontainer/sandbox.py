@@ -96,6 +96,7 @@ class Sandbox(_Running):
         stdin: _Stream = None,
         stdout: _Stream = None,
         stderr: _Stream = None,
+        pass_fds: Mapping[int, int] | Iterable[int] | None = None,
     ) -> None:
         """Checks everything, then starts the sandbox, and returns when the application has been executed.
 
@@ -121,6 +122,8 @@ class Sandbox(_Running):
         :param seccomp: the system call filter: the ``seccomp`` object of a runtime bundle, or a JSON file of it.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
         :param application_pid: the process id inside, 2 by default; with that of a process outside, both mean the same.
+        :param pass_fds: descriptors that the application finds open, under the same numbers, or number inside to descriptor;
+            the numbers inside are 3 to 511. Nothing else is inherited.
         :param stdin: and ``stdout``, ``stderr``: None is the host's; ``PIPE``, ``DEVNULL``, a file, a descriptor.
         """
         options = _options(locals())
@@ -283,6 +286,7 @@ class Sandbox(_Running):
         stdin: _Stream = None,
         stdout: _Stream = None,
         stderr: _Stream = None,
+        pass_fds: Mapping[int, int] | Iterable[int] | None = None,
     ) -> Process:
         """Starts a further process inside, with the privileges, filter and limits of the sandbox."""
         options = _options(locals())

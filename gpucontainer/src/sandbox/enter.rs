@@ -50,14 +50,15 @@ impl SandboxBuilder {
     pub fn enter(self) -> Result<Infallible> {
         let wanted = |error: Error| error.context("turn the calling process into a sandbox");
         check(&self).map_err(wanted)?;
-        let channels = Channels::of_programs().map_err(wanted)?;
+        let mut channels = Channels::of_programs().map_err(wanted)?;
         let mut signals = None;
         let take = || {
             signals = Some(Signals::take()?);
             Ok(())
         };
         let sandbox = Sandbox::start_with(&self, take, true).map_err(wanted)?;
-        // Its copies of what is passed and of files as streams are the application's alone.
+        // What is passed, and files as streams, are the application's alone, whoever else has this description.
+        self.process.files().for_each(|file| channels.add(file));
         drop(self);
         channels.close();
         let Some(signals) = signals else { end_as(ABORTED) };

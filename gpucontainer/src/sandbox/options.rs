@@ -53,6 +53,15 @@ impl ProcessOptions {
         self.passed.iter().map(|(number, fd)| (*number, fd.as_fd())).collect()
     }
 
+    /// The open files in it.
+    pub(crate) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let streams = [&self.stdin, &self.stdout, &self.stderr].into_iter().filter_map(|stream| match stream {
+            Stdio::File(file) => Some(file.as_fd()),
+            _ => None,
+        });
+        streams.chain(self.passed.iter().map(|(_, file)| file.as_fd()))
+    }
+
     /// The step that passes it, if there is something.
     pub(crate) fn pass_step(&self) -> Option<Step> {
         let numbers: Vec<i32> = self.passed.iter().map(|(number, _)| *number).collect();

@@ -197,13 +197,13 @@ pub(crate) fn thread_count() -> Result<usize> {
     super::fs::read_dir(Path::new("/proc/self/task")).map(|threads| threads.len())
 }
 
-/// Pipes and sockets that the process has open for programs that it executes.
+/// What the process has open for programs that it executes.
 #[derive(Debug)]
 pub(crate) struct Channels(Vec<c_int>);
 
 impl Channels {
-    /// Those that are open now, but for standard input, output and error. None of this library's is among them: all of
-    /// those close when a program is executed.
+    /// Pipes and sockets that are open now, but for standard input, output and error. None of this library's is among
+    /// them: all of those close when a program is executed.
     pub(crate) fn of_programs() -> Result<Self> {
         let mut found = Vec::new();
         for path in super::fs::read_dir(Path::new("/proc/self/fd"))? {
@@ -223,16 +223,17 @@ impl Channels {
         Ok(Self(found))
     }
 
-    /// Closes them, and lets standard input, output and error lead nowhere: whoever is at another end hears from then
+    /// Adds another one.
+    pub(crate) fn add(&mut self, fd: impl AsFd) {
+        self.0.push(fd.as_fd().as_raw_fd());
+    }
+
+    /// Lets them, and standard input, output and error, lead nowhere: whoever is at another end hears from then
     /// on of the application alone. For a process that never returns to what uses them.
     pub(crate) fn close(self) {
-        for number in self.0 {
-            // SAFETY: whoever opened it does not run any more in this process.
-            unsafe { libc::close(number) };
-        }
         let Ok(null) = super::fs::open_read_write(Path::new("/dev/null")) else { return };
-        for number in 0..3 {
-            // SAFETY: as above.
+        for number in self.0.into_iter().chain(0..3) {
+            // SAFETY: whoever opened it does not use it any more in this process, and may still close it.
             unsafe { libc::dup2(null.as_raw_fd(), number) };
         }
     }
