@@ -63,7 +63,7 @@ def clean_after_kill(python_store: gpucontainer.ImageStore) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fake_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The driver root of a machine with eight GPUs, whose minor numbers are their indices."""
+    """The driver root of a machine with eight GPUs, ``dgx-a100`` of the profiles."""
     if shutil.which("cargo") is None:
         pytest.skip("cargo is not installed")
     machine = tmp_path_factory.mktemp("machine") / "root"

@@ -35,8 +35,7 @@ def build(store: gpucontainer.ImageStore, reference: str = "python:test") -> gpu
         path for path in map(Path, ("/bin/sh", "/bin/bash", "/bin/cat", "/bin/sleep", "/bin/stty")) if path.exists()
     ]
     interpreter = Path(PYTHON).resolve()
-    if interpreter.is_relative_to("/usr"):
-        programs.append(interpreter)
+    programs += [path for path in _links(Path(PYTHON)) if path.is_relative_to("/usr")]
     modules = sorted(Path(sysconfig.get_config_var("DESTSHARED")).glob("*.so"))
     for name in _NATIVE:
         found = importlib.util.find_spec(name)
@@ -67,6 +66,14 @@ def _libraries(files: Iterable[Path]) -> set[Path]:
     """What the loader loads for these, by the names that it looks for."""
     said = subprocess.run(["ldd", *files], capture_output=True, text=True).stdout
     return {Path(found) for found in re.findall(r"(/\S+) \(0x", said) if not _is_shown(Path(found))}
+
+
+def _links(path: Path) -> list[Path]:
+    """A path, and all that it leads to by links."""
+    found = [path]
+    while found[-1].is_symlink():
+        found.append(found[-1].parent / found[-1].readlink())
+    return found
 
 
 def _is_shown(path: Path) -> bool:

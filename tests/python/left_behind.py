@@ -47,10 +47,18 @@ def _things(store: gpucontainer.ImageStore, mark: str) -> set[str]:
     found = {f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     found |= {f"process {pid}" for pid in _marked(mark)}
     for pattern in ("*/gpucontainer-*", "gpucontainer-*", "unified/gpucontainer/*", "gpucontainer/*"):
-        found |= {f"control group {path}" for path in Path("/sys/fs/cgroup").glob(pattern) if path.is_dir()}
+        found |= {f"control group {path}" for path in Path("/sys/fs/cgroup").glob(pattern) if _is_empty(path)}
     found |= {f"shared memory {path}" for path in Path("/dev/shm").glob("*") if path.name[:4] in ("sem.", "psm_")}
     found |= {f"scratch {path}" for path in (store.path / "scratch").glob("*")}
     return found
+
+
+def _is_empty(group: Path) -> bool:
+    """Whether nobody is in a control group any more, and it is there all the same; others on the machine use theirs."""
+    try:
+        return not (group / "cgroup.procs").read_text()
+    except OSError:
+        return False
 
 
 def _marked(mark: str) -> Iterator[int]:

@@ -5,10 +5,13 @@ Prints a line of JSON for each scenario: its name, and what went wrong or nothin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
+import io
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -190,6 +193,20 @@ def a_task_starts_a_sandbox_itself() -> None:
     assert len(ids) == len(seen.split()) == 1 and (ids != other_ids) == (seen != others)
 
 
+def the_example_of_the_readme_runs() -> None:
+    readme = (host_python.ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^```py\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    # The cluster is there, and the image is the one of the tests.
+    changes = {"ray.init()": "", '"image": "my/image:1"': json.dumps(configuration()["gpucontainer"])[1:-1]}
+    for old, new in changes.items():
+        assert block.count(old) == 1
+        block = block.replace(old, new)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    assert len(re.findall(r"'nvidia\d+'", said.getvalue())) == 1, said.getvalue()
+
+
 def what_is_killed_is_gone() -> None:
     sleeping = task(look, num_gpus=1, max_retries=0)
     reference = sleeping.remote(1000)
@@ -215,6 +232,7 @@ SCENARIOS = [
     what_is_wrong_is_said,
     gpus_of_others_are_not_had,
     a_task_starts_a_sandbox_itself,
+    the_example_of_the_readme_runs,
     what_is_killed_is_gone,
 ]
 

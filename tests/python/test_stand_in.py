@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import shlex
 import signal
@@ -18,12 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from host_python import PYTHON
+from host_python import PYTHON, ROOT
 
 import gpucontainer
 from gpucontainer import command_line, errors, stand_in
 
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(120)]
+README = (ROOT / "README.md").read_text()
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="not root")
 
@@ -64,7 +66,7 @@ def test_a_death_by_signal_is_the_same(run: Run, number: int) -> None:
 def test_it_sees_what_it_needs_of_the_caller(run: Run, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("print('imported')")
     code = "import os, tempfile, module; print(os.getcwd(), os.environ['WORD'], tempfile.gettempdir(), os.getpid())"
-    environ = {**os.environ, "WORD": "of the caller", "PYTHONPATH": "", "HOME": str(tmp_path)}
+    environ = {**os.environ, "WORD": "of the caller", "HOME": str(tmp_path)}
     done = run(f"import sys; sys.path.insert(0, ''); {code}", cwd=tmp_path, env=environ)
     imported, line = done.stdout.splitlines()
     cwd, *words, temporary, pid = line.split()
@@ -334,6 +336,29 @@ def test_help_and_version() -> None:
         [sys.executable, "-m", "gpucontainer", "--version"], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == f"{gpucontainer.__version__}\n"
+
+
+@needs_root
+def test_the_commands_of_the_readme_run(
+    python_store: gpucontainer.ImageStore, options: list[str], tmp_path: Path
+) -> None:
+    python_store.tag(python_store.image("python:test"), "python:3.13")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (tmp_path / "bin/python").chmod(0o755)
+    (tmp_path / "bin/python3").symlink_to(PYTHON)
+    environ = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        command_line.OPTIONS_VARIABLE: shlex.join([*options, "--env", f"PATH={tmp_path / 'bin'}:/bin"]),
+    }
+    (block,) = re.findall(r"^```console\n(\$ python -m gpucontainer.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    commands = [line.removeprefix("$ ") for line in block.splitlines()]
+    assert len(commands) == 3
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(commands)], capture_output=True, text=True, cwd=tmp_path, env=environ, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "hello\nhello\n"), done.stderr
 
 
 @pytest.mark.usefixtures("clean_after_kill")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ PATIENCE = 60.0
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers find the modules of the tests."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 @pytest.mark.usefixtures("clean_after_kill")
