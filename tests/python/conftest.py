@@ -1,71 +1,51 @@
-"""What several tests share: an image with the Python of the tests, and a stand-in for that."""
+"""An image with a shell, and sandboxes of it that leave nothing open."""
 
 from __future__ import annotations
 
+import gc
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
-import host_python
-import left_behind
 import pytest
+from starting import BUSYBOX, Start
 
 import gpucontainer
-from gpucontainer import stand_in
-
-WriteStandIn = Callable[..., str]
+from gpucontainer import DEVNULL, PIPE, Sandbox
 
 
 @pytest.fixture(scope="session")
-def python_store(tmp_path_factory: pytest.TempPathFactory) -> gpucontainer.ImageStore:
-    """A store with the image ``python:test``."""
-    if os.geteuid() != 0 and not gpucontainer.Host.probe().has("user-namespaces"):
-        pytest.skip("no user namespaces")
-    store = gpucontainer.ImageStore(tmp_path_factory.mktemp("python-store"))
-    host_python.build(store)
-    return store
+def image(tmp_path_factory: pytest.TempPathFactory) -> gpucontainer.Image:
+    store = gpucontainer.ImageStore(tmp_path_factory.mktemp("store"))
+    assert BUSYBOX is not None
+    builder = store.build().copy(BUSYBOX, "/bin/busybox", follow_links=True)
+    for name in ("sh", "cat", "echo", "sleep", "id", "nc", "pwd", "tty", "dd"):
+        builder = builder.symlink("busybox", f"/bin/{name}")
+    passwd = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n"
+    return (
+        builder.directory("/tmp", 0o1777)
+        .directory("/srv", 0o755)
+        .file("/etc/passwd", passwd)
+        .command(["echo", "from the image"])
+        .commit("test:1")
+    )
 
 
 @pytest.fixture
-def options(python_store: gpucontainer.ImageStore) -> list[str]:
-    """The options with which the image's Python runs."""
-    return ["--store", str(python_store.path), *host_python.options()]
+def start(image: gpucontainer.Image) -> Iterator[Start]:
+    """Starts a shell, and sees that nothing is left open when the test is over."""
+    gc.collect()
+    before = sorted(os.listdir("/proc/self/fd"))
+    started: list[Sandbox[Any]] = []
 
+    def shell(script: str, **options: Any) -> Sandbox[Any]:
+        options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE, **options}
+        sandbox = Sandbox(image, ["sh", "-c", script], **options)
+        started.append(sandbox)
+        return sandbox
 
-@pytest.fixture
-def write(tmp_path: Path, options: list[str]) -> WriteStandIn:
-    """Writes a stand-in for the Python of the tests, with further options."""
-
-    def write_one(*more: str) -> str:
-        return str(stand_in.write(tmp_path / "python", "python:test", [host_python.PYTHON], *options, *more))
-
-    return write_one
-
-
-@pytest.fixture
-def clean(python_store: gpucontainer.ImageStore, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing is left behind."""
-    if "clean_after_kill" in request.fixturenames:
-        yield
-        return
-    with left_behind.nothing(python_store):
-        yield
-
-
-@pytest.fixture
-def clean_after_kill(python_store: gpucontainer.ImageStore) -> Iterator[None]:
-    """Nothing is left behind that the next sandbox does not remove."""
-    with left_behind.nothing(python_store, killed=True):
-        yield
-
-
-@pytest.fixture(scope="session")
-def fake_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The driver root of a machine with eight GPUs, ``dgx-a100`` of the profiles."""
-    if shutil.which("cargo") is None:
-        pytest.skip("cargo is not installed")
-    machine = tmp_path_factory.mktemp("machine") / "root"
-    subprocess.run([host_python.ROOT / "tests/fake-host", "dgx-a100", machine], check=True)
-    return machine
+    yield shell
+    for sandbox in started:
+        sandbox.close()
+    gc.collect()
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -23,7 +23,7 @@ import host_python
 import ray
 
 import gpucontainer
-from gpucontainer import GpuAllocator, Mount, Sandbox
+from gpucontainer import GpuAllocator, Mount
 
 PATIENCE = 120.0
 
@@ -183,10 +183,10 @@ def a_task_starts_a_sandbox_itself() -> None:
         code = "import glob; print(*glob.glob('/dev/nvidia[0-9]*'))"
         mounts = [Mount.bind(path, path, read_only=True) for path in host_python.mounts()]
         image = gpucontainer.ImageStore(store).image("python:test")
-        with Sandbox(
-            image, [host_python.PYTHON, "-c", code], gpus=ids, mounts=mounts, stdout=gpucontainer.PIPE
-        ) as sandbox:
-            return ids, sandbox.communicate(timeout=PATIENCE).stdout.decode().strip()
+        done = gpucontainer.run(
+            image, [host_python.PYTHON, "-c", code], gpus=ids, mounts=mounts, capture_output=True, text=True, check=True
+        )
+        return ids, done.stdout.strip()
 
     starting = task(start, num_gpus=1, runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}})
     (ids, seen), (other_ids, others) = get(starting.remote(sys.argv[1]), starting.remote(sys.argv[1]))

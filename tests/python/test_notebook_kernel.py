@@ -15,6 +15,8 @@ pytest.importorskip("jupyter_client")
 pytest.importorskip("ipykernel")
 
 
+pytest_plugins = ["stand_in_fixtures"]
+
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("clean_after_kill")]
 
 Drive = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -21,6 +21,8 @@ import gpucontainer
 if importlib.util.find_spec("ray") is None:
     pytest.skip("ray is not installed", allow_module_level=True)
 
+pytest_plugins = ["stand_in_fixtures"]
+
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="not root"),

@@ -24,6 +24,8 @@ from host_python import PYTHON, ROOT
 import gpucontainer
 from gpucontainer import command_line, errors, stand_in
 
+pytest_plugins = ["stand_in_fixtures"]
+
 pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.timeout(120)]
 README = (ROOT / "README.md").read_text()
 IS_ROOT = os.geteuid() == 0

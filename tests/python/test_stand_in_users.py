@@ -14,6 +14,8 @@ import spawn_user
 
 Write = Callable[..., str]
 
+pytest_plugins = ["stand_in_fixtures"]
+
 pytestmark = [
     pytest.mark.usefixtures("clean"),
     pytest.mark.timeout(180),

@@ -20,7 +20,7 @@ for GPUs gets others. What cannot be had is an error of the task, or of the acto
 
 A task without this that has GPUs of Ray can start a sandbox with them by itself::
 
-    gpucontainer.Sandbox("my/image:1", command, gpus=[str(gpu) for gpu in ray.get_gpu_ids()])
+    gpucontainer.run("my/image:1", command, gpus=[str(gpu) for gpu in ray.get_gpu_ids()])
 
 Keys of the configuration, all but the first optional:
 
