@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,4 +70,10 @@ def fake_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("cargo is not installed")
     machine = tmp_path_factory.mktemp("machine") / "root"
     subprocess.run([host_python.ROOT / "tests/fake-host", "dgx-a100", machine], check=True)
+    # Leases are the host's: identifiers of their own keep them apart from those of other tests at the same time.
+    (profile,) = machine.rglob("fake-nvml.json")
+    facts = json.loads(profile.read_text())
+    for gpu in facts["gpus"]:
+        gpu["uuid"] = f"GPU-{uuid.uuid4()}"
+    profile.write_text(json.dumps(facts))
     return machine

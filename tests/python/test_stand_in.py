@@ -207,6 +207,18 @@ def test_a_terminal_and_its_keys(write: Write) -> None:
         os.close(terminal.master)
 
 
+def test_it_stays_under_the_limits_of_the_caller(command: list[str]) -> None:
+    words = [*command, "python:test", "--", PYTHON, "-c", "print('up', flush=True); input()"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    pid = str(process.pid)
+    for _ in ("supervisor", "program"):
+        (pid,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert Path(f"/proc/{pid}/cgroup").read_text() == Path("/proc/self/cgroup").read_text()
+    assert process.communicate("\n", timeout=PATIENCE)[0] == ""
+
+
 def test_the_program_keeps_its_number(write: Write) -> None:
     if not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK):
         pytest.skip("the kernel lets nobody choose process ids")

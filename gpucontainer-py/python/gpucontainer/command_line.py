@@ -163,7 +163,12 @@ def _options(parser: argparse.ArgumentParser, base: str) -> None:
     add("--gpus", type=_gpus, metavar="COUNT|all|device=ID,…", help="lease GPUs for it")
     add("--gpu-wait", type=_seconds, metavar="SECONDS|forever", help="how long to wait for them; not at all by default")
     add("--driver-root", type=_path(base), metavar="DIRECTORY", help="where the GPU driver's files are")
-    add("--memory", type=_size, metavar="BYTES", help="at most so much memory, as in 512M or 8G")
+    add(
+        "--memory",
+        type=_size,
+        metavar="BYTES",
+        help="at most so much memory, as in 512M or 8G; without any limit it stays in the caller's control groups",
+    )
     add("--cpus", type=float, metavar="CORES", help="at most so much processor time, as in 1.5")
     add("--pids", type=int, metavar="COUNT", help="at most so many processes and threads")
     add = parser.add_argument_group("the sandbox").add_argument
@@ -303,6 +308,8 @@ def _described(said: argparse.Namespace, command: list[str] | None, given: Seque
         "memory": said.memory,
         "cpus": said.cpus,
         "pids": said.pids,
+        # Without limits of its own it stays under those of the caller, such as a batch job's.
+        "cgroup": None if said.memory or said.cpus or said.pids else False,
         "name": said.name,
         "read_only": said.read_only or None,
         "umask": stand_in.current_umask(),

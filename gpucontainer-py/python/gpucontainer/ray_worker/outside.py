@@ -82,6 +82,8 @@ def main() -> NoReturn:
 def _run(words: Sequence[str], given: Sequence[str]) -> int:
     image, options = command_line.described(words, os.getcwd(), ())
     wait = options.pop("gpu_timeout")
+    # In a control group of its own a device that is taken away is kept from whoever has found its node before.
+    del options["cgroup"]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Ray names the file of its worker on the node; inside it is a module.
     at = next((number for number, word in enumerate(given) if word.endswith(".py")), None)
