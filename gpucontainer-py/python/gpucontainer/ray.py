@@ -63,6 +63,7 @@ from ray._private.runtime_env.plugin import RuntimeEnvPlugin
 
 from . import _native, command_line
 from .errors import Error
+from .ray_worker.outside import CONFIGURATION, encoded
 from .sandbox import DEVNULL, PIPE, Sandbox
 
 __all__ = ["PLUGINS", "GpuContainerPlugin"]
@@ -105,9 +106,10 @@ class GpuContainerPlugin(RuntimeEnvPlugin):  # type: ignore[misc, unused-ignore]
     ) -> None:
         """Lets the worker be started in a sandbox."""
         package = str(Path(__file__).absolute().parents[1])
-        words = json.dumps(_words(runtime_env["gpucontainer"]))
         # Ray gives this to a shell.
-        context.py_executable = shlex.join([sys.executable, "-IS", "-c", _BEGIN, package, words])
+        context.py_executable = shlex.join([sys.executable, "-IS", "-c", _BEGIN, package])
+        # Variables may be secrets, and everybody can read command lines. Ray would replace what begins with a dollar.
+        context.env_vars[CONFIGURATION] = encoded(_words(runtime_env["gpucontainer"]))
 
 
 def _words(configuration: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -19,6 +20,9 @@ from ..errors import BusyError, ClosedError, Error
 from ..gpu import GpuGrant, GpuRequest
 from ..limits import Mount
 from ..sandbox import Sandbox
+
+#: The variable with the words of an ``exec``.
+CONFIGURATION = "GPUCONTAINER_RAY_WORKER"
 
 #: Where the other half is inside.
 _INSIDE = "/run/gpucontainer/ray_worker.py"
@@ -68,11 +72,16 @@ class _Gpus:
             self._sandbox.detach_gpus(grant, force=True)
 
 
+def encoded(words: Sequence[str]) -> str:
+    """Words as the value of a variable."""
+    return base64.b64encode(json.dumps(words).encode()).decode()
+
+
 def main() -> NoReturn:
-    """``PROGRAM WORDS WORKER-ARGUMENT…``: the words of an ``exec`` as JSON, and what Ray says to its worker."""
-    words: list[str] = json.loads(sys.argv[1])
+    """Becomes the worker that the variable describes; the arguments are what Ray says to it."""
+    words: list[str] = json.loads(base64.b64decode(os.environ.pop(CONFIGURATION)))
     try:
-        code = _run(words, sys.argv[2:])
+        code = _run(words, sys.argv[1:])
     except (Error, OSError, ValueError) as error:
         print(f"gpucontainer: a worker of Ray could not be started: {error}", file=sys.stderr)
         code = command_line.FAILED
