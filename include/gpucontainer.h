@@ -14,7 +14,14 @@
  *   the call fail that later uses the object.
  * - Strings end with a zero byte and are copied. Paths may have any encoding, all else is UTF-8.
  * - Objects may be used from any thread, one call at a time for each object unless its own comment
- *   says otherwise. No object may be used in a child made by fork().
+ *   says otherwise. In a child made by fork() the objects of its parent may only be freed or closed,
+ *   which changes nothing for the parent; the child can make objects of its own.
+ * - What can be waited for has a descriptor to poll: sandboxes and processes become readable when they
+ *   have ended (gpuc_sandbox_fd, gpuc_process_fd), and piped streams are pipes. Places in the queue for
+ *   GPUs and watches for XIDs have none and are looked at; everything else does its work in the call.
+ * - The library installs no signal handler and changes no signal mask (gpuc_enter alone does, when it
+ *   does not return). The one thread that it may leave running relays published ports and services of
+ *   the host, as long as there are any; it has all signals blocked.
  */
 
 #ifndef GPUCONTAINER_H
@@ -1815,7 +1822,8 @@ gpuc_gpu_ticket_t *gpuc_gpu_allocator_enqueue(const gpuc_gpu_allocator_t *alloca
                                               gpuc_error_t **error);
 
 /**
- * Waits until the GPUs are there. The place in the queue is kept if they are not.
+ * Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 from time to
+ * time, and when a lease of its own has ended: not all that frees GPUs is told of by a descriptor.
  *
  * @param milliseconds  negative is for ever, 0 only looks
  * @param lease         set to the caller's, freed with gpuc_gpu_lease_free, if 1 is returned
@@ -1975,7 +1983,7 @@ gpuc_xid_watch_t *gpuc_xid_watch_open(const char *driver_root,
                                       gpuc_error_t **error);
 
 /**
- * Waits for the next XID.
+ * Waits for the next XID. The driver gives nothing to poll: look from time to time with 0, or wait in a thread.
  *
  * @param milliseconds  negative is for ever, 0 only looks
  * @param event         set to the caller's, freed with gpuc_xid_event_free, if 1 is returned
@@ -2094,7 +2102,7 @@ gpuc_sandbox_t *gpuc_sandbox_spawn(const gpuc_config_t *config, gpuc_error_t **e
  *   from the keys of a terminal, its whole process group. One that the process ignores is ignored.
  * - An application that is stopped stops the process, and SIGCONT lets both go on.
  * - The application has the streams of the process, or what the configuration says. The process lets go of them, and of
- *   pipes and sockets that are not close-on-exec.
+ *   all pipes, terminals and sockets that it has open.
  * - When the application ends, everything is given back, and the process ends as it did: with its exit code, or by the
  *   same signal, without a core dump. No handler of atexit(3) is run and nothing that is buffered is written: flush
  *   before. SIGKILL to the process kills everything inside.

@@ -6,13 +6,14 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::output::time;
 use crate::sandbox::Sandbox;
+use crate::stdio::duplicate;
 use gpucontainer::Result;
 use gpucontainer::net::NetworkNamespace;
 use gpucontainer::sandbox::Network;
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// A network of containers of this host, which reach each other by address and by name, and the outside through the
@@ -218,13 +219,8 @@ pub extern "C" fn gpuc_config_join_network(config: Option<&mut Config>, sandbox:
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gpuc_config_set_network_namespace(config: Option<&mut Config>, fd: c_int) {
     Config::update(config, |builder| {
-        if fd < 0 {
-            return Err(bad(format!("{fd} is no descriptor")));
-        }
         // SAFETY: the header asks for a descriptor that is open.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        let own = borrowed.try_clone_to_owned();
-        let own = own.map_err(|e| gpucontainer::Error::from_io(format!("dup({fd})"), e))?;
+        let own = unsafe { duplicate(fd) }?;
         Ok(builder.network(Network::Join(NetworkNamespace::from_fds(own, None))))
     });
 }

@@ -44,7 +44,7 @@ pub extern "C" fn gpuc_sandbox_spawn(
 ///   from the keys of a terminal, its whole process group. One that the process ignores is ignored.
 /// - An application that is stopped stops the process, and SIGCONT lets both go on.
 /// - The application has the streams of the process, or what the configuration says. The process lets go of them, and of
-///   pipes and sockets that are not close-on-exec.
+///   all pipes, terminals and sockets that it has open.
 /// - When the application ends, everything is given back, and the process ends as it did: with its exit code, or by the
 ///   same signal, without a core dump. No handler of atexit(3) is run and nothing that is buffered is written: flush
 ///   before. SIGKILL to the process kills everything inside.

@@ -34,7 +34,8 @@ pub extern "C" fn gpuc_gpu_allocator_enqueue(
     })
 }
 
-/// Waits until the GPUs are there. The place in the queue is kept if they are not.
+/// Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 from time to
+/// time, and when a lease of its own has ended: not all that frees GPUs is told of by a descriptor.
 ///
 /// @param milliseconds  negative is for ever, 0 only looks
 /// @param lease         set to the caller's, freed with gpuc_gpu_lease_free, if 1 is returned

@@ -45,7 +45,7 @@ pub unsafe extern "C" fn gpuc_xid_watch_open(
     })
 }
 
-/// Waits for the next XID.
+/// Waits for the next XID. The driver gives nothing to poll: look from time to time with 0, or wait in a thread.
 ///
 /// @param milliseconds  negative is for ever, 0 only looks
 /// @param event         set to the caller's, freed with gpuc_xid_event_free, if 1 is returned

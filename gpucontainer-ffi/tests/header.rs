@@ -124,6 +124,19 @@ fn the_library_exports_just_what_the_header_declares() {
 }
 
 #[test]
+fn the_library_needs_nothing_but_the_c_library() {
+    let library = std::env::current_exe().unwrap().parent().unwrap().join("libgpucontainer_ffi.so");
+    let output = Command::new("readelf").args(["-d", "-W"]).arg(&library).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let needed = text.lines().filter(|line| line.contains("(NEEDED)"));
+    let needed: Vec<&str> = needed.filter_map(|line| line.split_once('[')?.1.strip_suffix(']')).collect();
+    let known = ["libc.so.6", "libgcc_s.so.1", "libm.so.6", "libdl.so.2", "libpthread.so.0"];
+    let foreign: Vec<&&str> =
+        needed.iter().filter(|name| !known.contains(*name) && !name.starts_with("ld-linux")).collect();
+    assert!(!needed.is_empty() && foreign.is_empty(), "{needed:?}");
+}
+
+#[test]
 fn the_library_has_a_name_to_link_to() {
     let library = std::env::current_exe().unwrap().parent().unwrap().join("libgpucontainer_ffi.so");
     let output = Command::new("readelf").args(["-d", "-W"]).arg(&library).output().unwrap();

@@ -121,6 +121,11 @@ fn become_a_sandbox(how: &str) {
         "nowhere" => builder.working_dir("/nowhere"),
         "piped" => builder.stdout(Stdio::Piped),
         "terminal" => builder.terminal(24, 80),
+        "compiled" => builder.command(["/bin/receive"]),
+        "undumpable" => {
+            nix::sys::prctl::set_dumpable(false).unwrap();
+            builder
+        }
         _ => builder,
     };
     if how == "threads" {
@@ -249,6 +254,53 @@ fn every_signal_that_can_be_caught_is_handed_on_once() {
     }
     drop(fixture);
     leaks.check();
+}
+
+/// Receives a signal that is queued and prints what came with it.
+const RECEIVER: &str = "
+#include <signal.h>
+#include <stdio.h>
+int main(void) {
+    sigset_t set; siginfo_t info;
+    sigemptyset(&set); sigaddset(&set, SIGRTMIN + 1); sigprocmask(SIG_BLOCK, &set, 0);
+    puts(\"ready\"); fflush(stdout);
+    for (int count = 0; count < 3; count++) {
+        sigwaitinfo(&set, &info);
+        printf(\"%d %d\\n\", info.si_code == SI_QUEUE, info.si_value.sival_int);
+    }
+    return 0;
+}
+";
+
+fn what_is_queued_with_a_signal_comes_too() {
+    if !supported() || !common::tools("rust", &["cc", "python3"]) {
+        return;
+    }
+    let fixture = Fixture::new();
+    let source = fixture.0.path().join("receive.c");
+    std::fs::write(&source, RECEIVER).unwrap();
+    let receiver = fixture.0.path().join("bin/receive");
+    assert!(Command::new("cc").arg("-static").arg("-o").arg(&receiver).arg(&source).status().unwrap().success());
+    let running = fixture.ready("compiled", "");
+    // Three of them, which a signal of this kind is counted as.
+    let script = "import ctypes, signal, sys\nfor value in 7, 8, 9: \
+        assert ctypes.CDLL(None).sigqueue(int(sys.argv[1]), signal.SIGRTMIN + 1, ctypes.c_void_p(value)) == 0";
+    let sent = Command::new("python3").args(["-c", script, &running.pid().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let (status, text) = running.rest();
+    assert_eq!((status.code(), text.as_str()), (Some(0), "1 7\n1 8\n1 9\n"));
+}
+
+/// As one that has changed its user: what is about such a process in `/proc` belongs to root, and of its children at first.
+fn a_process_that_may_not_be_dumped_can_become_one() {
+    if !supported() {
+        return;
+    }
+    let fixture = Fixture::new();
+    for _ in 0..20 {
+        let (status, text) = fixture.run("undumpable", "exit 8");
+        assert_eq!(status.code(), Some(8), "{text}");
+    }
 }
 
 fn what_the_caller_ignores_stays_ignored() {
@@ -398,6 +450,8 @@ fn main() {
         ),
         ("the_application_has_what_the_caller_had", the_application_has_what_the_caller_had),
         ("every_signal_that_can_be_caught_is_handed_on_once", every_signal_that_can_be_caught_is_handed_on_once),
+        ("what_is_queued_with_a_signal_comes_too", what_is_queued_with_a_signal_comes_too),
+        ("a_process_that_may_not_be_dumped_can_become_one", a_process_that_may_not_be_dumped_can_become_one),
         ("what_the_caller_ignores_stays_ignored", what_the_caller_ignores_stays_ignored),
         ("both_are_stopped_and_go_on_together", both_are_stopped_and_go_on_together),
         ("the_keys_of_a_terminal_reach_the_application_once", the_keys_of_a_terminal_reach_the_application_once),

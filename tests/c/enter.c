@@ -1,29 +1,11 @@
 /* Becoming a sandbox: codes, signals, what is passed, and starts that fail. */
-#include "check.h"
+#include "root.h"
 
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static char root[] = "/tmp/gpuc-enter-XXXXXX";
-
-/* A root file system with one program under several names. */
-static void make_root(void) {
-    static const char *const names[] = {"sh", "cat", "sleep", "kill"};
-    char path[128];
-    CHECK(mkdtemp(root) != NULL);
-    snprintf(path, sizeof path, "%s/bin", root);
-    CHECK(mkdir(path, 0755) == 0);
-    snprintf(path, sizeof path, "cp /bin/busybox %s/bin/busybox", root);
-    CHECK(system(path) == 0);
-    for (size_t at = 0; at < sizeof names / sizeof names[0]; at++) {
-        snprintf(path, sizeof path, "%s/bin/%s", root, names[at]);
-        CHECK(symlink("busybox", path) == 0);
-    }
-}
 
 static gpuc_config_t *shell(const char *script) {
     gpuc_error_t *error;
@@ -200,8 +182,6 @@ int main(void) {
     hands_signals_on();
     passes_descriptors_to_further_processes();
     CHECK(open_descriptors() == open);
-    char command[128];
-    snprintf(command, sizeof command, "rm -r %s", root);
-    CHECK(system(command) == 0);
+    remove_root();
     return 0;
 }

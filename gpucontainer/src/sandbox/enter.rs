@@ -30,7 +30,7 @@ impl SandboxBuilder {
     /// - an application that is stopped stops this process, and `SIGCONT` lets both go on. `SIGTSTP`, `SIGTTIN` and
     ///   `SIGTTOU` stop an application that does not catch them. `SIGSTOP` to this process stops it alone.
     /// - the application has the streams of this process, or what the configuration says. This process itself lets go of
-    ///   them, and of pipes and sockets that are not close-on-exec: who is at their other end hears of the application
+    ///   them, and of all pipes, terminals and sockets that it has open: who is at their other end hears of the application
     ///   alone.
     /// - when the application ends, everything is given back, and this process ends as it did: with its exit code, or
     ///   killed by the same signal, without a core dump. No handler for the end of the process is run (`_exit(2)`), and
@@ -50,7 +50,7 @@ impl SandboxBuilder {
     pub fn enter(self) -> Result<Infallible> {
         let wanted = |error: Error| error.context("turn the calling process into a sandbox");
         check(&self).map_err(wanted)?;
-        let mut channels = Channels::of_programs().map_err(wanted)?;
+        let mut channels = Channels::open_now().map_err(wanted)?;
         let mut signals = None;
         let take = || {
             signals = Some(Signals::take()?);

@@ -282,8 +282,19 @@ fn step_error(plan: &Plan, failure: &Failure) -> Error {
 
 impl IdMaps {
     /// Writes the maps of the process `pid`, which waits for them.
+    ///
+    /// Where this process may not be dumped, as after a change of its user, that one begins so too: the kernel wakes us a
+    /// moment before its files belong to its user, as they do when it has executed the stub.
     fn apply(&self, pid: i32) -> Result<()> {
-        self.write(pid).with_context(|| format!("map the ids of process {pid}"))
+        let patience = now() + Duration::from_secs(1);
+        loop {
+            match self.write(pid) {
+                Err(error) if error.errno() == Some(errno::EACCES) && now() < patience => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                written => return written.with_context(|| format!("map the ids of process {pid}")),
+            }
+        }
     }
 }
 

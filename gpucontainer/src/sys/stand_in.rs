@@ -5,7 +5,9 @@
 use super::errno::failed;
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::FileType;
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, sockopt};
 use std::ffi::{c_int, c_long};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
@@ -197,26 +199,28 @@ pub(crate) fn thread_count() -> Result<usize> {
     super::fs::read_dir(Path::new("/proc/self/task")).map(|threads| threads.len())
 }
 
-/// What the process has open for programs that it executes.
+/// What the process has open at whose other end somebody may wait.
 #[derive(Debug)]
 pub(crate) struct Channels(Vec<c_int>);
 
 impl Channels {
-    /// Pipes and sockets that are open now, but for standard input, output and error. None of this library's is among
-    /// them: all of those close when a program is executed.
-    pub(crate) fn of_programs() -> Result<Self> {
+    /// Pipes, terminals and sockets that are open now, but for standard input, output and error, and for sockets by which
+    /// this library speaks to the kernel.
+    pub(crate) fn open_now() -> Result<Self> {
         let mut found = Vec::new();
         for path in super::fs::read_dir(Path::new("/proc/self/fd"))? {
             let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
             let Some(number @ 3..) = number else { continue };
-            // SAFETY: all zeroes are a valid value, which the kernel overwrites.
-            let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-            // SAFETY: numbers alone; a descriptor that is closed by now is an error.
-            let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-            // SAFETY: the address is that of such a structure.
-            let known = flags >= 0 && unsafe { libc::fstat(number, &raw mut stat) } == 0;
-            let channel = matches!(stat.st_mode & libc::S_IFMT, libc::S_IFIFO | libc::S_IFSOCK);
-            if known && flags & libc::FD_CLOEXEC == 0 && channel {
+            // SAFETY: it is open, or was until now; then the calls fail.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+            let Ok(stat) = rustix::fs::fstat(fd) else { continue };
+            let channel = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Fifo => true,
+                FileType::CharacterDevice => rustix::termios::isatty(fd),
+                FileType::Socket => sockopt::socket_domain(fd) != Ok(AddressFamily::NETLINK),
+                _ => false,
+            };
+            if channel {
                 found.push(number);
             }
         }
