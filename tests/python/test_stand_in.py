@@ -129,15 +129,26 @@ def test_further_descriptors_are_passed_on(command: list[str]) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-#: Says each signal, once a line.
+#: Says each signal and each line that comes, a line each. It waits for both at once: a handler would not run when its
+#: signal comes just before a read begins.
 LISTENER = """
-import os, signal, sys
+import os, select, signal, sys
 heard = [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGWINCH, signal.SIGRTMIN + 3]
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+signal.set_wakeup_fd(writer)
 for number in heard:
-    signal.signal(number, lambda number, frame: print("signal", number, flush=True))
+    signal.signal(number, lambda number, frame: None)
 print("ready", os.isatty(0), flush=True)
-for line in sys.stdin:
-    print("line", line.strip(), flush=True)
+while True:
+    ready = select.select([0, reader], [], [])[0]
+    if reader in ready:
+        for number in os.read(reader, 64):
+            print("signal", number, flush=True)
+    elif not (line := os.read(0, 4096)):
+        break
+    else:
+        print("line", line.decode().strip(), flush=True)
 """
 
 
