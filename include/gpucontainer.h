@@ -1291,6 +1291,15 @@ void gpuc_config_set_oom_score(gpuc_config_t *config,
 void gpuc_config_set_umask(gpuc_config_t *config, uint32_t mask);
 
 /**
+ * Chooses the process id that the application has inside, 2 to 4194303. By default 2, or 1 without an init.
+ *
+ * With that of the process which stands for the sandbox outside, both mean the same. The kernel must have
+ * CONFIG_CHECKPOINT_RESTORE, and /proc/sys be writable.
+ */
+void gpuc_config_set_application_pid(gpuc_config_t *config,
+                                     uint32_t pid);
+
+/**
  * Gives the application a terminal for its input, output and errors; see gpuc_sandbox_take_terminal.
  */
 void gpuc_config_set_terminal(gpuc_config_t *config,

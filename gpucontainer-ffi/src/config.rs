@@ -399,6 +399,15 @@ pub extern "C" fn gpuc_config_set_umask(config: Option<&mut Config>, mask: u32) 
     Config::update(config, |builder| Ok(builder.umask(mask)));
 }
 
+/// Chooses the process id that the application has inside, 2 to 4194303. By default 2, or 1 without an init.
+///
+/// With that of the process which stands for the sandbox outside, both mean the same. The kernel must have
+/// CONFIG_CHECKPOINT_RESTORE, and /proc/sys be writable.
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_config_set_application_pid(config: Option<&mut Config>, pid: u32) {
+    Config::update(config, |builder| Ok(builder.application_pid(pid)));
+}
+
 /// Gives the application a terminal for its input, output and errors; see gpuc_sandbox_take_terminal.
 #[unsafe(no_mangle)]
 pub extern "C" fn gpuc_config_set_terminal(config: Option<&mut Config>, rows: u16, columns: u16) {

@@ -272,6 +272,7 @@ pub(crate) fn describe(
                 pairs.into_iter().fold(builder, |builder, (name, value)| builder.sysctl(name, value))
             }
             "oom_score" => builder.oom_score(value.extract()?),
+            "application_pid" => builder.application_pid(value.extract()?),
             "umask" => builder.umask(value.extract()?),
             "terminal" => {
                 let (rows, columns) = value.extract()?;

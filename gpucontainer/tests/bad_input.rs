@@ -390,6 +390,9 @@ fn wishes_that_cannot_be_met() {
         ("no such parameter", with(|b| b.sysctl("net.ipv4.no_such", "1")), NotFound, "no_such"),
         ("more than all GPUs", with(|b| b.gpus(GpuRequest::count(1000))), GpuUnavailable, ""),
         ("soft above hard", with(|b| b.resource_limit(ResourceLimit::Nofile, 9, 8)), InvalidArgument, "9"),
+        ("process 1 for an application", with(|b| b.application_pid(1)), InvalidArgument, "2 to"),
+        ("a process id beyond all", with(|b| b.application_pid(1 << 22)), InvalidArgument, "4194304"),
+        ("another process 1", with(|b| b.application_pid(7).init(false)), InvalidArgument, "without init"),
         ("a score beyond scores", with(|b| b.oom_score(1001)), InvalidArgument, "1000"),
     ];
     let again = scene.sandbox();

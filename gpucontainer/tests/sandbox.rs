@@ -264,6 +264,9 @@ fn clocks_names_and_process_one() {
     assert_eq!((code, out.as_str()), (Some(4), "1\none\n"));
     let (_, out, _) = run(fixture.shell("cat /proc/1/comm"));
     assert_eq!(out, "gpuc-init\n");
+    let own = std::process::id();
+    let (_, out, _) = run(fixture.shell("echo $$").application_pid(own));
+    assert_eq!(out, format!("{own}\n"));
     let (_, host, _) = run(fixture.shell("cat /proc/net/dev | wc -l").network(Network::Host));
     let (_, own, _) = run(fixture.shell("cat /proc/net/dev | wc -l"));
     assert_eq!(own, "3\n");

@@ -338,6 +338,7 @@ public:
         return gpuc_config_sysctl(get(), name.c_str(), value.c_str()), *this;
     }
     SandboxBuilder &oom_score(std::int32_t adjustment) { return gpuc_config_set_oom_score(get(), adjustment), *this; }
+    SandboxBuilder &application_pid(std::uint32_t pid) { return gpuc_config_set_application_pid(get(), pid), *this; }
     SandboxBuilder &umask(std::uint32_t mask) { return gpuc_config_set_umask(get(), mask), *this; }
     SandboxBuilder &shm_size(std::uint64_t bytes) { return gpuc_config_set_shm_size(get(), bytes), *this; }
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import _native
 from ._native import Image
-from .options import _options
+from .options import SandboxOptions, _options, known
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def enter(image: str | Image | os.PathLike[str], command: Sequence[str] | None = None, **options: Any) -> NoReturn:
+def enter(
+    image: str | Image | os.PathLike[str], command: Sequence[str] | None = None, **options: Unpack[SandboxOptions]
+) -> NoReturn:
     """Turns the calling process into a sandbox, as :func:`os.execv` turns it into a program.
 
     The arguments are those of :class:`Sandbox`. It returns only by raising, if the start fails; then this process is as
@@ -29,6 +34,7 @@ def enter(image: str | Image | os.PathLike[str], command: Sequence[str] | None =
     are refused, since nobody would be at the other end. Handlers of Python for signals do not run during the start, so an
     image that may have to be pulled first is better pulled before.
     """
+    known(options)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -35,6 +35,15 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
             return bad(format!("host name {hostname:?} is not 1 to 64 bytes without spaces"));
         }
     }
+    if let Some(pid) = builder.application_pid {
+        // The kernel's own highest is one less than the number of ids that a system of 64 bits may have.
+        if !(2..1 << 22).contains(&pid) {
+            return bad(format!("the application's process id {pid} is not within 2 to 4194303"));
+        }
+        if !builder.init {
+            return bad(format!("the application's process id cannot be {pid}: without init it is process 1"));
+        }
+    }
     if builder.oom_score.is_some_and(|score| !(-1000..=1000).contains(&score)) {
         return bad("the out-of-memory score adjustment is not within -1000 to 1000".to_owned());
     }

@@ -132,6 +132,7 @@ pub struct SandboxBuilder {
     pub(crate) sysctls: Vec<(String, String)>,
     pub(crate) oom_score: Option<i32>,
     pub(crate) umask: u32,
+    pub(crate) application_pid: Option<u32>,
 }
 
 /// A resource of a process that can be limited, as in `setrlimit(2)`.
@@ -304,6 +305,7 @@ impl SandboxBuilder {
             sysctls: Vec::new(),
             oom_score: None,
             umask: 0o022,
+            application_pid: None,
         }
     }
 
@@ -587,6 +589,17 @@ impl SandboxBuilder {
     /// Sets the file mode creation mask. `0o022` by default.
     pub fn umask(mut self, mask: u32) -> Self {
         self.umask = mask;
+        self
+    }
+
+    /// Chooses the process id that the application has inside, 2 to 4,194,303. By default 2, or 1 without
+    /// [`init`](Self::init), which chooses none.
+    ///
+    /// For software that looks after processes by the numbers which they say of themselves: with that of the process which
+    /// stands for the sandbox outside, both mean the same. The kernel must have `CONFIG_CHECKPOINT_RESTORE`, as those of
+    /// distributions do, and `/proc/sys` be writable.
+    pub fn application_pid(mut self, pid: u32) -> Self {
+        self.application_pid = Some(pid);
         self
     }
 

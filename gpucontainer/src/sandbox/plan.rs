@@ -73,6 +73,8 @@ pub(crate) enum Step {
     /// Enters a network together with the user namespace that owns it, and goes on in a new process with the namespaces
     /// of the plan.
     ShareNetwork { network: String },
+    /// Chooses the process id that the next process of the namespace gets.
+    NextPid { pid: u32 },
     /// Makes the application's process; the other one supervises.
     Fork,
     /// Starts a session of its own.
@@ -270,6 +272,7 @@ impl fmt::Display for Step {
             Self::AwaitNetwork => write!(f, "wait for a way out"),
             Self::InNetwork { network } => write!(f, "start in {network}"),
             Self::ShareNetwork { network } => write!(f, "enter {network} and its user namespace"),
+            Self::NextPid { pid } => write!(f, "choose process id {pid}"),
             Self::Fork => write!(f, "make the application's process"),
             Self::NewSession => write!(f, "start a session"),
             Self::Travel { travel } => write!(f, "make the host's mounts {travel:?}"),

@@ -181,6 +181,10 @@ impl Compiler<'_, '_> {
             }
             Step::InNetwork { .. } => Ok(()),
             Step::ShareNetwork { .. } => self.share_network(),
+            Step::NextPid { pid } => {
+                let last = pid.saturating_sub(1).to_string();
+                program.write_file(At::Cwd, "/proc/sys/kernel/ns_last_pid", last.as_bytes())
+            }
             Step::Fork => self.fork(),
             Step::NewSession => {
                 program.setsid();

@@ -69,6 +69,9 @@ impl Planner<'_> {
         if let Some((monotonic, boottime)) = self.builder.time_offsets {
             self.add(Step::NewTimeNamespace { monotonic, boottime });
         }
+        if let Some(pid) = self.builder.application_pid {
+            self.add(Step::NextPid { pid });
+        }
         self.add(Step::Fork);
         self.add(Step::NewSession);
         // With private mounts nothing that the container does reaches the host; a mount that wants to travel needs

@@ -111,7 +111,7 @@ impl Planner<'_> {
         let mut envp: Vec<String> = context.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         if !names.is_empty() {
             // The supervisor is process 1, if it is inside at all.
-            let pid = if builder.init { 2 } else { 1 };
+            let pid = builder.application_pid.unwrap_or(if builder.init { 2 } else { 1 });
             envp.retain(|line| !line.starts_with("LISTEN_"));
             envp.extend([format!("LISTEN_PID={pid}"), format!("LISTEN_FDS={}", names.len())]);
             envp.push(format!("LISTEN_FDNAMES={}", names.join(":")));
