@@ -6,6 +6,7 @@ use crate::config::{Config, on_address};
 use crate::error::Error;
 use crate::image::ImageStore;
 use crate::limits::Limits;
+use crate::mapper::{port_status, service_status};
 use crate::output::{Collected, gpuc_exit_status_t, hand_over, time, wait};
 use gpucontainer::ErrorKind;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -246,32 +247,8 @@ pub extern "C" fn gpuc_sandbox_json(
 ) -> *mut c_char {
     call(error, std::ptr::null_mut(), || {
         let sandbox = &given(sandbox, "sandbox")?.sandbox;
-        let ports: Vec<_> = sandbox
-            .port_status()
-            .iter()
-            .map(|status| {
-                serde_json::json!({
-                    "container_port": status.port.container_port(), "host": status.port.host().to_string(),
-                    "hosts": status.port.hosts().iter().map(ToString::to_string).collect::<Vec<_>>(),
-                    "count": status.port.count(), "protocol": status.port.protocol().to_string(),
-                    "mode": status.mode.to_string(), "why": status.why,
-                    "accepted": status.accepted, "open": status.open, "refused": status.refused,
-                    "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
-                })
-            })
-            .collect();
-        let services: Vec<_> = sandbox
-            .host_services()
-            .iter()
-            .map(|status| {
-                serde_json::json!({
-                    "port": status.service.port(), "host": status.service.host().to_string(),
-                    "protocol": status.service.protocol().to_string(),
-                    "accepted": status.accepted, "open": status.open, "refused": status.refused,
-                    "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
-                })
-            })
-            .collect();
+        let ports: Vec<_> = sandbox.port_status().iter().map(port_status).collect();
+        let services: Vec<_> = sandbox.host_services().iter().map(service_status).collect();
         let timeline: Vec<_> = sandbox
             .timeline()
             .iter()

@@ -181,6 +181,16 @@ public:
         return detail::checked(
             [&](gpuc_error_t **e) { return gpuc_sandbox_publish_socket(get(), socket, container_port, e); });
     }
+    /* What was reserved before; the host's port, the first of all. */
+    std::uint16_t publish(Reservation &&reservation) const {
+        gpuc_reservation_t *reserved = reservation.release_handle();
+        return detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_publish_reserved(get(), reserved, e); });
+    }
+    /* Its network, for ports and services that are not the sandbox's own. */
+    NetworkNamespace network_namespace() const {
+        return NetworkNamespace(
+            detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_network_namespace(get(), e); }));
+    }
     void unpublish(std::uint16_t host_port, const std::string &address = "127.0.0.1") const {
         detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_unpublish(get(), address.c_str(), host_port, e); });
     }

@@ -19,6 +19,7 @@ from .gpu import (
 )
 from .host import Capability, Gpu, GpuMemory, Host, MigDevice
 from .image import ImageConfig
+from .mapper import ExposedServices, NetworkNamespace, PortMapper, Published, Reservation
 from .mig import MigDevices, MigLease
 from .network import NetworkMember, PrivateNetwork
 from .sandbox import (
@@ -49,6 +50,7 @@ __all__ = [
     "Capability",
     "Error",
     "ExitStatus",
+    "ExposedServices",
     "Gpu",
     "GpuAllocator",
     "GpuGrant",
@@ -74,13 +76,17 @@ __all__ = [
     "Mps",
     "MpsGroup",
     "NetworkMember",
+    "NetworkNamespace",
     "Output",
     "Port",
+    "PortMapper",
     "PortMapping",
     "PrivateNetwork",
     "Process",
     "Progress",
+    "Published",
     "QuarantinedGpu",
+    "Reservation",
     "Sandbox",
     "ServiceStatus",
     "TicketStatus",

@@ -13,9 +13,10 @@ from . import _native
 from ._native import Cancel, Image, ImageStore
 from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
 from .limits import UNLIMITED, IoLimit, Limits, Mount, _Path
+from .mapper import NetworkNamespace, Reservation
 from .network import PrivateNetwork
 from .options import _gpus, _options, _words
-from .ports import HostService, Port, PortMapping, ServiceStatus, activated
+from .ports import HostService, Port, PortMapping, ServiceStatus, _exposed, _published, activated
 from .process import DEVNULL, PIPE, ExitStatus, Output, Process, _Running, _Stream
 
 __all__ = [
@@ -144,10 +145,7 @@ class Sandbox(_Running):
     @property
     def ports(self) -> list[Port]:
         """The published ports, with their counters at this moment."""
-        return [
-            Port(inside, address, outside, *counters, error, protocol, count, hosts, mode, why)
-            for inside, address, outside, counters, (error, protocol, count, hosts, mode, why) in self._handle.ports()
-        ]
+        return _published(self._handle.ports())
 
     def publish(
         self, container_port: int | PortMapping, host_port: int = 0, *, address: str | None = None
@@ -173,6 +171,18 @@ class Sandbox(_Running):
         """
         return self._handle.publish_socket(listener.fileno(), container_port)
 
+    def publish_reserved(self, reservation: Reservation) -> tuple[str, int]:
+        """Publishes what was reserved before, which is used up then.
+
+        :return: the address and port of the first of all, as :meth:`unpublish` takes them.
+        """
+        return self._handle.publish_reserved(reservation._handle)
+
+    @property
+    def network_namespace(self) -> NetworkNamespace:
+        """Its network, for ports and services that are not the sandbox's own."""
+        return NetworkNamespace(self._handle.network_namespace())
+
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
@@ -187,10 +197,7 @@ class Sandbox(_Running):
     @property
     def host_services(self) -> list[ServiceStatus]:
         """The services of the host that can be reached inside, with their counters at this moment."""
-        return [
-            ServiceStatus(inside, address, outside, *counters, error, protocol)
-            for inside, address, outside, counters, (error, protocol) in self._handle.host_services()
-        ]
+        return _exposed(self._handle.host_services())
 
     def withdraw_host(self, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> None:
         """Closes a service of the host inside and its connections."""
