@@ -88,7 +88,9 @@ def fake_host(machine: str, directory: Path) -> Path:
 
 
 def _kind(error: errors.Error) -> str:
-    return type(error).__name__.removesuffix("Error")
+    """The kind that all languages know; a class of Python's own stands below the one of its kind."""
+    names = {kind: name for name, kind in errors._BY_KIND.items()}
+    return next(names[kind] for kind in type(error).__mro__ if kind in names)
 
 
 def _limits(value: dict[str, Any]) -> Limits:

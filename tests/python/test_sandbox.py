@@ -8,71 +8,23 @@ import json
 import multiprocessing
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starting import BUSYBOX, IS_ROOT, NEEDED, Start
 
 import gpucontainer
 from gpucontainer import DEVNULL, PIPE, GpuRequest, IoLimit, Limits, Mount, Sandbox, errors
 
-BUSYBOX = shutil.which("busybox")
-IS_ROOT = os.geteuid() == 0
-HOST = gpucontainer.Host.probe()
-
-pytestmark = [
-    pytest.mark.skipif(BUSYBOX is None, reason="busybox is not installed"),
-    pytest.mark.skipif(not IS_ROOT and not HOST.has("user-namespaces"), reason="no user namespaces"),
-]
+pytestmark = NEEDED
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="not root")
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> gpucontainer.Image:
-    store = gpucontainer.ImageStore(tmp_path_factory.mktemp("store"))
-    assert BUSYBOX is not None
-    builder = store.build().copy(BUSYBOX, "/bin/busybox", follow_links=True)
-    for name in ("sh", "cat", "echo", "sleep", "id", "nc", "pwd", "tty", "dd"):
-        builder = builder.symlink("busybox", f"/bin/{name}")
-    passwd = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/srv:/bin/sh\n"
-    return (
-        builder.directory("/tmp", 0o1777)
-        .directory("/srv", 0o755)
-        .file("/etc/passwd", passwd)
-        .command(["echo", "from the image"])
-        .commit("test:1")
-    )
-
-
-Start = Callable[..., Sandbox]
-
-
-@pytest.fixture
-def start(image: gpucontainer.Image) -> Iterator[Start]:
-    """Starts a shell, and sees that nothing is left open when the test is over."""
-    gc.collect()
-    before = sorted(os.listdir("/proc/self/fd"))
-    started: list[Sandbox] = []
-
-    def shell(script: str, **options: Any) -> Sandbox:
-        options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE, **options}
-        sandbox = Sandbox(image, ["sh", "-c", script], **options)
-        started.append(sandbox)
-        return sandbox
-
-    yield shell
-    for sandbox in started:
-        sandbox.close()
-    gc.collect()
-    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_image_says_what_runs(image: gpucontainer.Image) -> None:

@@ -31,10 +31,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def record() -> Iterator[list[str]]:
+def record(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """What came of all rows, in the end written where the comparison of languages looks."""
     lines: list[str] = []
     yield lines
+    chosen = [item for item in request.session.items if item.name.startswith("test_scenario[")]
+    if len(chosen) < len(ROWS):
+        # Somebody named rows to run.
+        return
     names = {json.loads(line)[0] for line in lines}
     assert names == {row["name"] for row in ROWS}, "every row runs or says why not"
     path = os.environ.get("GPUC_SCENARIOS_RECORD")
@@ -65,6 +69,7 @@ def test_scenario(row: dict[str, Any], record: list[str], tmp_path: Path) -> Non
 
 
 def test_the_kinds_of_errors_are_those_of_the_table() -> None:
-    names = {name.removesuffix("Error") for name in vars(errors) if name.endswith("Error") and name != "Error"}
+    names = set(errors._BY_KIND)
+    assert all(kind.__name__ == f"{name}Error" for name, kind in errors._BY_KIND.items())
     # What Python cannot meet: a header older than its library, and a bug of the library, which is a RuntimeError.
     assert names == set(TABLE["kinds"]) - {"Unknown", "Internal"}

@@ -1,54 +1,53 @@
 """GPU containers as a function call."""
 
-from . import cdi
-from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
-from .errors import Error
-from .gpu import (
-    GpuAllocator,
-    GpuGrant,
-    GpuLease,
-    GpuRequest,
-    GpuStatus,
-    GpuTicket,
-    HeldGpu,
-    LeaseStatus,
-    Mps,
-    MpsGroup,
-    QuarantinedGpu,
-    TicketStatus,
-)
-from .host import Capability, Gpu, GpuMemory, Host, MigDevice
-from .image import ImageConfig
-from .mapper import ExposedServices, NetworkNamespace, PortMapper, Published, Reservation
-from .mig import MigDevices, MigLease
-from .network import NetworkMember, PrivateNetwork
-from .sandbox import (
-    DEVNULL,
-    PIPE,
-    UNLIMITED,
-    ExitStatus,
-    HostService,
-    IoLimit,
-    Limits,
-    Mount,
-    Output,
-    Port,
-    PortMapping,
-    Process,
-    Sandbox,
-    ServiceStatus,
-    activated,
-    collect_abandoned,
-)
-from .xid import XidEvent, XidWatch
+from __future__ import annotations
+
+# Loading `typing` would take most of the time that this module takes.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from . import cdi
+    from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
+    from .completed import Completed, Usage, run
+    from .errors import Error
+    from .gpu import (
+        GpuAllocator,
+        GpuGrant,
+        GpuLease,
+        GpuRequest,
+        GpuStatus,
+        GpuTicket,
+        HeldGpu,
+        LeaseStatus,
+        Mps,
+        MpsGroup,
+        QuarantinedGpu,
+        TicketStatus,
+    )
+    from .host import Capability, Gpu, GpuMemory, Host, MigDevice
+    from .image import ImageConfig
+    from .limits import UNLIMITED, IoLimit, Limits, Mount
+    from .mapper import ExposedServices, NetworkNamespace, PortMapper, Published, Reservation
+    from .mig import MigDevices, MigLease
+    from .network import NetworkMember, PrivateNetwork
+    from .options import ExecOptions, SandboxOptions
+    from .ports import HostService, Port, PortMapping, ServiceStatus, activated
+    from .process import ExitStatus, Output, Process
+    from .sandbox import Sandbox, collect_abandoned
+    from .streams import DEVNULL, PIPE, STDOUT
+    from .xid import XidEvent, XidWatch
 
 __all__ = [
     "DEVNULL",
     "PIPE",
+    "STDOUT",
     "UNLIMITED",
     "Cancel",
     "Capability",
+    "Completed",
     "Error",
+    "ExecOptions",
     "ExitStatus",
     "ExposedServices",
     "Gpu",
@@ -88,12 +87,94 @@ __all__ = [
     "QuarantinedGpu",
     "Reservation",
     "Sandbox",
+    "SandboxOptions",
     "ServiceStatus",
     "TicketStatus",
+    "Usage",
     "XidEvent",
     "XidWatch",
     "__version__",
     "activated",
     "cdi",
     "collect_abandoned",
+    "run",
 ]
+
+#: Where each name is. A module is loaded when the first of its names is used, so that importing this one costs little.
+_HOMES = {
+    "DEVNULL": "streams",
+    "PIPE": "streams",
+    "STDOUT": "streams",
+    "UNLIMITED": "limits",
+    "Cancel": "_native",
+    "Capability": "host",
+    "Completed": "completed",
+    "Error": "errors",
+    "ExecOptions": "options",
+    "ExitStatus": "process",
+    "ExposedServices": "mapper",
+    "Gpu": "host",
+    "GpuAllocator": "gpu",
+    "GpuGrant": "gpu",
+    "GpuLease": "gpu",
+    "GpuMemory": "host",
+    "GpuRequest": "gpu",
+    "GpuStatus": "gpu",
+    "GpuTicket": "gpu",
+    "HeldGpu": "gpu",
+    "Host": "host",
+    "HostService": "ports",
+    "Image": "_native",
+    "ImageBuilder": "_native",
+    "ImageConfig": "image",
+    "ImageStore": "_native",
+    "IoLimit": "limits",
+    "LeaseStatus": "gpu",
+    "Limits": "limits",
+    "MigDevice": "host",
+    "MigDevices": "mig",
+    "MigLease": "mig",
+    "Mount": "limits",
+    "Mps": "gpu",
+    "MpsGroup": "gpu",
+    "NetworkMember": "network",
+    "NetworkNamespace": "mapper",
+    "Output": "process",
+    "Port": "ports",
+    "PortMapper": "mapper",
+    "PortMapping": "ports",
+    "PrivateNetwork": "network",
+    "Process": "process",
+    "Progress": "_native",
+    "Published": "mapper",
+    "QuarantinedGpu": "gpu",
+    "Reservation": "mapper",
+    "Sandbox": "sandbox",
+    "SandboxOptions": "options",
+    "ServiceStatus": "ports",
+    "TicketStatus": "gpu",
+    "Usage": "completed",
+    "XidEvent": "xid",
+    "XidWatch": "xid",
+    "__version__": "_native",
+    "activated": "ports",
+    "collect_abandoned": "sandbox",
+    "run": "completed",
+}
+_MODULES = ("cdi",)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

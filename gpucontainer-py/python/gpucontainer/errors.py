@@ -7,6 +7,12 @@ Causes that Python has a class for are of that class as well, so ``except FileNo
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .completed import Completed
 
 
 class Error(Exception):
@@ -20,7 +26,7 @@ class Error(Exception):
     filename: str | None
 
     def __init__(self, message: str, errno: int | None = None, filename: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(message)
+        Exception.__init__(self, message)
         self._fill(message, errno, filename)
 
     def _fill(self, message: str, errno: int | None, filename: str | os.PathLike[str] | None) -> None:
@@ -144,6 +150,69 @@ class TimedOutError(SystemCallError, TimeoutError):
 
 class CorruptError(Error):
     """Data of the library's own is damaged."""
+
+
+class TimeoutExpiredError(TimedOutError, subprocess.TimeoutExpired):
+    """A process did not end in the time that it was given. Also what ``subprocess`` raises then."""
+
+    if TYPE_CHECKING:
+        output: Any
+        stdout: Any
+        stderr: Any
+
+    def __init__(
+        self, cmd: Sequence[str], timeout: float, output: bytes | str | None = None, stderr: bytes | str | None = None
+    ) -> None:
+        super().__init__(f"{_command(cmd)} did not end in {timeout} seconds")
+        #: The command.
+        self.cmd = cmd
+        #: The seconds that it was given.
+        self.timeout = timeout
+        #: What it had written to standard output by then, if that was captured; ``stdout`` is the same.
+        self.output = output
+        #: What it had written to standard error by then, if that was captured.
+        self.stderr = stderr
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cmd, self.timeout, self.output, self.stderr)
+
+
+class CalledProcessError(Error, subprocess.CalledProcessError):
+    """A program that was run to its end has failed. Also what ``subprocess`` raises then."""
+
+    def __init__(self, result: Completed[Any]) -> None:
+        status = result.returncode
+        how = (
+            f"ended with exit code {status.code}"
+            if status.code is not None
+            else f"was killed by signal {status.signal}"
+        )
+        limit = ", at the memory limit" if status.oom_killed else ""
+        words = f"{_command(result.args)} {how}{limit}"
+        said = _tail(result.stderr)
+        super().__init__(f"{words}; the end of its standard error: {said}" if said else words)
+        #: All that is known of it.
+        self.result = result
+        self.returncode = status
+        self.cmd = result.args
+        self.output = result.stdout
+        self.stderr = result.stderr
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.result,)
+
+
+def _command(words: Sequence[str] | None) -> str:
+    return f"the command {list(words)!r}" if words else "the image's command"
+
+
+def _tail(text: bytes | str | None) -> str:
+    """The last words of what a program wrote, for people."""
+    if not text:
+        return ""
+    said = text if isinstance(text, str) else text.decode(errors="replace")
+    said = said.strip()
+    return said if len(said) <= 500 else "…" + said[-500:]
 
 
 _BY_KIND: dict[str, type[Error]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import socket
 from collections.abc import Iterable
 from typing import Literal
@@ -40,6 +39,8 @@ class PortMapping:
     unlocked: bool = False
 
     def _fields(self) -> _native._MappingFields:
+        import ipaddress
+
         return (
             self.protocol,
             self.container_port,
@@ -69,6 +70,8 @@ class HostService:
     idle_timeout: float | None = None
 
     def _fields(self) -> _native._ServiceFields:
+        import ipaddress
+
         return self.protocol, self.port, ipaddress.ip_address(self.host), self.host_port, self.idle_timeout
 
 

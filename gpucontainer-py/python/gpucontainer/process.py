@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import io
 import os
-import selectors
 import signal as signals
-import subprocess
 import time
-from typing import IO, Any, Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Generic, Protocol, cast
 
 from . import _native
 from .closing import Closing
-from .errors import TimedOutError
+from .errors import TimeoutExpiredError
+from .exchange import Exchange, close_writing
+from .streams import Coding
 
-#: For ``stdin``, ``stdout`` and ``stderr``: a pipe, or the null device. The same as those of ``subprocess``.
-PIPE = subprocess.PIPE
-DEVNULL = subprocess.DEVNULL
+if TYPE_CHECKING:
+    import io
 
-_Stream: TypeAlias = int | IO[Any] | None
+    from typing_extensions import TypeVar
+
+    Text = TypeVar("Text", bytes, str, default=bytes)
+else:
+    from typing import TypeVar
+
+    Text = TypeVar("Text", bytes, str)
+
+#: Seconds that what was killed may take to end, and its pipes with it.
+_DYING = 30.0
 
 
-@dataclasses.dataclass(frozen=True)
-class ExitStatus:
-    """How a process ended."""
+class ExitStatus(int):
+    """How a process ended: the number that ``subprocess`` has as ``returncode``, with what else is known.
+
+    As a number it is the exit code, or the signal's number below zero.
+    """
 
     #: The exit code, if it ended by itself.
     code: int | None
@@ -33,6 +42,14 @@ class ExitStatus:
     signal: int | None
     #: Whether something in the sandbox was killed because it was at its memory limit.
     oom_killed: bool
+
+    def __new__(cls, code: int | None, signal: int | None, oom_killed: bool) -> ExitStatus:
+        self = super().__new__(cls, code if code is not None else -(signal or 0))
+        self.code, self.signal, self.oom_killed = code, signal, oom_killed
+        return self
+
+    def __getnewargs__(self) -> tuple[int | None, int | None, bool]:  # type: ignore[override]
+        return self.code, self.signal, self.oom_killed
 
     @property
     def success(self) -> bool:
@@ -42,16 +59,31 @@ class ExitStatus:
     @property
     def returncode(self) -> int:
         """The exit code, or the signal's number below zero, as ``subprocess`` has it."""
-        return self.code if self.code is not None else -(self.signal or 0)
+        return int(self)
+
+    def __repr__(self) -> str:
+        return f"ExitStatus(code={self.code}, signal={self.signal}, oom_killed={self.oom_killed})"
+
+    def __str__(self) -> str:
+        return str(int(self))
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """What a process wrote, and how it ended."""
+class Output(Generic[Text]):
+    """What a process wrote, and how it ended.
 
-    stdout: bytes
-    stderr: bytes
+    ``stdout, stderr = sandbox.communicate()`` takes it apart as ``subprocess`` has it. What was not piped is empty.
+    """
+
+    #: What it wrote to standard output, if that was piped.
+    stdout: Text
+    #: What it wrote to standard error, if that was piped.
+    stderr: Text
+    #: How it ended.
     status: ExitStatus
+
+    def __iter__(self) -> Iterator[Text]:
+        return iter((self.stdout, self.stderr))
 
 
 class _Handle(Protocol):
@@ -63,29 +95,36 @@ class _Handle(Protocol):
     def take_terminal(self) -> int | None: ...
 
 
-class _Running(Closing):
-    """What a sandbox and a further process in it have in common."""
+class _Running(Closing, Generic[Text]):
+    """What a sandbox and a further process in it have in common: what ``subprocess.Popen`` has, by the same names."""
 
+    #: The command, as it was given.
+    args: Sequence[str] | None
     #: The writing end of standard input, if that is piped.
-    stdin: io.BufferedWriter | None
+    stdin: IO[Text] | None
     #: The reading end of standard output, if that is piped.
-    stdout: io.BufferedReader | None
+    stdout: IO[Text] | None
     #: The reading end of standard error, if that is piped.
-    stderr: io.BufferedReader | None
+    stderr: IO[Text] | None
     #: The master of the terminal, if one was asked for.
     terminal: io.FileIO | None
     #: How it ended, once that was seen.
     status: ExitStatus | None
 
-    def __init__(self, handle: _Handle) -> None:
+    def __init__(self, handle: _Handle, args: Sequence[str] | None, coding: Coding, stdout: int | None = None) -> None:
         self._running = handle
         self._pid = handle.pid()
+        self._coding = coding
+        self._exchange: Exchange | None = None
+        self.args = args
         self.status = None
         numbers = [handle.take_stream(stream) for stream in range(3)]
+        if stdout is not None:
+            numbers[1] = stdout
         terminal = handle.take_terminal()
-        self.stdin = None if numbers[0] is None else open(numbers[0], "wb")
-        self.stdout = None if numbers[1] is None else open(numbers[1], "rb")
-        self.stderr = None if numbers[2] is None else open(numbers[2], "rb")
+        self.stdin = None if numbers[0] is None else coding.opened(numbers[0], "w")
+        self.stdout = None if numbers[1] is None else coding.opened(numbers[1], "r")
+        self.stderr = None if numbers[2] is None else coding.opened(numbers[2], "r")
         self.terminal = None if terminal is None else open(terminal, "r+b", buffering=0)
 
     @property
@@ -94,9 +133,9 @@ class _Running(Closing):
         return self._pid
 
     @property
-    def returncode(self) -> int | None:
+    def returncode(self) -> ExitStatus | None:
         """As ``subprocess`` has it: None until :meth:`wait` or :meth:`poll` has seen the end."""
-        return None if self.status is None else self.status.returncode
+        return self.status
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when the process has ended, for ``select`` and event loops."""
@@ -114,14 +153,17 @@ class _Running(Closing):
         return self._look(0)
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Waits until it has ended, at most ``timeout`` seconds; :class:`TimedOutError` after that."""
+        """Waits until it has ended, at most ``timeout`` seconds; :class:`~errors.TimeoutExpiredError` after that."""
         status = self._look(timeout)
         if status is None:
-            raise TimedOutError(f"process {self.pid} did not end in {timeout} seconds")
+            assert timeout is not None
+            raise TimeoutExpiredError(self._named(), timeout)
         return status
 
     async def wait_async(self) -> ExitStatus:
         """Waits until it has ended, while the event loop goes on. No thread is used."""
+        import asyncio
+
         status = self.poll()
         if status is not None:
             return status
@@ -150,80 +192,82 @@ class _Running(Closing):
         """Sends SIGTERM."""
         self.kill(signals.SIGTERM)
 
-    def communicate(self, input: bytes | None = None, timeout: float | None = None) -> Output:
+    def send_signal(self, signal: int) -> None:
+        """Sends a signal. A process that has ended already is no error."""
+        self.kill(signal)
+
+    def communicate(self, input: Text | None = None, timeout: float | None = None) -> Output[Text]:
         """Writes ``input`` to standard input and closes it, collects what is piped, and waits.
 
-        After ``timeout`` seconds :class:`TimedOutError` is raised, and the process still runs.
+        After ``timeout`` seconds :class:`~errors.TimeoutExpiredError` is raised, with the output so far; the process
+        still runs then, and a further call goes on where this one stopped.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        parts: dict[IO[bytes], list[bytes]] = {}
-        left = memoryview(input or b"")
-        with selectors.DefaultSelector() as selector:
-            if self.stdin is not None and not self.stdin.closed:
-                self.stdin.flush()
-                os.set_blocking(self.stdin.fileno(), False)
-                selector.register(self.stdin, selectors.EVENT_WRITE)
-            elif left:
-                raise ValueError("input was given, but standard input is not piped")
-            for stream in (self.stdout, self.stderr):
-                if stream is not None and not stream.closed:
-                    parts[stream] = []
-                    selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                ready = selector.select(None if end is None else max(0.0, end - time.monotonic()))
-                if not ready and end is not None and time.monotonic() >= end:
-                    raise TimedOutError(f"process {self.pid} did not end in {timeout} seconds")
-                for key, _ in ready:
-                    if key.fileobj is self.stdin:
-                        try:
-                            left = left[os.write(key.fd, left[:_CHUNK]) if left else 0 :]
-                        except BlockingIOError:
-                            continue
-                        except BrokenPipeError:
-                            left = left[:0]
-                        if not left:
-                            selector.unregister(key.fileobj)
-                            self._close_stdin()
-                    else:
-                        data = os.read(key.fd, _CHUNK)
-                        assert isinstance(key.fileobj, io.BufferedReader)
-                        if data:
-                            parts[key.fileobj].append(data)
-                        else:
-                            selector.unregister(key.fileobj)
-                            key.fileobj.close()
-        status = self.wait(None if end is None else max(0.0, end - time.monotonic()))
-        out = b"".join(parts.get(self.stdout, [])) if self.stdout is not None else b""
-        err = b"".join(parts.get(self.stderr, [])) if self.stderr is not None else b""
-        return Output(out, err, status)
+        if self._exchange is None:
+            self._exchange = self._begin(input)
+        elif input:
+            raise ValueError("input was given, but an earlier call has input already and goes on with that")
+        exchange = self._exchange
+        coding = self._coding
+        out, err = self.stdout, self.stderr
+        if exchange.run(end):
+            status = self._look(None if end is None else max(0.0, end - time.monotonic()))
+            if status is not None:
+                stdout, stderr = (coding.result(exchange.collected(stream)) for stream in (out, err))
+                return Output(cast("Text", stdout), cast("Text", stderr), status)
+        assert timeout is not None
+        stdout, stderr = (coding.so_far(exchange.collected(stream)) for stream in (out, err))
+        raise TimeoutExpiredError(self._named(), timeout, stdout, stderr)
 
-    def _close_stdin(self) -> None:
-        if self.stdin is not None:
+    def _kill_and_collect(self) -> tuple[Text, Text]:
+        """Kills it, and gives back what it had written to what is piped."""
+        self.kill()
+        assert self._exchange is not None
+        self._exchange.run(time.monotonic() + _DYING)
+        collected = (self._exchange.collected(stream) for stream in (self.stdout, self.stderr))
+        stdout, stderr = (self._coding.so_far(data) for data in collected)
+        return stdout, stderr
+
+    def _begin(self, input: Text | None) -> Exchange:
+        data = self._coding.bytes_of(input) if input is not None else memoryview(b"")
+        stdin = self.stdin if self.stdin is not None and not self.stdin.closed else None
+        if stdin is not None:
             try:
-                self.stdin.close()
+                stdin.flush()
             except BrokenPipeError:
-                # The process ended without reading what was buffered.
+                # It has ended, or reads no more.
                 pass
+        elif data:
+            raise ValueError("input was given, but standard input is not piped")
+        outputs = [stream for stream in (self.stdout, self.stderr) if stream is not None and not stream.closed]
+        return Exchange(stdin, outputs, data)
+
+    def _named(self) -> list[str]:
+        """What runs, in words for errors."""
+        return list(self.args or ())
 
     def _close_streams(self) -> None:
-        self._close_stdin()
+        if self.stdin is not None:
+            close_writing(self.stdin)
         for stream in (self.stdout, self.stderr, self.terminal):
             if stream is not None:
                 stream.close()
 
 
-#: What a pipe holds.
-_CHUNK = 65536
-
-
-class Process(_Running):
+class Process(_Running[Text], Generic[Text]):
     """A further process in a sandbox, started by :meth:`Sandbox.exec`. Leaving a ``with`` block kills it."""
 
-    def __init__(self, handle: _native._Process) -> None:
+    def __init__(
+        self, handle: _native._Process, args: Sequence[str], coding: Coding, stdout: int | None = None
+    ) -> None:
         self._handle = handle
-        super().__init__(handle)
+        super().__init__(handle, args, coding, stdout)
 
     def close(self) -> None:
         """Kills the process, if it still runs, and closes its streams."""
         self._close_streams()
         self._handle.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self.status is None else repr(self.status)
+        return f"<gpucontainer.Process {self.args!r} {state}>"

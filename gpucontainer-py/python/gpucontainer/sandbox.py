@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from . import _native
-from ._native import Cancel, Image, ImageStore
-from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
-from .limits import UNLIMITED, IoLimit, Limits, Mount, _Path
-from .mapper import NetworkNamespace, Reservation
-from .network import PrivateNetwork
-from .options import _gpus, _options, _words
+from .limits import UNLIMITED, IoLimit, Limits, Mount
+from .options import _Descriptor, _gpus, _options, _Path, _words, known
 from .ports import HostService, Port, PortMapping, ServiceStatus, _exposed, _published, activated
-from .process import DEVNULL, PIPE, ExitStatus, Output, Process, _Running, _Stream
+from .process import ExitStatus, Output, Process, Text, _Running
+from .streams import DEVNULL, PIPE, STDOUT, Coding, Joined, _Stream
+
+if TYPE_CHECKING:
+    import ipaddress
+
+    from typing_extensions import Unpack
+
+    from ._native import Cancel, Image, ImageStore
+    from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
+    from .mapper import NetworkNamespace, Reservation
+    from .network import PrivateNetwork
+    from .options import ExecOptions, SandboxOptions
 
 __all__ = [
     "DEVNULL",
     "PIPE",
+    "STDOUT",
     "UNLIMITED",
     "ExitStatus",
     "HostService",
@@ -38,21 +46,68 @@ __all__ = [
     "collect_abandoned",
 ]
 
-_Descriptor: TypeAlias = int | IO[Any]
 
-
-class Sandbox(_Running):
+class Sandbox(_Running[Text], Generic[Text]):
     """A running application in namespaces, a root file system and limits of its own.
 
     Leaving a ``with`` block, or dropping the last reference, kills everything inside and gives everything
-    back; :meth:`detach` is the explicit way out.
+    back; :meth:`detach` is the explicit way out. What ``subprocess.Popen`` has it has by the same names. With ``text=True``
+    or an encoding it is a ``Sandbox[str]``, else a ``Sandbox[bytes]``, after what its streams carry.
     """
+
+    @overload
+    def __init__(
+        self: Sandbox[str],
+        image: str | Image | os.PathLike[str],
+        command: Sequence[str] | None = None,
+        *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[SandboxOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Sandbox[str],
+        image: str | Image | os.PathLike[str],
+        command: Sequence[str] | None = None,
+        *,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[SandboxOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Sandbox[bytes],
+        image: str | Image | os.PathLike[str],
+        command: Sequence[str] | None = None,
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[SandboxOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Sandbox[Any],
+        image: str | Image | os.PathLike[str],
+        command: Sequence[str] | None = None,
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[SandboxOptions],
+    ) -> None: ...
 
     def __init__(
         self,
         image: str | Image | os.PathLike[str],
         command: Sequence[str] | None = None,
         *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
         store: ImageStore | None = None,
         name: str | None = None,
         entrypoint: Sequence[str] | None = None,
@@ -70,7 +125,7 @@ class Sandbox(_Running):
         cgroup: bool | None = None,
         cgroup_view: bool | None = None,
         injectable_ports: bool | None = None,
-        network: Literal["none", "host", "outbound"] | PrivateNetwork | Sandbox | _Descriptor | None = None,
+        network: Literal["none", "host", "outbound"] | PrivateNetwork | Sandbox[Any] | _Descriptor | None = None,
         user_namespace: Literal["auto", "host", "oneself", "subordinate"] | tuple[int, int] | None = None,
         time_offsets: tuple[int, int] | None = None,
         mounts: Iterable[Mount] | None = None,
@@ -120,16 +175,23 @@ class Sandbox(_Running):
         :param unfiltered: turns the system call filter off.
         :param seccomp: the system call filter: the ``seccomp`` object of a runtime bundle, or a JSON file of it.
         :param driver_root: where the GPU driver's user space is, if not in the host's own root.
-        :param stdin: and ``stdout``, ``stderr``: None is the host's; ``PIPE``, ``DEVNULL``, a file, a descriptor.
+        :param stdin: and ``stdout``, ``stderr``: None is the host's; ``PIPE``, ``DEVNULL``, a file, a descriptor; for
+            ``stderr`` also ``STDOUT``, where standard output goes.
+        :param text: piped streams are of text, with the line ends of Python, as also with ``encoding`` or ``errors``.
         """
-        options = _options(locals())
-        self._handle = _native._Sandbox(image, options)
-        super().__init__(self._handle)
+        given = dict(locals())
+        coding = Coding(text, encoding, errors)
+        with Joined(given) as pipe:
+            self._handle = _native._Sandbox(image, _options(given))
+            super().__init__(self._handle, command, coding, pipe.take())
         self._name = self._handle.name()
 
     @staticmethod
-    def explain(image: str | Image | os.PathLike[str], command: Sequence[str] | None = None, **options: Any) -> str:
+    def explain(
+        image: str | Image | os.PathLike[str], command: Sequence[str] | None = None, **options: Unpack[SandboxOptions]
+    ) -> str:
         """What a start with the same arguments would do, a line a step, without doing it."""
+        known(options)
         return _native.explain(image, _options({"command": command, **options}))
 
     @property
@@ -181,10 +243,14 @@ class Sandbox(_Running):
     @property
     def network_namespace(self) -> NetworkNamespace:
         """Its network, for ports and services that are not the sandbox's own."""
+        from .mapper import NetworkNamespace
+
         return NetworkNamespace(self._handle.network_namespace())
 
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""
+        import ipaddress
+
         self._handle.unpublish(ipaddress.ip_address(address), host_port)
 
     def expose_host(self, service: HostService) -> int:
@@ -221,6 +287,8 @@ class Sandbox(_Running):
             raises at once, with the reason.
         :param lease: False takes GPUs whoever has leased them, and keeps them from nobody.
         """
+        from .gpu import GpuGrant, GpuLease
+
         if isinstance(gpus, GpuLease):
             return GpuGrant(self._handle.attach_lease(gpus._handle))
         if not lease:
@@ -239,6 +307,8 @@ class Sandbox(_Running):
     @property
     def granted(self) -> list[GpuGrant]:
         """What it has of GPUs: the grant of the start, if there was one, then those that were attached."""
+        from .gpu import GpuGrant
+
         return [GpuGrant(handle) for handle in self._handle.granted()]
 
     @property
@@ -247,6 +317,8 @@ class Sandbox(_Running):
 
         Each is a handle of its own, which holds the GPUs too.
         """
+        from .gpu import GpuLease
+
         handle = self._handle.gpu_lease()
         return None if handle is None else GpuLease(handle)
 
@@ -256,6 +328,8 @@ class Sandbox(_Running):
 
         Each is a handle of its own, which holds the GPUs too.
         """
+        from .gpu import GpuLease
+
         return [GpuLease(handle) for handle in self._handle.gpu_leases()]
 
     @property
@@ -277,10 +351,53 @@ class Sandbox(_Running):
         """Connects to a TCP port inside, published or not."""
         return socket.socket(fileno=self._handle.dial(port, timeout))
 
+    @overload
     def exec(
         self,
         command: Sequence[str],
         *,
+        text: Literal[True],
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[ExecOptions],
+    ) -> Process[str]: ...
+    @overload
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        text: bool | None = None,
+        encoding: str,
+        errors: str | None = None,
+        **options: Unpack[ExecOptions],
+    ) -> Process[str]: ...
+    @overload
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        text: Literal[False] | None = None,
+        encoding: None = None,
+        errors: None = None,
+        **options: Unpack[ExecOptions],
+    ) -> Process[bytes]: ...
+    @overload
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        **options: Unpack[ExecOptions],
+    ) -> Process[Any]: ...
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | int | None = None,
@@ -288,11 +405,18 @@ class Sandbox(_Running):
         stdin: _Stream = None,
         stdout: _Stream = None,
         stderr: _Stream = None,
-    ) -> Process:
-        """Starts a further process inside, with the privileges, filter and limits of the sandbox."""
-        options = _options(locals())
-        del options["command"]
-        return Process(self._handle.exec(_words("command", command), options))
+    ) -> Process[Any]:
+        """Starts a further process inside, with the privileges, filter and limits of the sandbox.
+
+        The streams and ``text`` are as for the sandbox itself.
+        """
+        given = dict(locals())
+        coding = Coding(text, encoding, errors)
+        with Joined(given) as pipe:
+            options = _options(given)
+            del options["command"]
+            process = self._handle.exec(_words("command", command), options)
+            return Process(process, command, coding, pipe.take())
 
     def pause(self) -> None:
         """Stops everything inside, until :meth:`resume`."""
@@ -322,7 +446,8 @@ class Sandbox(_Running):
         self._handle.close()
 
     def __repr__(self) -> str:
-        return f"<gpucontainer.Sandbox {self.name} {self.status or 'running'}>"
+        state = "running" if self.status is None else repr(self.status)
+        return f"<gpucontainer.Sandbox {self.name} {state}>"
 
 
 def collect_abandoned(store: ImageStore) -> None:
