@@ -42,7 +42,7 @@ fn a_thousand_starts_leave_nothing_in_the_process() {
     let start = |number: usize| {
         // All that a start makes: streams, a port, and every so often a further process.
         let sandbox = fixture.shell("cat").stdin(gpucontainer::sandbox::Stdio::Piped).publish(80, 0).spawn().unwrap();
-        if number % 10 == 0 {
+        if number.is_multiple_of(10) {
             let process = sandbox.exec(["/bin/busybox", "true"]).spawn().unwrap();
             assert!(process.wait().unwrap().success());
         }
