@@ -31,7 +31,6 @@ class Model(http.server.BaseHTTPRequestHandler):
         pass
 
 server = http.server.HTTPServer(("127.0.0.1", 8000), Model)
-print("ready", flush=True)
 server.serve_forever()
 """
 
@@ -39,11 +38,8 @@ store, name = debian.arguments()
 image = name or debian.image(store, "python3")
 
 # Port 0 is any free one of the host's, known before the program inside runs.
-with gpucontainer.Sandbox(
-    image, ["python3", "-c", SERVER], store=store, ports={8000: 0}, memory=512 << 20, stdout=gpucontainer.PIPE
-) as sandbox:
-    assert sandbox.stdout is not None
-    sandbox.stdout.readline()  # the server says when it listens
+with gpucontainer.Sandbox(image, ["python3", "-c", SERVER], store=store, ports={8000: 0}, memory=512 << 20) as sandbox:
+    sandbox.wait_ready(8000, timeout=30)
     port = sandbox.ports[0]
     url = f"http://{port.host}:{port.host_port}/"
     print("serving on", url)

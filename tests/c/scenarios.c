@@ -692,6 +692,8 @@ static void with_ports(scene_t *scene, const char *what, const cJSON *step, cons
     if (strcmp(what, "dial") == 0) {
         int stream = gpuc_sandbox_dial(sandbox, (uint16_t)number(port), LIMIT, error);
         if (stream >= 0) outcome->text = talk(stream, get(step, "send"));
+    } else if (strcmp(what, "ready") == 0) {
+        gpuc_sandbox_wait_ready(sandbox, (uint16_t)number(port), patience(step, LIMIT), error);
     } else if (strcmp(what, "connect") == 0) {
         char *host = first_host(gpuc_sandbox_json(sandbox, error), "ports");
         outcome->text = served(host, get(step, "send"));
@@ -726,7 +728,7 @@ static void act(scene_t *scene, const cJSON *step, outcome_t *outcome) {
     static const char *const images[] = {"build", "image", "tag", "remove", "images", "garbage", "import", "pull", NULL};
     static const char *const processes[] = {"communicate", "wait", "line", "kill", "exec", "stats", "update", "pause",
                                             "resume", NULL};
-    static const char *const ports[] = {"dial", "connect", "publish", "unpublish", "ports", "expose", "services",
+    static const char *const ports[] = {"dial", "ready", "connect", "publish", "unpublish", "ports", "expose", "services",
                                         "withdraw", NULL};
     const char *what = text(get(step, "do"));
     const cJSON *with = get(step, "with");

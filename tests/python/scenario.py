@@ -359,6 +359,9 @@ class Scene:
                 return Outcome(text=str(gpucontainer.Host.probe()))
             case "communicate" | "wait" | "line" | "kill" | "exec" | "stats" | "update" | "pause" | "resume":
                 return self._with_process(self._sandboxes[name], step, given, LIMIT if timeout is None else timeout)
+            case "ready":
+                self._sandboxes[name].wait_ready(step["port"], LIMIT if timeout is None else timeout)
+                return Outcome()
             case "dial" | "connect" | "publish" | "unpublish" | "ports" | "expose" | "services" | "withdraw":
                 return self._with_ports(self._sandboxes[name], step, given)
             case "close":

@@ -348,6 +348,10 @@ impl Scene {
                 let stream = self.sandbox(step).dial(number(&step["port"]), Some(time(step.get("timeout"))))?;
                 Ok(Outcome::text(talk(stream, step.get("send"))))
             }
+            "ready" => {
+                let ready = self.sandbox(step).wait_ready(number(&step["port"]), Some(time(step.get("timeout"))));
+                ready.map(|()| Outcome::default())
+            }
             "connect" => Ok(Outcome::text(served(self.first_port(step), step.get("send")))),
             "publish" => {
                 let mapping = PortMapping::tcp(number(&step["port"]), step.get("host_port").map_or(0, number));
