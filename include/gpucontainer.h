@@ -331,6 +331,11 @@ typedef struct gpuc_error_t gpuc_error_t;
 typedef struct gpuc_exec_t gpuc_exec_t;
 
 /**
+ * Services of the host that can be reached in a network namespace. Any number of threads may use it at once.
+ */
+typedef struct gpuc_exposed_services_t gpuc_exposed_services_t;
+
+/**
  * Gives out GPUs of this host, so that nobody else who asks an allocator of the same directory gets the same:
  * whichever process, thread or user it is. Holds nothing open. Any number of threads may use it at once, but for its
  * setters.
@@ -412,6 +417,12 @@ typedef struct gpuc_mig_lease_t gpuc_mig_lease_t;
 typedef struct gpuc_network_member_t gpuc_network_member_t;
 
 /**
+ * A network namespace to connect into, and to lead ports and services into. The calling process must be privileged over
+ * it. Any number of threads may use it at once.
+ */
+typedef struct gpuc_network_namespace_t gpuc_network_namespace_t;
+
+/**
  * A network of containers of this host, which reach each other by address and by name, and the outside through the
  * host's addresses. It exists as long as somebody is in it. Needs privileges.
  */
@@ -421,6 +432,16 @@ typedef struct gpuc_private_network_t gpuc_private_network_t;
  * A further process in a sandbox. Any number of threads may use it at once.
  */
 typedef struct gpuc_process_t gpuc_process_t;
+
+/**
+ * Ports of the host that lead into a container. Any number of threads may use it at once.
+ */
+typedef struct gpuc_published_t gpuc_published_t;
+
+/**
+ * Ports of the host that are taken and not yet joined to a container.
+ */
+typedef struct gpuc_reservation_t gpuc_reservation_t;
 
 /**
  * A running application in namespaces, a root file system and limits of its own. Any number of threads may
@@ -782,6 +803,21 @@ int gpuc_image_store_collect_garbage(const gpuc_image_store_t *store,
                                      uint64_t *layers,
                                      uint64_t *blobs,
                                      gpuc_error_t **error);
+
+/**
+ * As gpuc_image_store_collect_garbage, until the switch is thrown: what was removed by then stays removed.
+ *
+ * @param cancel  may be NULL
+ * @param layers  set to how many layers were removed; may be NULL
+ * @param blobs   set to how many manifests and configurations were removed; may be NULL
+ * @param error   may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_image_store_collect_garbage_cancellable(const gpuc_image_store_t *store,
+                                                 const gpuc_cancel_t *cancel,
+                                                 uint64_t *layers,
+                                                 uint64_t *blobs,
+                                                 gpuc_error_t **error);
 
 /**
  * How many images are in a list.
@@ -2251,6 +2287,20 @@ int gpuc_sandbox_dial(const gpuc_sandbox_t *sandbox,
                       gpuc_error_t **error);
 
 /**
+ * Waits until something accepts connections at a TCP port inside, published or not, by connecting to it and closing that
+ * at once.
+ *
+ * @param milliseconds  how long; negative is as long as the application runs
+ * @param error         may be NULL; GPUC_ERROR_CLOSED as soon as the application has ended, GPUC_ERROR_TIMED_OUT when the
+ *                      time has passed. EINTR when a signal handler ran; calling again goes on
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_wait_ready(const gpuc_sandbox_t *sandbox,
+                            uint16_t port,
+                            int64_t milliseconds,
+                            gpuc_error_t **error);
+
+/**
  * Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
  * their counters, gpus, addresses in a private network, timeline.
  *
@@ -2832,6 +2882,194 @@ bool gpuc_sandbox_withdraw_host(const gpuc_sandbox_t *sandbox,
                                 uint32_t protocol,
                                 uint16_t port,
                                 gpuc_error_t **error);
+
+/**
+ * The network namespace in which a process lives. It can be entered as long as the process lives.
+ *
+ * @param pidfd  of pidfd_open(2), as gpuc_sandbox_fd is one; stays the caller's
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_network_namespace_free; NULL on failure
+ */
+gpuc_network_namespace_t *gpuc_network_namespace_of_process(int pidfd, gpuc_error_t **error);
+
+/**
+ * A network namespace by descriptors, which stay the caller's.
+ *
+ * @param network  of /proc/PID/ns/net, or of a file that it is mounted on
+ * @param user     of the user namespace that owns it, as in /proc/PID/ns/user, which callers without privilege need; -1
+ *                 for none
+ * @param error    may be NULL
+ * @return the caller's, freed with gpuc_network_namespace_free; NULL on failure
+ */
+gpuc_network_namespace_t *gpuc_network_namespace_from_fds(int network,
+                                                          int user,
+                                                          gpuc_error_t **error);
+
+/**
+ * The network namespace of a sandbox.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_network_namespace_free; NULL on failure
+ */
+gpuc_network_namespace_t *gpuc_sandbox_network_namespace(const gpuc_sandbox_t *sandbox,
+                                                         gpuc_error_t **error);
+
+/**
+ * Connects to a TCP port on the loopback of the namespace.
+ *
+ * @param milliseconds  how long to try; negative is for ever
+ * @param error         may be NULL
+ * @return a socket that the caller closes; -1 on failure
+ */
+int gpuc_network_namespace_dial(const gpuc_network_namespace_t *namespace_,
+                                uint16_t port,
+                                int64_t milliseconds,
+                                gpuc_error_t **error);
+
+/**
+ * Frees a namespace's handle. What was led into it stays.
+ *
+ * @param namespace  may be NULL
+ */
+void gpuc_network_namespace_free(gpuc_network_namespace_t *namespace_);
+
+/**
+ * Takes the host's side of every mapping: binds, and for TCP listens. All or none.
+ *
+ * From then on the ports belong to the reservation: other programs cannot have them, and clients wait until it is
+ * relayed.
+ *
+ * @param mappings  count of them, which stay the caller's; may be NULL if count is 0
+ * @param error     may be NULL; GPUC_ERROR_PORT_IN_USE if another program has a port
+ * @return the caller's, freed with gpuc_reservation_free, which frees the ports; NULL on failure
+ */
+gpuc_reservation_t *gpuc_port_mapper_reserve(const gpuc_port_mapping_t *const *mappings,
+                                             size_t count,
+                                             gpuc_error_t **error);
+
+/**
+ * Takes a socket that listens already as the host's side of a TCP port.
+ *
+ * @param socket  stays the caller's
+ * @param error   may be NULL
+ * @return the caller's, freed with gpuc_reservation_free; NULL on failure
+ */
+gpuc_reservation_t *gpuc_port_mapper_adopt(uint16_t container_port,
+                                           int socket,
+                                           gpuc_error_t **error);
+
+/**
+ * The ports with their real numbers, in the order in which they were asked for, as a JSON array: container_port, host,
+ * hosts, count, protocol.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_reservation_json(const gpuc_reservation_t *reservation,
+                            gpuc_error_t **error);
+
+/**
+ * Passes everything on to the container ports in a namespace, by one thread for all ports of the process. A program
+ * there need not listen yet.
+ *
+ * @param reservation  freed, also on failure
+ * @param error        may be NULL
+ * @return the caller's, freed with gpuc_published_free; NULL on failure
+ */
+gpuc_published_t *gpuc_reservation_relay(gpuc_reservation_t *reservation,
+                                         const gpuc_network_namespace_t *namespace_,
+                                         gpuc_error_t **error);
+
+/**
+ * Has the kernel rewrite addresses, where it can; the rest is relayed. Needs privileges, and a namespace that the host
+ * has a route to.
+ *
+ * @param reservation  freed, also on failure
+ * @param error        may be NULL
+ * @return the caller's, freed with gpuc_published_free; NULL on failure
+ */
+gpuc_published_t *gpuc_reservation_translate(gpuc_reservation_t *reservation,
+                                             const gpuc_network_namespace_t *namespace_,
+                                             gpuc_error_t **error);
+
+/**
+ * Publishes what was reserved on a running sandbox, until that is unpublished.
+ *
+ * @param reservation  freed, also on failure
+ * @param error        may be NULL
+ * @return the host's port, the first of all; 0 on failure
+ */
+uint16_t gpuc_sandbox_publish_reserved(const gpuc_sandbox_t *sandbox,
+                                       gpuc_reservation_t *reservation,
+                                       gpuc_error_t **error);
+
+/**
+ * Hands the sockets out, for a program that takes clients itself: one for each port on each address, in order. They are
+ * non-blocking and closed on exec; those of TCP listen.
+ *
+ * @param reservation  freed, also on failure
+ * @param sockets      set to descriptors that the caller closes; those that do not fit in are closed
+ * @param count        for how many there is room
+ * @param error        may be NULL
+ * @return how many there are; -1 on failure
+ */
+int gpuc_reservation_into_sockets(gpuc_reservation_t *reservation,
+                                  int *sockets,
+                                  size_t count,
+                                  gpuc_error_t **error);
+
+/**
+ * Frees the ports.
+ *
+ * @param reservation  may be NULL
+ */
+void gpuc_reservation_free(gpuc_reservation_t *reservation);
+
+/**
+ * The ports with their counters, as a JSON array; each as gpuc_sandbox_json has it.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_published_json(const gpuc_published_t *published, gpuc_error_t **error);
+
+/**
+ * Closes the ports and every connection through them.
+ *
+ * @param published  may be NULL
+ */
+void gpuc_published_free(gpuc_published_t *published);
+
+/**
+ * Makes a service of the host reachable in a namespace, on a port of the loopback addresses there.
+ *
+ * @param protocol  of gpuc_protocol_t
+ * @param port      inside; 0 for any free one
+ * @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
+ * @param error     may be NULL
+ * @return the caller's, freed with gpuc_exposed_services_free; NULL on failure
+ */
+gpuc_exposed_services_t *gpuc_network_namespace_expose_host(const gpuc_network_namespace_t *namespace_,
+                                                            uint32_t protocol,
+                                                            uint16_t port,
+                                                            const char *host,
+                                                            gpuc_error_t **error);
+
+/**
+ * The services with their real ports inside and their counters, as a JSON array; each as gpuc_sandbox_json has it.
+ *
+ * @param error  may be NULL
+ * @return the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_exposed_services_json(const gpuc_exposed_services_t *services,
+                                 gpuc_error_t **error);
+
+/**
+ * Closes the services and every connection through them.
+ *
+ * @param services  may be NULL
+ */
+void gpuc_exposed_services_free(gpuc_exposed_services_t *services);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,9 +1,9 @@
 //! The image store and its images, as C sees them.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
-use crate::boundary::{c_string, call, given, path, text};
+use crate::boundary::{ErrorSlot, c_string, call, given, path, text};
 use crate::error::Error;
-use crate::transfer::Transfer;
+use crate::transfer::{Cancel, Transfer};
 use gpucontainer::image::{ImportOptions, PullOptions};
 use serde_json::json;
 use std::ffi::{CString, c_char, c_int};
@@ -217,8 +217,37 @@ pub extern "C" fn gpuc_image_store_collect_garbage(
     blobs: Option<&mut MaybeUninit<u64>>,
     error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
 ) -> c_int {
+    collect(store, &gpucontainer::Cancel::new(), layers, blobs, error)
+}
+
+/// As gpuc_image_store_collect_garbage, until the switch is thrown: what was removed by then stays removed.
+///
+/// @param cancel  may be NULL
+/// @param layers  set to how many layers were removed; may be NULL
+/// @param blobs   set to how many manifests and configurations were removed; may be NULL
+/// @param error   may be NULL
+/// @return 0, or -1 on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_image_store_collect_garbage_cancellable(
+    store: Option<&ImageStore>,
+    cancel: Option<&Cancel>,
+    layers: Option<&mut MaybeUninit<u64>>,
+    blobs: Option<&mut MaybeUninit<u64>>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    let cancel = cancel.map_or_else(gpucontainer::Cancel::new, |cancel| cancel.0.clone());
+    collect(store, &cancel, layers, blobs, error)
+}
+
+fn collect(
+    store: Option<&ImageStore>,
+    cancel: &gpucontainer::Cancel,
+    layers: Option<&mut MaybeUninit<u64>>,
+    blobs: Option<&mut MaybeUninit<u64>>,
+    error: ErrorSlot<'_>,
+) -> c_int {
     call(error, -1, || {
-        let collected = given(store, "store")?.store.collect_garbage()?;
+        let collected = given(store, "store")?.store.collect_garbage_cancellable(cancel)?;
         if let Some(layers) = layers {
             layers.write(collected.layers);
         }

@@ -56,3 +56,5 @@ pub mod network;
 pub mod cdi;
 
 pub mod port;
+
+pub mod mapper;

@@ -72,7 +72,7 @@ impl Mapping {
         }
     }
 
-    fn ready(this: Option<&Self>) -> Result<PortMapping> {
+    pub(crate) fn ready(this: Option<&Self>) -> Result<PortMapping> {
         let this = given(this, "mapping")?;
         this.fault.check()?;
         Ok(this.mapping.clone())
@@ -251,7 +251,7 @@ pub unsafe extern "C" fn gpuc_config_expose_host(
 
 /// # Safety
 /// `host` is NULL or a string that ends with a zero byte.
-unsafe fn service(protocol: u32, port: u16, host: *const c_char) -> Result<HostService> {
+pub(crate) unsafe fn service(protocol: u32, port: u16, host: *const c_char) -> Result<HostService> {
     // SAFETY: as above.
     let host = unsafe { text(host, "host") }?;
     let address = host.parse().map_err(|e| bad(format!("host {host:?}: {e}")))?;

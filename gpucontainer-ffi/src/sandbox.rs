@@ -6,6 +6,7 @@ use crate::config::{Config, on_address};
 use crate::error::Error;
 use crate::image::ImageStore;
 use crate::limits::Limits;
+use crate::mapper::{port_status, service_status};
 use crate::output::{Collected, gpuc_exit_status_t, hand_over, time, wait};
 use gpucontainer::ErrorKind;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -257,6 +258,23 @@ pub extern "C" fn gpuc_sandbox_dial(
     })
 }
 
+/// Waits until something accepts connections at a TCP port inside, published or not, by connecting to it and closing that
+/// at once.
+///
+/// @param milliseconds  how long; negative is as long as the application runs
+/// @param error         may be NULL; GPUC_ERROR_CLOSED as soon as the application has ended, GPUC_ERROR_TIMED_OUT when the
+///                      time has passed. EINTR when a signal handler ran; calling again goes on
+/// @return 0, or -1 on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_sandbox_wait_ready(
+    sandbox: Option<&Sandbox>,
+    port: u16,
+    milliseconds: i64,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || given(sandbox, "sandbox")?.sandbox.wait_ready(port, time(milliseconds)).map(|()| 0))
+}
+
 /// Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
 /// their counters, gpus, addresses in a private network, timeline.
 ///
@@ -269,32 +287,8 @@ pub extern "C" fn gpuc_sandbox_json(
 ) -> *mut c_char {
     call(error, std::ptr::null_mut(), || {
         let sandbox = &given(sandbox, "sandbox")?.sandbox;
-        let ports: Vec<_> = sandbox
-            .port_status()
-            .iter()
-            .map(|status| {
-                serde_json::json!({
-                    "container_port": status.port.container_port(), "host": status.port.host().to_string(),
-                    "hosts": status.port.hosts().iter().map(ToString::to_string).collect::<Vec<_>>(),
-                    "count": status.port.count(), "protocol": status.port.protocol().to_string(),
-                    "mode": status.mode.to_string(), "why": status.why,
-                    "accepted": status.accepted, "open": status.open, "refused": status.refused,
-                    "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
-                })
-            })
-            .collect();
-        let services: Vec<_> = sandbox
-            .host_services()
-            .iter()
-            .map(|status| {
-                serde_json::json!({
-                    "port": status.service.port(), "host": status.service.host().to_string(),
-                    "protocol": status.service.protocol().to_string(),
-                    "accepted": status.accepted, "open": status.open, "refused": status.refused,
-                    "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
-                })
-            })
-            .collect();
+        let ports: Vec<_> = sandbox.port_status().iter().map(port_status).collect();
+        let services: Vec<_> = sandbox.host_services().iter().map(service_status).collect();
         let timeline: Vec<_> = sandbox
             .timeline()
             .iter()

@@ -6,6 +6,7 @@ mod error;
 mod gpu;
 mod host;
 mod image;
+mod mapper;
 mod mig;
 mod network;
 mod sandbox;
@@ -29,6 +30,8 @@ mod _native {
     use super::host::probe;
     #[pymodule_export]
     use super::image::{Image, ImageBuilder, ImageStore};
+    #[pymodule_export]
+    use super::mapper::{ExposedHandle, NamespaceHandle, PublishedHandle, ReservationHandle};
     #[pymodule_export]
     use super::mig::{MigDevicesHandle, MigLeaseHandle};
     #[pymodule_export]

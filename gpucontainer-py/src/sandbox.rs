@@ -8,9 +8,10 @@ use crate::describe::{
 use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
+use crate::mapper::{NamespaceHandle, PortFields, ReservationHandle, ServiceStatusFields, port_fields, service_fields};
 use crate::slot::Slot;
-use crate::work::{self, Callback};
-use gpucontainer::net::{HostService, NetworkNamespace, PortMapper, PortStatus, ServiceStatus};
+use crate::work::{self, Callback, in_turns};
+use gpucontainer::net::{HostService, NetworkNamespace, PortMapper};
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How long a wait keeps Python from looking whether a signal came, at most.
 const SIGNALS: Duration = Duration::from_millis(100);
+
+/// Each turn of waiting for a server begins with short pauses; signals interrupt it.
+const READINESS: Duration = Duration::from_millis(250);
 
 /// How it ended: exit code, signal, whether the memory limit killed something.
 type Ended = (Option<i32>, Option<i32>, bool);
@@ -104,15 +108,6 @@ const EINTR: i32 = 4;
 fn number(stream: Option<OwnedFd>) -> Option<i32> {
     stream.map(IntoRawFd::into_raw_fd)
 }
-
-/// Counters of a port.
-type Counts = (u64, u64, u64, u64, u64);
-
-/// A published port: inside, address, outside, its counters; its last error, protocol, count, all addresses, mode, why.
-type PortFields = (u16, String, u16, Counts, (Option<String>, String, u16, Vec<String>, String, String));
-
-/// A service of the host: inside, address, outside, its counters; its last error, protocol.
-type ServiceStatusFields = (u16, String, u16, Counts, (Option<String>, String));
 
 /// The handle of a sandbox.
 #[pyclass(frozen, name = "_Sandbox", module = "gpucontainer._native")]
@@ -202,26 +197,23 @@ impl SandboxHandle {
     }
 
     fn ports(&self, py: Python<'_>) -> PyResult<Vec<PortFields>> {
-        let fields = |status: &PortStatus| {
-            let (port, host) = (status.port.container_port(), status.port.host());
-            let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
-            let hosts = status.port.hosts().iter().map(|host| host.ip().to_string()).collect();
-            let (protocol, count) = (status.port.protocol().to_string(), status.port.count());
-            let (mode, why) = (status.mode.to_string(), status.why.clone());
-            let error = status.last_error.clone();
-            (port, host.ip().to_string(), host.port(), counts, (error, protocol, count, hosts, mode, why))
-        };
-        self.with(py, |sandbox| Ok(sandbox.port_status().iter().map(fields).collect()))
+        self.with(py, |sandbox| Ok(sandbox.port_status().iter().map(port_fields).collect()))
     }
 
     fn host_services(&self, py: Python<'_>) -> PyResult<Vec<ServiceStatusFields>> {
-        let fields = |status: &ServiceStatus| {
-            let (port, host) = (status.service.port(), status.service.host());
-            let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
-            let protocol = status.service.protocol().to_string();
-            (port, host.ip().to_string(), host.port(), counts, (status.last_error.clone(), protocol))
-        };
-        self.with(py, |sandbox| Ok(sandbox.host_services().iter().map(fields).collect()))
+        self.with(py, |sandbox| Ok(sandbox.host_services().iter().map(service_fields).collect()))
+    }
+
+    fn publish_reserved(&self, py: Python<'_>, reservation: &ReservationHandle) -> PyResult<(String, u16)> {
+        let reservation = reservation.take()?;
+        self.with(py, |sandbox| {
+            let ports = sandbox.publish_reserved(reservation)?;
+            Ok(ports.first().map(|port| (port.host().ip().to_string(), port.host().port())).unwrap_or_default())
+        })
+    }
+
+    fn network_namespace(&self, py: Python<'_>) -> PyResult<NamespaceHandle> {
+        self.network(py).map(NamespaceHandle)
     }
 
     fn expose_host(&self, py: Python<'_>, fields: ServiceFields) -> PyResult<u16> {
@@ -328,6 +320,24 @@ impl SandboxHandle {
     fn dial(&self, py: Python<'_>, port: u16, timeout: Option<f64>) -> PyResult<i32> {
         let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
         self.with(py, |sandbox| Ok(OwnedFd::from(sandbox.dial(port, timeout)?).into_raw_fd()))
+    }
+
+    fn wait_ready(&self, py: Python<'_>, port: u16, timeout: Option<f64>) -> PyResult<()> {
+        let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
+        let mut late = None;
+        let ready = in_turns(py, timeout, READINESS, |turn| {
+            match self.0.with(|sandbox| sandbox.wait_ready(port, Some(turn))) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    late = Some(error);
+                    Ok(None)
+                }
+                other => other.map(Some),
+            }
+        })?;
+        match (ready, late) {
+            (None, Some(error)) => Err(raise(&error)),
+            _ => Ok(()),
+        }
     }
 
     fn pause(&self, py: Python<'_>) -> PyResult<()> {

@@ -155,10 +155,11 @@ public:
     void remove(const std::string &reference) const {
         detail::checked([&](gpuc_error_t **e) { return gpuc_image_store_remove(get(), reference.c_str(), e); });
     }
-    Collected collect_garbage() const {
+    Collected collect_garbage(const Cancel *cancel = nullptr) const {
         Collected collected{};
         detail::checked([&](gpuc_error_t **e) {
-            return gpuc_image_store_collect_garbage(get(), &collected.layers, &collected.blobs, e);
+            return gpuc_image_store_collect_garbage_cancellable(get(), detail::pointer(cancel), &collected.layers,
+                                                                &collected.blobs, e);
         });
         return collected;
     }

@@ -183,6 +183,16 @@ public:
         return detail::checked(
             [&](gpuc_error_t **e) { return gpuc_sandbox_publish_socket(get(), socket, container_port, e); });
     }
+    /* What was reserved before; the host's port, the first of all. */
+    std::uint16_t publish(Reservation &&reservation) const {
+        gpuc_reservation_t *reserved = reservation.release_handle();
+        return detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_publish_reserved(get(), reserved, e); });
+    }
+    /* Its network, for ports and services that are not the sandbox's own. */
+    NetworkNamespace network_namespace() const {
+        return NetworkNamespace(
+            detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_network_namespace(get(), e); }));
+    }
     void unpublish(std::uint16_t host_port, const std::string &address = "127.0.0.1") const {
         detail::checked([&](gpuc_error_t **e) { return gpuc_sandbox_unpublish(get(), address.c_str(), host_port, e); });
     }
@@ -190,6 +200,12 @@ public:
     int dial(std::uint16_t port, const Timeout &timeout = std::nullopt) const {
         return detail::checked(
             [&](gpuc_error_t **e) { return gpuc_sandbox_dial(get(), port, detail::milliseconds(timeout), e); });
+    }
+
+    /* Waits until something accepts connections at a TCP port inside; throws when the application ends before. */
+    void wait_ready(std::uint16_t port, const Timeout &timeout = std::nullopt) const {
+        detail::checked(
+            [&](gpuc_error_t **e) { return gpuc_sandbox_wait_ready(get(), port, detail::milliseconds(timeout), e); });
     }
 
     /* Makes a service of the host, as in "127.0.0.1:5432", reachable inside; the port there, 0 for any free one. */

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .host import Capability, Gpu, GpuMemory, Host, MigDevice
     from .image import ImageConfig
     from .limits import UNLIMITED, IoLimit, Limits, Mount
+    from .mapper import ExposedServices, NetworkNamespace, PortMapper, Published, Reservation
     from .mig import MigDevices, MigLease
     from .network import NetworkMember, PrivateNetwork
     from .options import ExecOptions, SandboxOptions
@@ -49,6 +50,7 @@ __all__ = [
     "Error",
     "ExecOptions",
     "ExitStatus",
+    "ExposedServices",
     "Gpu",
     "GpuAllocator",
     "GpuGrant",
@@ -74,13 +76,17 @@ __all__ = [
     "Mps",
     "MpsGroup",
     "NetworkMember",
+    "NetworkNamespace",
     "Output",
     "Port",
+    "PortMapper",
     "PortMapping",
     "PrivateNetwork",
     "Process",
     "Progress",
+    "Published",
     "QuarantinedGpu",
+    "Reservation",
     "Sandbox",
     "SandboxOptions",
     "ServiceStatus",
@@ -108,6 +114,7 @@ _HOMES = {
     "Error": "errors",
     "ExecOptions": "options",
     "ExitStatus": "process",
+    "ExposedServices": "mapper",
     "Gpu": "host",
     "GpuAllocator": "gpu",
     "GpuGrant": "gpu",
@@ -133,13 +140,17 @@ _HOMES = {
     "Mps": "gpu",
     "MpsGroup": "gpu",
     "NetworkMember": "network",
+    "NetworkNamespace": "mapper",
     "Output": "process",
     "Port": "ports",
+    "PortMapper": "mapper",
     "PortMapping": "ports",
     "PrivateNetwork": "network",
     "Process": "process",
     "Progress": "_native",
+    "Published": "mapper",
     "QuarantinedGpu": "gpu",
+    "Reservation": "mapper",
     "Sandbox": "sandbox",
     "SandboxOptions": "options",
     "ServiceStatus": "ports",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Iterable
 from typing import Literal
 
 from . import _native
@@ -120,6 +121,20 @@ class Port:
     #: How its clients are served now, and why so.
     mode: str
     why: str
+
+
+def _published(all_fields: Iterable[_native._PortFields]) -> list[Port]:
+    return [
+        Port(inside, address, outside, *counters, error, protocol, count, hosts, mode, why)
+        for inside, address, outside, counters, (error, protocol, count, hosts, mode, why) in all_fields
+    ]
+
+
+def _exposed(all_fields: Iterable[_native._ServiceStatusFields]) -> list[ServiceStatus]:
+    return [
+        ServiceStatus(inside, address, outside, *counters, error, protocol)
+        for inside, address, outside, counters, (error, protocol) in all_fields
+    ]
 
 
 def activated() -> list[tuple[str, socket.socket]]:

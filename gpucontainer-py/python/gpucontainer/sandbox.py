@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 from . import _native
 from .limits import UNLIMITED, IoLimit, Limits, Mount
 from .options import _Descriptor, _gpus, _options, _Path, _words, known
-from .ports import HostService, Port, PortMapping, ServiceStatus, activated
+from .ports import HostService, Port, PortMapping, ServiceStatus, _exposed, _published, activated
 from .process import ExitStatus, Output, Process, Text, _Running
 from .streams import DEVNULL, PIPE, STDOUT, Coding, Joined, _Stream
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ._native import Cancel, Image, ImageStore
     from .gpu import GpuAllocator, GpuGrant, GpuLease, GpuRequest
+    from .mapper import NetworkNamespace, Reservation
     from .network import PrivateNetwork
     from .options import ExecOptions, SandboxOptions
 
@@ -211,10 +212,7 @@ class Sandbox(_Running[Text], Generic[Text]):
     @property
     def ports(self) -> list[Port]:
         """The published ports, with their counters at this moment."""
-        return [
-            Port(inside, address, outside, *counters, error, protocol, count, hosts, mode, why)
-            for inside, address, outside, counters, (error, protocol, count, hosts, mode, why) in self._handle.ports()
-        ]
+        return _published(self._handle.ports())
 
     def publish(
         self, container_port: int | PortMapping, host_port: int = 0, *, address: str | None = None
@@ -240,6 +238,20 @@ class Sandbox(_Running[Text], Generic[Text]):
         """
         return self._handle.publish_socket(listener.fileno(), container_port)
 
+    def publish_reserved(self, reservation: Reservation) -> tuple[str, int]:
+        """Publishes what was reserved before, which is used up then.
+
+        :return: the address and port of the first of all, as :meth:`unpublish` takes them.
+        """
+        return self._handle.publish_reserved(reservation._handle)
+
+    @property
+    def network_namespace(self) -> NetworkNamespace:
+        """Its network, for ports and services that are not the sandbox's own."""
+        from .mapper import NetworkNamespace
+
+        return NetworkNamespace(self._handle.network_namespace())
+
     def unpublish(self, address: str, host_port: int) -> None:
         """Closes what is published there, TCP and UDP, with its connections; then the host's port is free."""
         import ipaddress
@@ -256,10 +268,7 @@ class Sandbox(_Running[Text], Generic[Text]):
     @property
     def host_services(self) -> list[ServiceStatus]:
         """The services of the host that can be reached inside, with their counters at this moment."""
-        return [
-            ServiceStatus(inside, address, outside, *counters, error, protocol)
-            for inside, address, outside, counters, (error, protocol) in self._handle.host_services()
-        ]
+        return _exposed(self._handle.host_services())
 
     def withdraw_host(self, port: int, protocol: Literal["tcp", "udp"] = "tcp") -> None:
         """Closes a service of the host inside and its connections."""
@@ -346,6 +355,17 @@ class Sandbox(_Running[Text], Generic[Text]):
     def dial(self, port: int, timeout: float | None = None) -> socket.socket:
         """Connects to a TCP port inside, published or not."""
         return socket.socket(fileno=self._handle.dial(port, timeout))
+
+    def wait_ready(self, port: int, timeout: float | None = None) -> None:
+        """Waits until something accepts connections at a TCP port inside, published or not.
+
+        It connects there and closes that at once. A port that is handed over takes clients before the program looks for
+        them: nothing is waited for there.
+
+        :param timeout: seconds, after which :class:`~errors.TimedOutError` is raised; None is as long as the application
+            runs. As soon as that has ended :class:`~errors.ClosedError` is raised, with how.
+        """
+        self._handle.wait_ready(port, timeout)
 
     @overload
     def exec(

@@ -27,6 +27,7 @@ mod plan;
 mod ports;
 mod prepare;
 mod process;
+mod ready;
 mod root;
 mod services;
 mod shift;
