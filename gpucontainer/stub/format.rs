@@ -95,7 +95,7 @@ pub const FORWARD: u64 = 1;
 /// The parent is told when the application is stopped, and when it goes on. It hands on signals from outside itself.
 pub const TELL: u64 = 2;
 /// To the parent, one byte: the application was stopped.
-pub const STOPPED: u8 = b'S';
+pub const STOPPED: u8 = b'Z';
 /// To the parent, one byte: the application goes on.
 pub const CONTINUED: u8 = b'C';
 
