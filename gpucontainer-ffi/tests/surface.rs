@@ -19,7 +19,11 @@ const FRONTS: &[Front] = &[
         c: &["gpuc_sandbox_", "gpuc_config_", "gpuc_exec_"],
         python: &["sandbox.py", "process.py", "options.py"],
     },
-    Front { name: "SandboxBuilder", c: &["gpuc_config_", "gpuc_config_set_"], python: &["sandbox.py", "options.py"] },
+    Front {
+        name: "SandboxBuilder",
+        c: &["gpuc_config_", "gpuc_config_set_"],
+        python: &["sandbox.py", "options.py", "becoming.py"],
+    },
     Front { name: "ExecBuilder", c: &["gpuc_exec_", "gpuc_exec_set_"], python: &["sandbox.py", "options.py"] },
     Front { name: "Process", c: &["gpuc_process_"], python: &["process.py"] },
     Front { name: "Limits", c: &["gpuc_limits_", "gpuc_limits_set_"], python: &["limits.py"] },
