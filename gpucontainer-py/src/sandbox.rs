@@ -15,7 +15,7 @@ use gpucontainer::net::{HostService, NetworkNamespace, PortMapper};
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
@@ -157,8 +157,13 @@ impl SandboxHandle {
     fn new(py: Python<'_>, image: &Bound<'_, PyAny>, options: &Bound<'_, PyDict>) -> PyResult<Self> {
         let callback = Callback::new(None, None);
         let builder = describe(image, options, &callback.cancel())?;
-        // An image that is not here is pulled, and GPUs may be waited for; a start that was interrupted is undone.
-        let sandbox = callback.run(py, || builder.spawn())?;
+        // An image that is not here is pulled, and GPUs may be waited for; a start that was interrupted is undone. Any
+        // other is over in milliseconds, of which a thread of its own would be a good part.
+        let is_here = !image.is_instance_of::<PyString>() && !options.contains("gpu_timeout")?;
+        let sandbox = match is_here {
+            true => ours(py.detach(|| builder.spawn()))?,
+            false => callback.run(py, || builder.spawn())?,
+        };
         Ok(Self(Slot::new(sandbox, "sandbox"), Mutex::default()))
     }
 
