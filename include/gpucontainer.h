@@ -2200,6 +2200,20 @@ int gpuc_sandbox_dial(const gpuc_sandbox_t *sandbox,
                       gpuc_error_t **error);
 
 /**
+ * Waits until something accepts connections at a TCP port inside, published or not, by connecting to it and closing that
+ * at once.
+ *
+ * @param milliseconds  how long; negative is as long as the application runs
+ * @param error         may be NULL; GPUC_ERROR_CLOSED as soon as the application has ended, GPUC_ERROR_TIMED_OUT when the
+ *                      time has passed. EINTR when a signal handler ran; calling again goes on
+ * @return 0, or -1 on failure
+ */
+int gpuc_sandbox_wait_ready(const gpuc_sandbox_t *sandbox,
+                            uint16_t port,
+                            int64_t milliseconds,
+                            gpuc_error_t **error);
+
+/**
  * Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
  * their counters, gpus, addresses in a private network, timeline.
  *

@@ -234,6 +234,23 @@ pub extern "C" fn gpuc_sandbox_dial(
     })
 }
 
+/// Waits until something accepts connections at a TCP port inside, published or not, by connecting to it and closing that
+/// at once.
+///
+/// @param milliseconds  how long; negative is as long as the application runs
+/// @param error         may be NULL; GPUC_ERROR_CLOSED as soon as the application has ended, GPUC_ERROR_TIMED_OUT when the
+///                      time has passed. EINTR when a signal handler ran; calling again goes on
+/// @return 0, or -1 on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_sandbox_wait_ready(
+    sandbox: Option<&Sandbox>,
+    port: u16,
+    milliseconds: i64,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || given(sandbox, "sandbox")?.sandbox.wait_ready(port, time(milliseconds)).map(|()| 0))
+}
+
 /// Everything that can be told of a sandbox as one JSON object: name, pid, ports and host_services with
 /// their counters, gpus, addresses in a private network, timeline.
 ///

@@ -8,7 +8,7 @@ use crate::error::raise;
 use crate::gpu::{GrantHandle, LeaseHandle, request, until};
 use crate::image::{ImageStore, seconds};
 use crate::slot::Slot;
-use crate::work::{self, Callback};
+use crate::work::{self, Callback, in_turns};
 use gpucontainer::net::{HostService, NetworkNamespace, PortMapper, PortStatus, ServiceStatus};
 use gpucontainer::sandbox::{ExitStatus, Stdio};
 use gpucontainer::{Cancel, Error, ErrorKind, Result};
@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 
 /// How long a wait keeps Python from looking whether a signal came, at most.
 const SIGNALS: Duration = Duration::from_millis(100);
+
+/// Each turn of waiting for a server begins with short pauses; signals interrupt it.
+const READINESS: Duration = Duration::from_millis(250);
 
 /// How it ended: exit code, signal, whether the memory limit killed something.
 type Ended = (Option<i32>, Option<i32>, bool);
@@ -302,6 +305,24 @@ impl SandboxHandle {
     fn dial(&self, py: Python<'_>, port: u16, timeout: Option<f64>) -> PyResult<i32> {
         let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
         self.with(py, |sandbox| Ok(OwnedFd::from(sandbox.dial(port, timeout)?).into_raw_fd()))
+    }
+
+    fn wait_ready(&self, py: Python<'_>, port: u16, timeout: Option<f64>) -> PyResult<()> {
+        let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
+        let mut late = None;
+        let ready = in_turns(py, timeout, READINESS, |turn| {
+            match self.0.with(|sandbox| sandbox.wait_ready(port, Some(turn))) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    late = Some(error);
+                    Ok(None)
+                }
+                other => other.map(Some),
+            }
+        })?;
+        match (ready, late) {
+            (None, Some(error)) => Err(raise(&error)),
+            _ => Ok(()),
+        }
     }
 
     fn pause(&self, py: Python<'_>) -> PyResult<()> {

@@ -4,7 +4,7 @@ use crate::describe::ours;
 use crate::gpu::{AllocatorHandle, LeaseHandle, request};
 use crate::image::seconds;
 use crate::slot::Slot;
-use crate::work::in_turns;
+use crate::work::{SIGNALS, in_turns};
 use gpucontainer::gpu::GpuTicket;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -26,7 +26,7 @@ impl TicketHandle {
     /// The lease, or None when the time has passed.
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<LeaseHandle>> {
         let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
-        let lease = in_turns(py, timeout, |turn| {
+        let lease = in_turns(py, timeout, SIGNALS, |turn| {
             self.0.with(|ticket| ticket.lock().unwrap_or_else(PoisonError::into_inner).wait(Some(turn)))
         })?;
         Ok(lease.map(|lease| LeaseHandle::holding(&lease)))

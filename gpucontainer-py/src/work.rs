@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often Python is asked whether a signal came: often enough for a person who presses Ctrl-C.
-const SIGNALS: Duration = Duration::from_millis(50);
+pub(crate) const SIGNALS: Duration = Duration::from_millis(50);
 
 /// `EINTR`: a signal came, which Python is asked about.
 const INTERRUPTED: i32 = 4;
@@ -147,17 +147,18 @@ impl Callback {
     }
 }
 
-/// Waits in turns, between which this thread looks for signals: for what keeps its place between two waits, and needs no
+/// Waits in turns of `most` time, between which this thread looks for signals: for what keeps its place between two waits, and needs no
 /// switch to be ended early. None is for ever.
 pub(crate) fn in_turns<T: Send>(
     py: Python<'_>,
     timeout: Option<Duration>,
+    most: Duration,
     mut turn: impl FnMut(Duration) -> Result<Option<T>> + Send,
 ) -> PyResult<Option<T>> {
     let start = Instant::now();
     loop {
         let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-        let now = left.map_or(SIGNALS, |left| left.min(SIGNALS));
+        let now = left.map_or(most, |left| left.min(most));
         match py.detach(|| turn(now)) {
             Ok(None) => {}
             Ok(found) => return Ok(found),

@@ -4,7 +4,7 @@ use crate::describe::ours;
 use crate::image::seconds;
 use crate::mig::root;
 use crate::slot::Slot;
-use crate::work::in_turns;
+use crate::work::{SIGNALS, in_turns};
 use gpucontainer::gpu::{XidAction, XidEvent, XidWatch};
 use pyo3::prelude::*;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ impl XidWatchHandle {
     /// The next XID, or None when the time has passed.
     fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Fields>> {
         let timeout = timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
-        let event = in_turns(py, timeout, |turn| {
+        let event = in_turns(py, timeout, SIGNALS, |turn| {
             self.0.with(|watch| watch.lock().unwrap_or_else(PoisonError::into_inner).next(turn))
         })?;
         Ok(event.map(fields))

@@ -190,6 +190,12 @@ public:
             [&](gpuc_error_t **e) { return gpuc_sandbox_dial(get(), port, detail::milliseconds(timeout), e); });
     }
 
+    /* Waits until something accepts connections at a TCP port inside; throws when the application ends before. */
+    void wait_ready(std::uint16_t port, const Timeout &timeout = std::nullopt) const {
+        detail::checked(
+            [&](gpuc_error_t **e) { return gpuc_sandbox_wait_ready(get(), port, detail::milliseconds(timeout), e); });
+    }
+
     /* Makes a service of the host, as in "127.0.0.1:5432", reachable inside; the port there, 0 for any free one. */
     std::uint16_t expose_host(const std::string &host, std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) const {
         return detail::checked([&](gpuc_error_t **e) {

@@ -451,7 +451,7 @@ static void network(const gpuc_image_t *image) {
     CHECK(strstr(json, "\"container_port\":8080") != NULL && strstr(json, "\"timeline\":[{") != NULL);
     gpuc_string_free(json);
     int connection = -1;
-    /* The server may not listen yet. */
+    /* The server may not listen yet, and takes one client only. */
     for (int attempt = 0; connection < 0 && attempt < 1000; attempt++) {
         connection = gpuc_sandbox_dial(sandbox, 8080, 1000, NULL);
         if (connection < 0) usleep(10000);
@@ -470,6 +470,30 @@ static void network(const gpuc_image_t *image) {
     CHECK(gpuc_sandbox_unpublish(sandbox, NULL, port, &error));
     CHECK_NO_ERROR(error);
     CHECK(!gpuc_sandbox_unpublish(sandbox, NULL, port, NULL));
+    close_sandbox(sandbox);
+}
+
+static void readiness(const gpuc_image_t *image) {
+    gpuc_error_t *error;
+    gpuc_config_t *config = shell(image, "sleep 0.2; exec nc -ll -p 8080 -e cat");
+    gpuc_sandbox_t *sandbox = spawn(config);
+    CHECK(gpuc_sandbox_wait_ready(sandbox, 8080, 60000, &error) == 0);
+    CHECK_NO_ERROR(error);
+    int connection = gpuc_sandbox_dial(sandbox, 8080, 1000, NULL);
+    CHECK(connection >= 0);
+    close(connection);
+    CHECK(gpuc_sandbox_wait_ready(sandbox, 81, 50, &error) == -1);
+    expect(error, GPUC_ERROR_TIMED_OUT, "port 81");
+    CHECK(gpuc_sandbox_wait_ready(sandbox, 0, 50, &error) == -1);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "port 0");
+    CHECK(gpuc_sandbox_wait_ready(NULL, 1, 0, &error) == -1);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "sandbox is NULL");
+    close_sandbox(sandbox);
+
+    config = shell(image, "sleep 0.2; exit 3");
+    sandbox = spawn(config);
+    CHECK(gpuc_sandbox_wait_ready(sandbox, 8080, -1, &error) == -1);
+    expect(error, GPUC_ERROR_CLOSED, "exit code 3");
     close_sandbox(sandbox);
 }
 
@@ -617,6 +641,7 @@ int main(void) {
     gpu_requests(image);
     attached(image, directory);
     network(image);
+    readiness(image);
     port_mappings(image);
     private_network(image);
     CHECK(gpuc_collect_abandoned(store, &error) == 0);

@@ -77,7 +77,9 @@ static void sandboxes(const gpuc::ImageStore &store) {
     CHECK(failure([&] { running.publish(81, port); }).kind() == GPUC_ERROR_PORT_IN_USE);
     running.unpublish(port);
     CHECK(failure([&] { running.dial(80, 1s); }).error_number() == ECONNREFUSED);
+    CHECK(failure([&] { running.wait_ready(80, 1ms); }).kind() == GPUC_ERROR_TIMED_OUT);
     running.kill(SIGKILL);
+    CHECK(failure([&] { running.wait_ready(80); }).kind() == GPUC_ERROR_CLOSED);
     CHECK(running.wait().signal == SIGKILL);
 
     const gpuc::Error error = failure([&] { gpuc::SandboxBuilder(image).store(store).command({"/nothing"}).spawn(); });

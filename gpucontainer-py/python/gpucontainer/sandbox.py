@@ -342,6 +342,17 @@ class Sandbox(_Running[Text], Generic[Text]):
         """Connects to a TCP port inside, published or not."""
         return socket.socket(fileno=self._handle.dial(port, timeout))
 
+    def wait_ready(self, port: int, timeout: float | None = None) -> None:
+        """Waits until something accepts connections at a TCP port inside, published or not.
+
+        It connects there and closes that at once. A port that is handed over takes clients before the program looks for
+        them: nothing is waited for there.
+
+        :param timeout: seconds, after which :class:`~errors.TimedOutError` is raised; None is as long as the application
+            runs. As soon as that has ended :class:`~errors.ClosedError` is raised, with how.
+        """
+        self._handle.wait_ready(port, timeout)
+
     @overload
     def exec(
         self,

@@ -26,6 +26,7 @@ mod plan;
 mod ports;
 mod prepare;
 mod process;
+mod ready;
 mod root;
 mod services;
 mod shift;
