@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from . import cdi
+    from . import aio, cdi
     from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
     from .completed import Completed, Usage, run
     from .errors import Error
@@ -89,6 +89,7 @@ __all__ = [
     "XidWatch",
     "__version__",
     "activated",
+    "aio",
     "cdi",
     "collect_abandoned",
     "run",
@@ -150,7 +151,7 @@ _HOMES = {
     "collect_abandoned": "sandbox",
     "run": "completed",
 }
-_MODULES = ("cdi",)
+_MODULES = ("aio", "cdi")
 
 
 def __getattr__(name: str) -> Any:
