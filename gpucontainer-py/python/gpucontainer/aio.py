@@ -123,9 +123,9 @@ class _Running(Generic[Text]):
         """Sends SIGTERM."""
         self.kill(signals.SIGTERM)
 
-    def send_signal(self, signal: int) -> None:
+    def send_signal(self, sig: int) -> None:
         """Sends a signal. A process that has ended already is no error."""
-        self.kill(signal)
+        self.kill(sig)
 
     async def wait(self, timeout: float | None = None) -> ExitStatus:
         """Waits until it has ended, at most ``timeout`` seconds; :class:`~errors.TimeoutExpiredError` after that."""

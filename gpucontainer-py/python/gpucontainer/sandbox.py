@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from . import _native
+from .checks import words as _words
 from .limits import UNLIMITED, IoLimit, Limits, Mount
-from .options import _Descriptor, _gpus, _options, _Path, _words, known
+from .options import _Descriptor, _gpus, _options, _Path, known
 from .ports import HostService, Port, PortMapping, ServiceStatus, activated
 from .process import ExitStatus, Output, Process, Text, _Running
 from .streams import DEVNULL, PIPE, STDOUT, Coding, Joined, _Stream
