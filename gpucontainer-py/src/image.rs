@@ -223,6 +223,11 @@ impl ImageStore {
     fn __repr__(&self) -> String {
         format!("<gpucontainer.ImageStore {:?}>", self.0.path())
     }
+
+    /// A table of its images, in a notebook.
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        py.import("gpucontainer.tables")?.call_method1("images", (self.list(py)?,))?.extract()
+    }
 }
 
 /// A time span given in seconds.

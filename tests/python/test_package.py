@@ -39,7 +39,7 @@ def test_importing_it_costs_little() -> None:
 
 def test_names_that_do_not_exist_are_said() -> None:
     try:
-        gpucontainer.bogus
+        _ = gpucontainer.bogus
     except AttributeError as error:
         assert "bogus" in str(error)
     else:
