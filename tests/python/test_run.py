@@ -162,3 +162,9 @@ def test_the_options_are_those_of_a_sandbox() -> None:
     own = {"self", "image", "command", "text", "encoding", "errors"}
     assert set(inspect.signature(Sandbox.__init__).parameters) - own == set(SandboxOptions.__annotations__)
     assert set(inspect.signature(Sandbox.exec).parameters) - own == set(ExecOptions.__annotations__)
+
+
+def test_much_output_is_shown_in_short(image: Image) -> None:
+    result = run(image, ["dd", "if=/dev/zero", "bs=1048576", "count=8"], stdin=DEVNULL, capture_output=True)
+    assert len(result.stdout) == 8 << 20
+    assert len(repr(result)) < 10_000 and f"({8 << 20} in all)" in repr(result)

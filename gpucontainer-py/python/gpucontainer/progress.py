@@ -63,7 +63,7 @@ class Display:
         return f"{self._what}: {done} of {len(items)} parts, {size(there)}{whole}"
 
 
-def choose(progress: object, what: str) -> Any:
+def choose(progress: Any, what: str) -> Any:
     """Whom to report to: a callable of the caller's, what is shown by itself, or nobody."""
     if callable(progress):
         return progress
