@@ -4,6 +4,7 @@ use crate::error::raise;
 use crate::work::{Callback, Cancel};
 use gpucontainer::image::{Credentials, ImportOptions, Platform, PullOptions};
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,6 +14,22 @@ fn ours<T>(result: gpucontainer::Result<T>) -> PyResult<T> {
 
 fn parse_platform(text: Option<&str>) -> PyResult<Option<Platform>> {
     text.map(|text| ours(text.parse())).transpose()
+}
+
+/// What `progress` is by default: it is shown where somebody looks.
+fn shown() -> Option<Py<PyAny>> {
+    Python::attach(|py| Some(PyBool::new(py, true).to_owned().into_any().unbind()))
+}
+
+/// Whom to tell of progress, after what the caller gave.
+fn reporter(py: Python<'_>, progress: Option<Py<PyAny>>, what: String) -> PyResult<Option<Py<PyAny>>> {
+    let chosen = py.import("gpucontainer.progress")?.call_method1("choose", (progress, what))?;
+    Ok((!chosen.is_none()).then(|| chosen.unbind()))
+}
+
+/// Takes away what was shown of the progress.
+fn finish(py: Python<'_>, reporter: Option<Py<PyAny>>) -> PyResult<()> {
+    py.import("gpucontainer.progress")?.call_method1("finish", (reporter,)).map(drop)
 }
 
 /// An image in a store. While it lives, garbage collection leaves it alone.
@@ -124,7 +141,7 @@ impl ImageStore {
 
     /// Pulls an image from its registry.
     #[pyo3(signature = (reference, *, platform = None, user = None, password = None, identity_token = None,
-        anonymous = false, plain_http = None, certificate_authority = None, timeout = None, progress = None,
+        anonymous = false, plain_http = None, certificate_authority = None, timeout = None, progress = shown(),
         cancel = None, concurrency = None, max_layer_bytes = None))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords, each with a default")]
     fn pull(
@@ -144,7 +161,8 @@ impl ImageStore {
         concurrency: Option<usize>,
         max_layer_bytes: Option<u64>,
     ) -> PyResult<Image> {
-        let work = Callback::new(progress, cancel);
+        let reporter = reporter(py, progress, format!("pull {reference}"))?;
+        let work = Callback::new(reporter.as_ref().map(|reporter| reporter.clone_ref(py)), cancel);
         let mut options = PullOptions::new().cancel(work.cancel()).progress(|progress| work.report(progress));
         if let Some(platform) = parse_platform(platform)? {
             options = options.platform(platform);
@@ -176,11 +194,13 @@ impl ImageStore {
         if let Some(bytes) = max_layer_bytes {
             options = options.max_layer_bytes(bytes);
         }
-        work.run(py, || self.0.pull(reference, options)).map(Image)
+        let pulled = work.run(py, || self.0.pull(reference, options)).map(Image);
+        finish(py, reporter)?;
+        pulled
     }
 
     /// Imports an image from an OCI layout directory, an archive of one, or what `docker save` writes.
-    #[pyo3(signature = (path, *, reference = None, select = None, platform = None, progress = None, cancel = None,
+    #[pyo3(signature = (path, *, reference = None, select = None, platform = None, progress = shown(), cancel = None,
         concurrency = None, max_layer_bytes = None))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords, each with a default")]
     fn import_(
@@ -195,7 +215,8 @@ impl ImageStore {
         concurrency: Option<usize>,
         max_layer_bytes: Option<u64>,
     ) -> PyResult<Image> {
-        let work = Callback::new(progress, cancel);
+        let reporter = reporter(py, progress, format!("import {}", path.display()))?;
+        let work = Callback::new(reporter.as_ref().map(|reporter| reporter.clone_ref(py)), cancel);
         let mut options = ImportOptions::new().cancel(work.cancel()).progress(|progress| work.report(progress));
         if let Some(reference) = reference {
             options = options.reference(reference);
@@ -212,7 +233,9 @@ impl ImageStore {
         if let Some(bytes) = max_layer_bytes {
             options = options.max_layer_bytes(bytes);
         }
-        work.run(py, || self.0.import(&path, options)).map(Image)
+        let imported = work.run(py, || self.0.import(&path, options)).map(Image);
+        finish(py, reporter)?;
+        imported
     }
 
     /// Starts an image from nothing, for this host's platform.
@@ -222,6 +245,11 @@ impl ImageStore {
 
     fn __repr__(&self) -> String {
         format!("<gpucontainer.ImageStore {:?}>", self.0.path())
+    }
+
+    /// A table of its images, in a notebook.
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        py.import("gpucontainer.tables")?.call_method1("images", (self.list(py)?,))?.extract()
     }
 }
 

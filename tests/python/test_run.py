@@ -16,7 +16,7 @@ import pytest
 from starting import IS_ROOT, NEEDED
 
 import gpucontainer
-from gpucontainer import DEVNULL, PIPE, STDOUT, Completed, Image, Sandbox, SandboxOptions, errors, run
+from gpucontainer import DEVNULL, PIPE, STDOUT, Completed, ExecOptions, Image, Sandbox, SandboxOptions, errors, run
 
 pytestmark = NEEDED
 
@@ -161,3 +161,10 @@ def test_what_cannot_be_is_refused_before_anything_starts(image: Image) -> None:
 def test_the_options_are_those_of_a_sandbox() -> None:
     own = {"self", "image", "command", "text", "encoding", "errors"}
     assert set(inspect.signature(Sandbox.__init__).parameters) - own == set(SandboxOptions.__annotations__)
+    assert set(inspect.signature(Sandbox.exec).parameters) - own == set(ExecOptions.__annotations__)
+
+
+def test_much_output_is_shown_in_short(image: Image) -> None:
+    result = run(image, ["dd", "if=/dev/zero", "bs=1048576", "count=8"], stdin=DEVNULL, capture_output=True)
+    assert len(result.stdout) == 8 << 20
+    assert len(repr(result)) < 10_000 and f"({8 << 20} in all)" in repr(result)

@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from . import cdi
+    from . import aio, cdi
     from ._native import Cancel, Image, ImageBuilder, ImageStore, Progress, __version__
     from .becoming import enter
     from .completed import Completed, Usage, run
@@ -96,6 +96,7 @@ __all__ = [
     "XidWatch",
     "__version__",
     "activated",
+    "aio",
     "cdi",
     "collect_abandoned",
     "enter",
@@ -164,7 +165,7 @@ _HOMES = {
     "enter": "becoming",
     "run": "completed",
 }
-_MODULES = ("cdi",)
+_MODULES = ("aio", "cdi")
 
 
 def __getattr__(name: str) -> Any:

@@ -113,7 +113,7 @@ class ImageStore:
         plain_http: bool | None = None,
         certificate_authority: bytes | None = None,
         timeout: float | None = None,
-        progress: _OnProgress | None = None,
+        progress: _OnProgress | bool | None = ...,
         cancel: Cancel | None = None,
         concurrency: int | None = None,
         max_layer_bytes: int | None = None,
@@ -125,12 +125,13 @@ class ImageStore:
         reference: str | None = None,
         select: str | None = None,
         platform: str | None = None,
-        progress: _OnProgress | None = None,
+        progress: _OnProgress | bool | None = ...,
         cancel: Cancel | None = None,
         concurrency: int | None = None,
         max_layer_bytes: int | None = None,
     ) -> Image: ...
     def build(self) -> ImageBuilder: ...
+    def _repr_html_(self) -> str: ...
 
 @final
 class ImageBuilder:

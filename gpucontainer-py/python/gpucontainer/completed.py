@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .options import SandboxOptions
 
 
+#: How many bytes or letters of a stream `repr` shows.
+_SHOWN = 1000
+
+
 @dataclasses.dataclass(frozen=True)
 class Usage:
     """What a sandbox used from its start to its end, all its processes together. None is what this host does not count."""
@@ -67,7 +71,7 @@ class Completed(subprocess.CompletedProcess[Text], Generic[Text]):
 
     def __repr__(self) -> str:
         fields = [f"args={self.args!r}", f"returncode={int(self.returncode)}"]
-        fields += [f"{name}={value!r}" for name in ("stdout", "stderr") if (value := getattr(self, name))]
+        fields += [f"{name}={_shortened(value)}" for name in ("stdout", "stderr") if (value := getattr(self, name))]
         if self.oom_killed:
             fields.append("oom_killed=True")
         return f"Completed({', '.join(fields)}, usage={self.usage!r})"
@@ -209,6 +213,11 @@ def usage(sandbox: Sandbox[Any]) -> Usage | None:
         read_bytes=sum(device["read_bytes"] for device in io) if io else None,
         written_bytes=sum(device["written_bytes"] for device in io) if io else None,
     )
+
+
+def _shortened(text: bytes | str) -> str:
+    # Much output is no help to who looks at it, and takes long to write out: asyncio does that for each task of `run`.
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}… ({len(text)} in all)"
 
 
 def _seconds(duration: dict[str, int] | None) -> float | None:

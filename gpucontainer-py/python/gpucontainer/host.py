@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _native
+from .tables import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +141,9 @@ class Host:
         )
 
     @staticmethod
-    def topology() -> str:
+    def topology() -> Text:
         """How near the GPUs are to each other at this moment, as a table: ``NV12`` is twelve NVLinks."""
-        return _native.topology()
+        return Text(_native.topology())
 
     def capability(self, name: str) -> Capability | None:
         """The capability of that name, if it is one that is looked for."""
@@ -155,6 +156,9 @@ class Host:
 
     def __str__(self) -> str:
         return self._text
+
+    def _repr_html_(self) -> str:
+        return Text(self._text)._repr_html_()
 
 
 def _memory(facts: dict[str, int] | None) -> GpuMemory | None:

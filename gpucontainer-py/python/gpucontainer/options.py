@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from . import _native
+from .checks import check, members
+from .checks import words as _words
 from .limits import Limits
 from .ports import _port
 from .streams import _Stream, stream
@@ -90,12 +92,6 @@ class ExecOptions(TypedDict, total=False):
     pass_fds: Mapping[int, int] | Iterable[int] | None
 
 
-def _words(name: str, value: Sequence[str]) -> list[str]:
-    if isinstance(value, str):
-        raise TypeError(f"{name} is a list of words, not one string")
-    return list(value)
-
-
 def known(options: Mapping[str, Any]) -> None:
     """Refuses what is no option of a sandbox, with the name that may have been meant."""
     for name in options:
@@ -109,6 +105,7 @@ def known(options: Mapping[str, Any]) -> None:
 
 def _options(arguments: dict[str, Any]) -> dict[str, Any]:
     """What the native half wants of the arguments; those that are None are left out."""
+    check(arguments)
     given = {name: value for name, value in arguments.items() if value is not None}
     for name in ("self", "image", "__class__", "text", "encoding", "errors", "min_gpu_memory", "lease_gpus"):
         given.pop(name, None)
@@ -136,7 +133,7 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
         passed = given["pass_fds"]
         given["pass_fds"] = list(passed.items()) if isinstance(passed, Mapping) else [(fd, fd) for fd in passed]
     if "mounts" in given:
-        given["mounts"] = [dataclasses.astuple(mount) for mount in given["mounts"]]
+        given["mounts"] = [dataclasses.astuple(mount) for mount in members("mounts", given["mounts"])]
     network = given.get("network")
     if hasattr(network, "_fields"):
         given["private_network"] = given.pop("network")._fields()
@@ -147,10 +144,10 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
         given["join_namespace"] = descriptor if isinstance(descriptor, int) else descriptor.fileno()
     if "ports" in given:
         ports = given["ports"]
-        mappings = [_port(*port) for port in ports.items()] if isinstance(ports, Mapping) else ports
+        mappings = [_port(*port) for port in ports.items()] if isinstance(ports, Mapping) else members("ports", ports)
         given["ports"] = [port._fields() for port in mappings]
     if "host_services" in given:
-        given["host_services"] = [service._fields() for service in given["host_services"]]
+        given["host_services"] = [service._fields() for service in members("host_services", given["host_services"])]
     if isinstance(getattr(given.get("gpus"), "_handle", None), _native._GpuLease):
         given["gpu_lease"] = given.pop("gpus")._handle
     if "gpus" in given:

@@ -192,9 +192,9 @@ class _Running(Closing, Generic[Text]):
         """Sends SIGTERM."""
         self.kill(signals.SIGTERM)
 
-    def send_signal(self, signal: int) -> None:
+    def send_signal(self, sig: int) -> None:
         """Sends a signal. A process that has ended already is no error."""
-        self.kill(signal)
+        self.kill(sig)
 
     def communicate(self, input: Text | None = None, timeout: float | None = None) -> Output[Text]:
         """Writes ``input`` to standard input and closes it, collects what is piped, and waits.

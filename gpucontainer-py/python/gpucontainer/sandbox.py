@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from . import _native
+from .checks import words as _words
 from .limits import UNLIMITED, IoLimit, Limits, Mount
-from .options import _Descriptor, _gpus, _options, _Path, _words, known
+from .options import _Descriptor, _gpus, _options, _Path, known
 from .ports import HostService, Port, PortMapping, ServiceStatus, _exposed, _published, activated
 from .process import ExitStatus, Output, Process, Text, _Running
 from .streams import DEVNULL, PIPE, STDOUT, Coding, Joined, _Stream
+from .tables import Ports, Timeline, sandbox
 
 if TYPE_CHECKING:
     import ipaddress
@@ -210,9 +212,9 @@ class Sandbox(_Running[Text], Generic[Text]):
         return self._handle.addresses()
 
     @property
-    def ports(self) -> list[Port]:
-        """The published ports, with their counters at this moment."""
-        return _published(self._handle.ports())
+    def ports(self) -> Ports:
+        """The published ports, with their counters at this moment; a table in a notebook."""
+        return Ports(_published(self._handle.ports()))
 
     def publish(
         self, container_port: int | PortMapping, host_port: int = 0, *, address: str | None = None
@@ -343,9 +345,9 @@ class Sandbox(_Running[Text], Generic[Text]):
         return self._handle.gpus()
 
     @property
-    def timeline(self) -> list[tuple[str, float]]:
-        """The phases of the start and how many seconds each took."""
-        return self._handle.timeline()
+    def timeline(self) -> Timeline:
+        """The phases of the start and how many seconds each took; bars in a notebook."""
+        return Timeline(self._handle.timeline())
 
     @property
     def plan(self) -> str:
@@ -461,6 +463,9 @@ class Sandbox(_Running[Text], Generic[Text]):
         """Kills everything inside, gives everything back, and raises what went wrong with that."""
         self._close_streams()
         self._handle.close()
+
+    def _repr_html_(self) -> str:
+        return sandbox(self)
 
     def __repr__(self) -> str:
         state = "running" if self.status is None else repr(self.status)

@@ -122,6 +122,13 @@ class Coding:
             # Somebody asks how far it came, not whether it is right.
             return _lines(decoder("replace").decode(data))
 
+    def decoder(self) -> io.IncrementalNewlineDecoder | None:
+        """What makes text, with the line ends of Python, of what comes bit by bit; None leaves it bytes."""
+        if not self.text:
+            return None
+        decoder = codecs.getincrementaldecoder(self._name())(self.errors or "strict")
+        return io.IncrementalNewlineDecoder(decoder, translate=True)
+
     def _name(self) -> str:
         # What `open` would take.
         return self.encoding or io.TextIOWrapper(io.BytesIO()).encoding
