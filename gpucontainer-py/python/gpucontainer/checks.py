@@ -55,6 +55,12 @@ def _is_limits_map(value: object) -> bool:
     )
 
 
+def _is_descriptors(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_whole(number) and _is_whole(fd) for number, fd in value.items())
+    return _is_words(value) and isinstance(value, Iterable) and all(_is_whole(fd) for fd in value)
+
+
 def _is_instance(value: object, *names: str) -> bool:
     return any(one.__name__ in names and one.__module__.startswith("gpucontainer") for one in type(value).__mro__)
 
@@ -139,8 +145,10 @@ _KINDS: dict[str, _Kind] = {
     ),
     "resource_limits": _Kind("a mapping from names to numbers, or pairs of them", _is_limits_map),
     "sysctls": _Kind("a mapping from names to text", _is_text_map),
-    "oom_score": _Kind("a whole number", _is_whole, _between(-1000, 1000)),
+    "oom_score": _Kind("a whole number", _is_whole),
     "umask": _Kind("a whole number", _is_whole, _between(0, 0o777)),
+    "application_pid": _Kind("a whole number", _is_whole),
+    "pass_fds": _Kind("descriptors, or a mapping from numbers to descriptors", _is_descriptors),
     "terminal": _Kind("rows and columns", _is_pair, lambda value: _first(_between(0, 65535), value)),
 }
 
