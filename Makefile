@@ -16,7 +16,7 @@ BUILT := $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 PRIVATE_LIBS := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check fmt clippy doc test vm gpu bench install
+.PHONY: help setup build check fmt clippy doc doc-python test vm gpu bench install
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name words; do \
@@ -38,6 +38,12 @@ clippy: ## lint all code
 
 doc: ## build the documentation
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+doc-python: setup ## build the documentation of the Python package: target/doc/python/index.html
+	rm -rf $(TARGET_DIR)/doc/wheel $(TARGET_DIR)/doc/package
+	$(VENV)/bin/maturin build --quiet -m gpucontainer-py/Cargo.toml --compatibility linux --out $(TARGET_DIR)/doc/wheel
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check --no-index --target $(TARGET_DIR)/doc/package $(TARGET_DIR)/doc/wheel/*.whl
+	PYTHONPATH=$(TARGET_DIR)/doc/package $(VENV)/bin/pdoc -o $(TARGET_DIR)/doc/python gpucontainer gpucontainer.errors gpucontainer.stand_in gpucontainer.ray
 
 test: setup ## run everything, or TIER=a,b of it: check rust rootless doc c python gpu vm
 	@tests/tiers $(TIER)

@@ -1,4 +1,22 @@
-"""GPU containers as a function call."""
+"""GPU containers as a function call.
+
+An image of one program of the host, and what that says:
+
+```python
+import gpucontainer
+
+store = gpucontainer.ImageStore("images")
+image = store.build().copy("/bin/busybox", "/bin/echo", follow_links=True).commit("first")
+result = gpucontainer.run(image, ["echo", "hello"], stdout=gpucontainer.PIPE, text=True, store=store)
+print(result.stdout, end="")
+```
+
+`run` is what `subprocess.run` is, and `Sandbox` what `subprocess.Popen` is: its options are those of `run`, and its process
+has GPUs, limits, ports and a root file system of its own. `gpucontainer.aio` has both for `asyncio`. `ImageStore` pulls,
+imports and builds images; `GpuAllocator` leases GPUs, `PortMapper` leads ports into networks, each without a sandbox too.
+What goes wrong is a class of `gpucontainer.errors`. `gpucontainer.stand_in` and `python -m gpucontainer exec` put a
+sandbox in the place of a program, and `gpucontainer.ray` in that of workers of Ray.
+"""
 
 from __future__ import annotations
 
