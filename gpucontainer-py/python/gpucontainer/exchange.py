@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
 import selectors
 import time
 from typing import IO, Any, cast
 
-#: What a pipe holds.
-_CHUNK = 65536
+#: What a pipe is made to hold for an exchange, where the user may have so much; a pipe has 64 KiB otherwise.
+_CHUNK = 1 << 20
 
 
 class Exchange:
@@ -20,8 +22,11 @@ class Exchange:
     def __init__(self, stdin: IO[Any] | None, outputs: list[IO[Any]], input: memoryview) -> None:
         self._stdin = stdin
         self._left = input
-        self._parts: dict[IO[Any], list[bytes]] = {stream: [] for stream in outputs}
+        # What they hold in the end is given away without a copy.
+        self._collected = {stream: io.BytesIO() for stream in outputs}
         self._open = list(outputs)
+        for stream in (*outputs, *([] if stdin is None else [stdin])):
+            _widen(stream)
 
     def run(self, end: float | None) -> bool:
         """Goes on until all is done, or until the monotonic clock says ``end``; whether all is done."""
@@ -51,7 +56,7 @@ class Exchange:
                     continue
                 data = _read(stream)
                 if data:
-                    self._parts[stream].append(data)
+                    self._collected[stream].write(data)
                 else:
                     selector.unregister(stream)
                     self._open.remove(stream)
@@ -73,7 +78,17 @@ class Exchange:
 
     def collected(self, stream: IO[Any] | None) -> bytes:
         """What has come of a stream so far."""
-        return b"".join(self._parts.get(stream, [])) if stream is not None else b""
+        collected = None if stream is None else self._collected.get(stream)
+        return b"" if collected is None else collected.getvalue()
+
+
+def _widen(stream: IO[Any]) -> None:
+    """Lets a pipe hold more, so that its two ends need not take turns so often."""
+    try:
+        fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, _CHUNK)
+    except OSError:
+        # It is something else, the user has many such pipes, or the host's limit is lower.
+        pass
 
 
 def _read(stream: IO[Any]) -> bytes:
