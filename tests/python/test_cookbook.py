@@ -131,6 +131,20 @@ def test_workers_share_a_gpu(tmp_path: Path) -> None:
     assert lines[4].startswith("worker 5: ") and lines[-1] == "0 leases are left", lines
 
 
+@needs_root
+def test_an_old_image_runs_on_a_new_driver(tmp_path: Path) -> None:
+    if shutil.which("cargo") is None:
+        pytest.skip("cargo is not installed")
+    machine = tmp_path / "machine"
+    subprocess.run([ROOT / "tests/fake-host", "dgx-a100", machine], check=True, stdin=subprocess.DEVNULL)
+    lines = run("old_cuda_image.py", str(tmp_path / "store"), GPUCONTAINER_DRIVER_ROOT=str(machine))
+    version = "550.163.01"
+    assert re.fullmatch(rf"the host has driver {re.escape(version)}, for CUDA up to 12\.\d+", lines[0]), lines
+    assert lines[1] == f"an image of CUDA 9.0 has libcuda.so.{version}", lines
+    assert re.match(r"an image of CUDA 99\.0 is refused, GpuUnavailableError: .*cuda>=99\.0", lines[2]), lines
+    assert len(lines) == 3, lines
+
+
 def test_all_examples_are_in_the_index() -> None:
     index = (ROOT / "examples" / "README.md").read_text()
     files = [path for path in (ROOT / "examples").rglob("*") if path.suffix in {".py", ".rs", ".c", ".cpp"}]
