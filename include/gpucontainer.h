@@ -154,6 +154,32 @@ typedef enum {
 } gpuc_error_kind_t;
 
 /**
+ * How much an event matters.
+ */
+typedef enum {
+    /**
+     * Something does not work any more.
+     */
+    GPUC_LOG_ERROR = 1,
+    /**
+     * Something went wrong that no call could return.
+     */
+    GPUC_LOG_WARN = 2,
+    /**
+     * What a person who runs the program wants to know.
+     */
+    GPUC_LOG_INFO = 3,
+    /**
+     * What a person wants to know who looks for a fault.
+     */
+    GPUC_LOG_DEBUG = 4,
+    /**
+     * All.
+     */
+    GPUC_LOG_TRACE = 5,
+} gpuc_log_level_t;
+
+/**
  * What is being done with an item of a transfer.
  */
 typedef enum {
@@ -467,6 +493,11 @@ typedef struct gpuc_xid_event_t gpuc_xid_event_t;
 typedef struct gpuc_xid_watch_t gpuc_xid_watch_t;
 
 /**
+ * An event: a line of text without an end of line, which lives as long as the call.
+ */
+typedef void (*gpuc_log_t)(void *context, gpuc_log_level_t level, const char *message);
+
+/**
  * A report of a transfer: the item, for example a layer's digest; the bytes done so far, and in all, 0 if
  * that is not known. Called from threads of the library, one call at a time. `item` lives as long as the
  * call.
@@ -545,6 +576,25 @@ const char *gpuc_error_path(const gpuc_error_t *error);
  * @param error  may be NULL
  */
 void gpuc_error_free(gpuc_error_t *error);
+
+/**
+ * Gives events of the library up to a level to a function, in the place of the one before; NULL is nobody. What calls
+ * return they return as always: events are what happens beside that, as when something cannot be cleaned up.
+ *
+ * The function is called by the thread to which an event happens, which may be one of the library's own, by several
+ * threads at once, and should return soon. It may not call this function. When this function returns, the one before is
+ * not being called any more. In a program in Rust that collects events of `tracing` itself there is nothing to hear.
+ *
+ * @param level    of gpuc_log_level_t
+ * @param log      may be NULL
+ * @param context  handed to the function
+ * @param error    may be NULL
+ * @return 0, or -1 on failure
+ */
+int gpuc_set_log(uint32_t level,
+                 gpuc_log_t log,
+                 void *context,
+                 gpuc_error_t **error);
 
 /**
  * Looks at everything that matters to a container. Changes nothing.

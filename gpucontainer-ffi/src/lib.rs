@@ -17,6 +17,8 @@ pub mod version;
 
 pub mod error;
 
+pub mod log;
+
 pub mod host;
 
 pub mod transfer;

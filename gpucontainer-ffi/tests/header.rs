@@ -79,6 +79,7 @@ fn generate() -> String {
     }
     // Nothing takes these as they are, so that numbers from C are never taken for an enumeration unchecked.
     let numbers = [
+        "gpuc_log_level_t",
         "gpuc_mig_mode_change_t",
         "gpuc_mount_t",
         "gpuc_port_mode_t",

@@ -3,6 +3,7 @@
 mod cdi;
 mod describe;
 mod error;
+mod events;
 mod gpu;
 mod host;
 mod image;
@@ -24,6 +25,8 @@ mod _native {
 
     #[pymodule_export]
     use super::cdi::{cdi_devices, cdi_spec};
+    #[pymodule_export]
+    use super::events::listen;
     #[pymodule_export]
     use super::gpu::{AllocatorHandle, GrantHandle, LeaseHandle, topology};
     #[pymodule_export]

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod digest;
 pub mod error;
+pub mod events;
 pub mod gpu;
 pub mod host;
 pub mod image;

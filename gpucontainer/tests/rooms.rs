@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// From the ground up. A room uses only rooms of earlier lines; those on one line do not know each other.
 const ROOMS: &[&[&str]] = &[
     &["error"],
-    &["digest"],
+    &["digest", "events"],
     &["sys"],
     &["claim"],
     &["progress"],

@@ -42,6 +42,12 @@ private:
     std::string path_;
 };
 
+/* Gives events of the library up to a level to a function, which must throw nothing; see gpuc_set_log. */
+inline void set_log(gpuc_log_level_t level, gpuc_log_t log, void *context = nullptr) {
+    gpuc_error_t *error = nullptr;
+    if (gpuc_set_log(static_cast<std::uint32_t>(level), log, context, &error) != 0) throw Error(error);
+}
+
 /* How long a call may take; none is for ever, zero only looks. */
 using Timeout = std::optional<std::chrono::milliseconds>;
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .becoming import enter
     from .completed import Completed, Usage, run
     from .errors import Error
+    from .events import log_to
     from .gpu import (
         GpuAllocator,
         GpuGrant,
@@ -118,6 +119,7 @@ __all__ = [
     "cdi",
     "collect_abandoned",
     "enter",
+    "log_to",
     "run",
 ]
 
@@ -181,6 +183,7 @@ _HOMES = {
     "activated": "ports",
     "collect_abandoned": "sandbox",
     "enter": "becoming",
+    "log_to": "events",
     "run": "completed",
 }
 _MODULES = ("aio", "cdi")
