@@ -59,6 +59,18 @@ def test_it_can_be_switched_off(tmp_path: Path, options: str) -> None:
     assert seen_in_a_terminal(tmp_path, options) == ""
 
 
+def test_who_pulls_an_image_that_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = gpucontainer.ImageStore(tmp_path / "store")
+    begins = {}
+    for watched in (False, True):
+        monkeypatch.setattr("gpucontainer.sandbox.is_watched", lambda watched=watched: watched)
+        with pytest.raises(gpucontainer.Error) as raised:
+            gpucontainer.run("127.0.0.1:1/a:1", store=store, name="first")
+        begins[watched] = str(raised.value).partition(":")[0]
+    # Where somebody looks the pull comes first, with its progress; elsewhere it is a part of the start.
+    assert begins == {False: "start sandbox first", True: "pull image 127.0.0.1"}
+
+
 def test_nobody_looks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     layout.write(tmp_path / "layout")
     store = gpucontainer.ImageStore(tmp_path / "store")

@@ -75,6 +75,11 @@ def choose(progress: Any, what: str) -> Any:
     return None if show is None else Display(what, show)
 
 
+def is_watched() -> bool:
+    """Whether somebody looks at a terminal or a notebook."""
+    return _kernel() is not None or _terminal() is not None
+
+
 def finish(reporter: object) -> None:
     """The work is over."""
     if isinstance(reporter, Display):
@@ -99,10 +104,16 @@ def _terminal() -> Callable[[str], None] | None:
     return show
 
 
-def _notebook() -> Callable[[str], None] | None:
+def _kernel() -> Any:
+    """The package IPython in a notebook."""
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
-    if shell is None or not hasattr(shell, "kernel"):
+    return ipython if shell is not None and hasattr(shell, "kernel") else None
+
+
+def _notebook() -> Callable[[str], None] | None:
+    ipython = _kernel()
+    if ipython is None:
         return None
     handle = ipython.display.display(ipython.display.HTML(""), display_id=True)
 

@@ -14,6 +14,7 @@ from .limits import UNLIMITED, IoLimit, Limits, Mount
 from .options import _Descriptor, _gpus, _options, _Path, known
 from .ports import HostService, Port, PortMapping, ServiceStatus, _exposed, _published, activated
 from .process import ExitStatus, Output, Process, Text, _Running
+from .progress import is_watched
 from .streams import DEVNULL, PIPE, STDOUT, Coding, Joined, _Stream
 from .tables import Ports, Timeline, sandbox
 
@@ -189,7 +190,9 @@ class Sandbox(_Running[Text], Generic[Text]):
         given = dict(locals())
         coding = Coding(text, encoding, errors)
         with Joined(given) as pipe:
-            self._handle = _native._Sandbox(image, _options(given))
+            options = _options(given)
+            _pull_before_somebody(image, store)
+            self._handle = _native._Sandbox(image, options)
             super().__init__(self._handle, command, coding, pipe.take())
         self._name = self._handle.name()
 
@@ -470,6 +473,14 @@ class Sandbox(_Running[Text], Generic[Text]):
     def __repr__(self) -> str:
         state = "running" if self.status is None else repr(self.status)
         return f"<gpucontainer.Sandbox {self.name} {state}>"
+
+
+def _pull_before_somebody(image: object, store: ImageStore | None) -> None:
+    """Pulls an image that is not in the store where its progress is seen; elsewhere the start does it."""
+    if isinstance(image, str) and is_watched():
+        store = store or _native.ImageStore()
+        if store.get(image) is None:
+            store.pull(image)
 
 
 def collect_abandoned(store: ImageStore) -> None:
