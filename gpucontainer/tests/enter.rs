@@ -2,6 +2,7 @@
 //! have one thread, which the usual harness has not, so there is a small one at the end.
 
 #![allow(clippy::unwrap_used, reason = "this is test code, outside of a test function")]
+#![allow(unsafe_code, reason = "signals are given their default action")]
 #![allow(clippy::print_stdout, reason = "it is its own harness")]
 
 mod common;
@@ -110,6 +111,13 @@ fn state(pid: u32) -> char {
 
 /// What the tests start.
 fn become_a_sandbox(how: &str) {
+    // Whoever runs the tests in the background has them ignore some, which then nobody would be told of.
+    for signal in
+        Signal::iterator().filter(|signal| ![Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE].contains(signal))
+    {
+        // SAFETY: no handler of this program is replaced by one that does anything.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }.unwrap();
+    }
     let variable = |name: &str| std::env::var(name).unwrap();
     let builder = Sandbox::from_directory(variable("GPUC_ENTER_ROOT"));
     let builder = builder.command(["sh", "-c", &variable("GPUC_ENTER_SCRIPT")]);

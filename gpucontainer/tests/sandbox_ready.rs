@@ -46,7 +46,8 @@ fn published_ports_are_waited_for_as_others_are() {
     }
     let fixture = Fixture::new();
     for mode in [PortMode::Auto, PortMode::Relay, PortMode::Inject] {
-        let mapping = PortMapping::tcp(8080, 0).mode(mode);
+        // Some kernels let only root lock a socket to its port.
+        let mapping = PortMapping::tcp(8080, 0).mode(mode).unlocked(true);
         let spawned =
             fixture.shell("sleep 0.1; exec busybox nc -ll -p 8080 -e cat").injectable_ports(true).publish_port(mapping);
         let sandbox = match spawned.spawn() {
@@ -60,7 +61,7 @@ fn published_ports_are_waited_for_as_others_are() {
         sandbox.close().unwrap();
     }
     // Its clients wait in the socket of the host, whether or not the program looks there already.
-    let mapping = PortMapping::tcp_range(8080, 0, 3).mode(PortMode::HandOver);
+    let mapping = PortMapping::tcp_range(8080, 0, 3).mode(PortMode::HandOver).unlocked(true);
     let sandbox = fixture.shell("exec sleep 1000").publish_port(mapping).spawn().unwrap();
     sandbox.wait_ready(8082, LONG).unwrap();
     assert_eq!(sandbox.wait_ready(8083, Some(Duration::ZERO)).unwrap_err().kind(), ErrorKind::TimedOut);
