@@ -112,9 +112,9 @@ fn state(pid: u32) -> char {
 /// What the tests start.
 fn become_a_sandbox(how: &str) {
     // Whoever runs the tests in the background has them ignore some, which then nobody would be told of.
-    for signal in
-        Signal::iterator().filter(|signal| ![Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE].contains(signal))
-    {
+    let own =
+        |signal: &Signal| how != "ignoring" && ![Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE].contains(signal);
+    for signal in Signal::iterator().filter(own) {
         // SAFETY: no handler of this program is replaced by one that does anything.
         unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }.unwrap();
     }
@@ -317,8 +317,10 @@ fn what_the_caller_ignores_stays_ignored() {
     }
     let fixture = Fixture::new();
     let mut shell = Command::new("sh");
-    let command = fixture
-        .command("", "trap 'echo hup' HUP; trap 'echo usr1; exit 3' USR1; echo ready; while :; do sleep 0.01; done");
+    let command = fixture.command(
+        "ignoring",
+        "trap 'echo hup' HUP; trap 'echo usr1; exit 3' USR1; echo ready; while :; do sleep 0.01; done",
+    );
     shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
     shell.envs(command.get_envs().map(|(name, value)| (name, value.unwrap())));
     let mut child = shell.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).spawn().unwrap();
