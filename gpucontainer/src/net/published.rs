@@ -115,7 +115,14 @@ impl Published {
     /// # Errors
     /// The kernel refuses; the ports go on as before.
     pub(crate) fn withdraw(&mut self) -> Result<()> {
-        self.translated.as_mut().map_or(Ok(()), nat::Link::take_out)
+        let Some(link) = &mut self.translated else { return Ok(()) };
+        match link.take_out() {
+            Err(error) if link.is_out() => {
+                tracing::warn!(%error, "what a published port has left in the kernel could not all be removed");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Closes the ports and every connection through them, like dropping, and takes clients from sockets that the container

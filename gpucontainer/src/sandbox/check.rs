@@ -40,6 +40,13 @@ pub(crate) fn check(builder: &SandboxBuilder) -> Result<()> {
         if !(2..1 << 22).contains(&pid) {
             return bad(format!("the application's process id {pid} is not within 2 to 4194303"));
         }
+        let limit = crate::sys::fs::read_to_string("/proc/sys/kernel/pid_max".as_ref())?;
+        if limit.trim().parse().is_ok_and(|limit: u32| pid >= limit) {
+            return bad(format!(
+                "the application's process id {pid} is not below the host's limit of {}",
+                limit.trim()
+            ));
+        }
         if !builder.init {
             return bad(format!("the application's process id cannot be {pid}: without init it is process 1"));
         }

@@ -109,6 +109,12 @@ fn stand(sandbox: &Sandbox, signals: &Signals) {
         if ready.1 {
             return;
         }
+        // First, so that a signal to go on that has come meanwhile still waits.
+        if ready.2 && words.as_ref().is_some_and(is_stopped) && is_stopped_now(sandbox.handle.pid()) {
+            signals.stop();
+        } else if ready.2 && words.as_ref().is_some_and(process::is_at_end) {
+            words = None;
+        }
         if ready.0 {
             while let Ok(Some(arrived)) = signals.next() {
                 if let Err(error) = pass_on(sandbox, arrived) {
@@ -116,12 +122,15 @@ fn stand(sandbox: &Sandbox, signals: &Signals) {
                 }
             }
         }
-        if ready.2 && words.as_ref().is_some_and(is_stopped) {
-            signals.stop();
-        } else if ready.2 && words.as_ref().is_some_and(process::is_at_end) {
-            words = None;
-        }
     }
+}
+
+/// Whether a process is stopped: it may have been let go on since the word of its stop was sent.
+fn is_stopped_now(pid: i32) -> bool {
+    let path = format!("/proc/{pid}/stat");
+    let stat = crate::sys::fs::read(path.as_ref()).unwrap_or_default();
+    // pid (name) state …
+    String::from_utf8_lossy(&stat).rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
 /// The last of the words that wait, if that is of a stop.

@@ -188,6 +188,7 @@ fn who_went_on(plan: &Plan, first: &Started, control: &OwnedFd, report: &Report)
     let Some((WENT_ON, pidfd)) = told? else { return Err(died(plan, report)) };
     let collected = Collect(&pidfd);
     let Some(pid) = process::pid_of(&pidfd)? else { return Err(died(plan, report)) };
+    process::tell(control, b"G")?;
     std::mem::forget(collected);
     Ok(Started { pid, pidfd })
 }

@@ -152,9 +152,15 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
     drop(theirs);
     let call = match launch.failed {
         _ if launch.errno == 0 => {
-            let told = super::process::receive_descriptor(&ours)?;
-            let pidfd = told.ok_or_else(|| Error::from_errno("recvmsg(pidfd)", libc::EPIPE))?.1;
-            return Ok(Started { pid: i32::try_from(launch.pid).unwrap_or_default(), pidfd });
+            let pid = i32::try_from(launch.pid).unwrap_or_default();
+            let told = super::process::receive_descriptor(&ours);
+            return match told.and_then(|told| told.ok_or_else(|| Error::from_errno("recvmsg(pidfd)", libc::EMFILE))) {
+                Ok((_, pidfd)) => Ok(Started { pid, pidfd }),
+                Err(error) => {
+                    end_unnamed(pid);
+                    Err(error)
+                }
+            };
         }
         Call::EnterNetwork => "setns(network namespace)".to_owned(),
         Call::Clone => format!("clone3({})", describe(options)),
@@ -162,6 +168,15 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         Call::Send => "sendmsg(pidfd)".to_owned(),
     };
     Err(Error::from_errno(call, launch.errno))
+}
+
+/// Ends and collects a child of which there is no descriptor, because none is left to be had.
+fn end_unnamed(pid: i32) {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
+    // Its number is its own until it is collected, by nobody else unless the host collects what it did not start.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let wait = || rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    while matches!(wait(), Err(rustix::io::Errno::INTR)) {}
 }
 
 /// The thread: system calls and nothing else.

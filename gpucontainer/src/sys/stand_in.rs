@@ -34,9 +34,12 @@ impl Arrived {
         self.code == libc::SI_KERNEL
     }
 
-    /// Whether it is about this process alone: an end of one of its children, or a timer of its own.
+    /// Whether it is about this process alone: an end of one of its children, a timer of its own, or what it wrote to
+    /// nobody.
     pub(crate) fn is_own(self) -> bool {
-        (self.signal == libc::SIGCHLD && self.code > 0) || self.code == libc::SI_TIMER
+        let written =
+            self.signal == libc::SIGPIPE && self.sender & u64::from(u32::MAX) == u64::from(std::process::id());
+        written || (self.signal == libc::SIGCHLD && self.code > 0) || self.code == libc::SI_TIMER
     }
 }
 

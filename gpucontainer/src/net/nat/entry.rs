@@ -55,6 +55,11 @@ impl Entry {
         ours && (self.host.is_unspecified() || self.host == address)
     }
 
+    /// Whether it is for all addresses of the host.
+    pub(super) fn is_everywhere(&self) -> bool {
+        self.host.is_unspecified()
+    }
+
     /// Whether a connection that is one of it was led where it leads.
     pub(super) fn leads(&self, destination: u16, (address, port): (IpAddr, u16)) -> bool {
         let offset = destination.wrapping_sub(self.first);

@@ -5,13 +5,15 @@
 
 use super::super::mapping::Protocol;
 use super::super::netlink::conntrack::{Flow, read_flow};
+use super::super::netlink::route::read_address;
 use super::super::netlink::{Batch, carry_out};
 use super::entry::Entry;
 use super::protocol_number;
 use crate::error::Result;
 use crate::sys::errno;
-use crate::sys::netlink::Netlink;
+use crate::sys::netlink::{self, Netlink};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 /// Those of any of the entries, each with the place of its entry among them.
 ///
@@ -40,6 +42,7 @@ pub(super) fn of(entries: &[&Entry], socket: &Netlink) -> Result<Vec<(usize, Flo
 /// A connection of TCP has ended with what answered it, and its client does not begin the same one again.
 pub(super) fn end_of_others(entries: &[&Entry], socket: &Netlink) -> Result<()> {
     let datagrams = protocol_number(Protocol::Udp);
+    let mut own = None;
     for v4 in [true, false] {
         let ours: Vec<_> =
             entries.iter().filter(|entry| entry.protocol() == datagrams && entry.to.is_ipv4() == v4).collect();
@@ -57,9 +60,27 @@ pub(super) fn end_of_others(entries: &[&Entry], socket: &Netlink) -> Result<()> 
             }
         });
         asked.map_err(|refusal| refusal.into_error(batch.what(1)))?;
+        // On all addresses of the host are those of the host alone; others are forwarded, and somebody else's business.
+        if ours.iter().any(|entry| entry.is_everywhere()) && !flows.is_empty() {
+            let own = match &mut own {
+                Some(own) => own,
+                none => none.insert(own_addresses()?),
+            };
+            flows.retain(|flow| own.contains(&flow.destination.0));
+        }
         flows.iter().try_for_each(|flow| delete(flow, socket))?;
     }
     Ok(())
+}
+
+/// The addresses of the host.
+fn own_addresses() -> Result<BTreeSet<IpAddr>> {
+    let socket = Netlink::open(netlink::Protocol::Route)?;
+    let mut batch = Batch::new();
+    batch.get_addresses();
+    let mut own = BTreeSet::new();
+    let asked = socket.dump(batch.bytes(), |kind, body| own.extend(read_address(kind, body).map(|one| one.address)));
+    asked.map(|()| own).map_err(|refusal| refusal.into_error(batch.what(1)))
 }
 
 /// Ends those of the entries: from now on the host has no such connection, and says so to whoever sends something more.

@@ -243,7 +243,10 @@ impl Link {
         let link = Self { nat, entries, shared, out: false };
         // Who sends something from now on is led to the container, and who did before is to be.
         let all: Vec<&Entry> = link.entries.iter().map(|(_, entry)| entry).collect();
-        flows::end_of_others(&all, &lock(&link.nat.state).socket)?;
+        let ended = flows::end_of_others(&all, &lock(&link.nat.state).socket);
+        if let Err(error) = ended {
+            tracing::warn!(%error, "older connections to a published port may be led elsewhere");
+        }
         Ok(link)
     }
 
@@ -324,6 +327,11 @@ impl Link {
         // What can be done is done, whatever else fails.
         let counted = self.delete(&state.socket, &counting);
         counted.and(flows::end(&used, &state.socket))
+    }
+
+    /// Whether nobody is led by it any more.
+    pub(super) fn is_out(&self) -> bool {
+        self.out
     }
 
     fn delete(&self, socket: &Netlink, elements: &[(&'static str, Vec<Element>)]) -> Result<()> {

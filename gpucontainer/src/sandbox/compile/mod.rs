@@ -385,6 +385,9 @@ impl Compiler<'_, '_> {
         let jump = program.fork(flags, slot, child, false);
         program.release(child);
         self.entered = Some((jump, message));
+        // Nothing that this process says may come before who it is, and the other one is not to count in its groups.
+        let control = program.descriptor(self.descriptors.control);
+        program.await_byte(control);
         Ok(())
     }
 

@@ -70,7 +70,7 @@ pub(super) fn run(
         if !table.is_refused() {
             return table.into_result();
         }
-        COPIES.store(true, Ordering::Relaxed);
+        COPIES.fetch_or(table.is_refused_for_good(), Ordering::Relaxed);
         table.reset();
     }
     table.copied = true;

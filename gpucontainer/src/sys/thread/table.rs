@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use std::ffi::{c_int, c_long};
 
 const CLOSE_RANGE_UNSHARE: c_long = 2;
+const PIDFD_THREAD: c_long = libc::O_EXCL as c_long;
 
 /// What the thread makes its table of, and what became of it.
 #[repr(C)]
@@ -22,6 +23,8 @@ pub(super) struct Table {
     count: usize,
     first: c_int,
     standard: bool,
+    /// The number of the thread whose table it is made from.
+    thread: c_long,
     /// Whether the thread begins with a copy of the process's.
     pub(super) copied: bool,
     /// Whether it has one of its own.
@@ -49,6 +52,7 @@ impl Table {
             count: lists.0.len(),
             first: chosen.first,
             standard: chosen.standard,
+            thread: system_call(libc::SYS_gettid, [0; 5]),
             copied: false,
             own: false,
             call: Call::Unshare,
@@ -62,10 +66,15 @@ impl Table {
     }
 
     /// Whether the process's descriptors are not to be had one by one: a kernel or a filter without the calls, or a first
-    /// thread that has ended before the process.
+    /// thread that has ended before the process, or has another table.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(self.call, Call::Fetch)
-            && matches!(self.errno, libc::ENOSYS | libc::EPERM | libc::EACCES | libc::ESRCH)
+        let errors = [libc::ENOSYS, libc::EPERM, libc::EACCES, libc::ESRCH, libc::EBADF];
+        matches!(self.call, Call::Fetch) && errors.contains(&self.errno)
+    }
+
+    /// Whether that is so for every thread of the process.
+    pub(super) fn is_refused_for_good(&self) -> bool {
+        self.is_refused() && matches!(self.errno, libc::ENOSYS | libc::EPERM | libc::EACCES)
     }
 
     pub(super) fn into_result(self) -> Result<()> {
@@ -109,8 +118,15 @@ impl Table {
             return parted;
         }
         (self.own, self.call) = (true, Call::Fetch);
-        let own = system_call(libc::SYS_getpid, [0; 5]);
-        let opened = system_call(libc::SYS_pidfd_open, [own, 0, 0, 0, 0]);
+        // The caller's thread, which stands still; before Linux 6.9 only the first one of a process can be named.
+        let mut opened = system_call(libc::SYS_pidfd_open, [self.thread, PIDFD_THREAD, 0, 0, 0]);
+        if opened == -c_long::from(libc::EINVAL) {
+            let process = system_call(libc::SYS_getpid, [0; 5]);
+            if process != self.thread && !share_table(process, self.thread) {
+                return -c_long::from(libc::ESRCH);
+            }
+            opened = system_call(libc::SYS_pidfd_open, [process, 0, 0, 0, 0]);
+        }
         if opened < 0 {
             return opened;
         }
@@ -166,6 +182,14 @@ impl Table {
         }
         system_call(libc::SYS_close_range, [above, c_long::from(u32::MAX), 0, 0, 0])
     }
+}
+
+/// Whether the first thread of a process lives and has the same table as another one, as far as the kernel tells.
+fn share_table(first: c_long, other: c_long) -> bool {
+    const KCMP_FILES: c_long = 2;
+    let compared = system_call(libc::SYS_kcmp, [first, other, KCMP_FILES, 0, 0]);
+    // A kernel or a filter without the call: threads with tables of their own are rare.
+    compared == 0 || compared == -c_long::from(libc::ENOSYS) || compared == -c_long::from(libc::EPERM)
 }
 
 fn move_to(fd: c_long, lowest: c_long, command: c_int) -> c_long {
