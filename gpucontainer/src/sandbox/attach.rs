@@ -15,7 +15,8 @@ use crate::sandbox::leased::Held;
 use crate::sandbox::plan::{Namespace, Plan, Step};
 use crate::sandbox::prepare::text;
 
-use crate::sandbox::{Sandbox, device_rules};
+use crate::sandbox::Sandbox;
+use crate::sandbox::confine::device_rules;
 use crate::sys::process;
 use crate::sys::root::{Entry, Root};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
