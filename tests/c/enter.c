@@ -1,40 +1,11 @@
 /* Becoming a sandbox: codes, signals, what is passed, and starts that fail. */
-#include "root.h"
+#include "entering.h"
 
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-static gpuc_config_t *shell(const char *script) {
-    gpuc_error_t *error;
-    gpuc_config_t *config = gpuc_config_new_from_directory(root, &error);
-    CHECK_NO_ERROR(error);
-    const char *const command[] = {"sh", "-c", script, NULL};
-    gpuc_config_set_command(config, command);
-    return config;
-}
-
-/* A child that becomes a sandbox. What is passed to it is a pipe, as number 9; it says so there when it is ready. */
-static pid_t enter(const char *script, int *ready) {
-    int ends[2];
-    CHECK(pipe(ends) == 0);
-    const pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid == 0) {
-        gpuc_error_t *error;
-        gpuc_config_t *config = shell(script);
-        close(ends[0]);
-        gpuc_config_pass_fd(config, 9, ends[1]);
-        gpuc_enter(config, &error);
-        fprintf(stderr, "%s\n", gpuc_error_message(error));
-        _exit(99);
-    }
-    close(ends[1]);
-    *ready = ends[0];
-    return pid;
-}
+static pid_t enter(const char *script, int *ready) { return become(shell, script, ready); }
 
 static void await(int ready, const char *words) {
     char line[64];
@@ -45,12 +16,6 @@ static void await(int ready, const char *words) {
     }
     line[length - 1] = '\0';
     CHECK(strcmp(line, words) == 0);
-}
-
-static int status_of(pid_t pid) {
-    int status;
-    CHECK(waitpid(pid, &status, 0) == pid);
-    return status;
 }
 
 static void ends_as_the_application_does(void) {

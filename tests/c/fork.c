@@ -10,10 +10,7 @@
 
 static gpuc_sandbox_t *serve(const char *script) {
     gpuc_error_t *error;
-    gpuc_config_t *config = gpuc_config_new_from_directory(root, &error);
-    CHECK_NO_ERROR(error);
-    const char *const command[] = {"sh", "-c", script, NULL};
-    gpuc_config_set_command(config, command);
+    gpuc_config_t *config = shell(script);
     gpuc_config_set_stdio(config, 0, GPUC_STDIO_NULL);
     gpuc_config_set_stdio(config, 2, GPUC_STDIO_NULL);
     gpuc_config_publish(config, 80, 0);

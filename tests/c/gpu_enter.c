@@ -1,8 +1,7 @@
 /* Processes that become sandboxes with GPUs: what they lease is free when they have ended, whatever way. */
-#include "root.h"
+#include "entering.h"
 
 #include <signal.h>
-#include <sys/wait.h>
 
 /* Nobody else leases there. */
 static char table[] = "/dev/shm/gpuc-enter-XXXXXX";
@@ -14,36 +13,15 @@ static gpuc_gpu_allocator_t *allocator_of_table(void) {
     return allocator;
 }
 
-/* A child that becomes a sandbox with all GPUs, and says so on a pipe. */
-static pid_t enter(const char *script, int *ready) {
-    int ends[2];
-    CHECK(pipe(ends) == 0);
-    const pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid == 0) {
-        gpuc_error_t *error;
-        gpuc_config_t *config = gpuc_config_new_from_directory(root, &error);
-        CHECK_NO_ERROR(error);
-        const char *const command[] = {"sh", "-c", script, NULL};
-        gpuc_config_set_command(config, command);
-        gpuc_config_set_gpus(config, "count:8", 0);
-        gpuc_config_set_gpu_allocator(config, allocator_of_table());
-        gpuc_config_set_gpu_wait(config, 30000, NULL);
-        gpuc_config_pass_fd(config, 9, ends[1]);
-        gpuc_enter(config, &error);
-        fprintf(stderr, "%s\n", gpuc_error_message(error));
-        _exit(99);
-    }
-    close(ends[1]);
-    *ready = ends[0];
-    return pid;
+static gpuc_config_t *with_all_gpus(const char *script) {
+    gpuc_config_t *config = shell(script);
+    gpuc_config_set_gpus(config, "count:8", 0);
+    gpuc_config_set_gpu_allocator(config, allocator_of_table());
+    gpuc_config_set_gpu_wait(config, 30000, NULL);
+    return config;
 }
 
-static int status_of(pid_t pid) {
-    int status;
-    CHECK(waitpid(pid, &status, 0) == pid);
-    return status;
-}
+static pid_t enter(const char *script, int *ready) { return become(with_all_gpus, script, ready); }
 
 /* Whether somebody has leased GPUs. */
 static bool leased(void) {

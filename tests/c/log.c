@@ -6,7 +6,7 @@ struct heard {
 };
 
 static void hear(void *context, gpuc_log_level_t level, const char *message) {
-    struct heard *heard = context;
+    struct heard *heard = (struct heard *)context;
     heard->all++;
     heard->compiled += level == GPUC_LOG_DEBUG && strstr(message, "program compiled sandbox=") != NULL;
     /* From inside nothing can be changed. */
@@ -18,10 +18,7 @@ static void hear(void *context, gpuc_log_level_t level, const char *message) {
 
 static void start(void) {
     gpuc_error_t *error;
-    gpuc_config_t *config = gpuc_config_new_from_directory(root, &error);
-    CHECK_NO_ERROR(error);
-    const char *const command[] = {"sh", "-c", "exit 0", NULL};
-    gpuc_config_set_command(config, command);
+    gpuc_config_t *config = shell("exit 0");
     gpuc_sandbox_t *sandbox = gpuc_sandbox_spawn(config, &error);
     CHECK_NO_ERROR(error);
     CHECK(gpuc_sandbox_wait(sandbox, -1, NULL, &error) == 1);

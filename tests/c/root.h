@@ -23,6 +23,16 @@ static inline void make_root(void) {
     }
 }
 
+/* A sandbox of that directory that runs a script. */
+static inline gpuc_config_t *shell(const char *script) {
+    gpuc_error_t *error;
+    gpuc_config_t *config = gpuc_config_new_from_directory(root, &error);
+    CHECK_NO_ERROR(error);
+    const char *const command[] = {"sh", "-c", script, NULL};
+    gpuc_config_set_command(config, command);
+    return config;
+}
+
 static inline void remove_root(void) {
     char command[128];
     snprintf(command, sizeof command, "rm -r %s", root);

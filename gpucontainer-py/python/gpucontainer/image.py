@@ -1,8 +1,10 @@
-"""What an image says about itself."""
+"""What an image says about itself, and how it comes into a store."""
 
 from __future__ import annotations
 
 import dataclasses
+
+from . import _native
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,3 +35,11 @@ class ImageConfig:
     os: str
     #: When it was made, as in ``2025-01-31T12:00:00Z``.
     created: str | None
+
+
+def pull_if_absent(image: object, store: _native.ImageStore | None) -> None:
+    """Pulls an image that was named and is not in the store, the user's if none is given; what else is no name stays."""
+    if isinstance(image, str):
+        store = store or _native.ImageStore()
+        if store.get(image) is None:
+            store.pull(image)

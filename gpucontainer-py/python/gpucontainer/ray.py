@@ -61,8 +61,9 @@ from ray import __version__ as ray_version
 from ray._private.runtime_env.context import RuntimeEnvContext
 from ray._private.runtime_env.plugin import RuntimeEnvPlugin
 
-from . import _native, command_line
+from . import command_line
 from .errors import Error
+from .image import pull_if_absent
 from .ray_worker.outside import CONFIGURATION, encoded
 from .sandbox import DEVNULL, PIPE, Sandbox
 
@@ -161,10 +162,8 @@ def _prepare(words: Sequence[str], logger: logging.Logger) -> None:
     image, options = command_line.described(words, os.getcwd(), ())
     wanted = f"runtime_env['gpucontainer']: image {image}"
     try:
-        store = options["store"] or _native.ImageStore()
-        if isinstance(image, str) and store.get(image) is None:
-            logger.info("pulling image %s", image)
-            store.pull(image)
+        logger.info("preparing image %s", image)
+        pull_if_absent(image, options["store"])
         options["command"] = [*options["command"], "-c", _PROBE]
         del options["gpu_timeout"]
         with Sandbox(image, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, **options) as sandbox:

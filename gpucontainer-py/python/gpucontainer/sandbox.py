@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from . import _native
 from .checks import words as _words
+from .image import pull_if_absent
 from .limits import UNLIMITED, IoLimit, Limits, Mount
 from .options import _Descriptor, _gpus, _options, _Path, known
 from .ports import HostService, Port, PortMapping, ServiceStatus, _exposed, _published, activated
@@ -191,7 +192,9 @@ class Sandbox(_Running[Text], Generic[Text]):
         coding = Coding(text, encoding, errors)
         with Joined(given) as pipe:
             options = _options(given)
-            _pull_before_somebody(image, store)
+            if is_watched():
+                # Where its progress is seen; elsewhere the start does it.
+                pull_if_absent(image, store)
             self._handle = _native._Sandbox(image, options)
             super().__init__(self._handle, command, coding, pipe.take())
         self._name = self._handle.name()
@@ -473,14 +476,6 @@ class Sandbox(_Running[Text], Generic[Text]):
     def __repr__(self) -> str:
         state = "running" if self.status is None else repr(self.status)
         return f"<gpucontainer.Sandbox {self.name} {state}>"
-
-
-def _pull_before_somebody(image: object, store: ImageStore | None) -> None:
-    """Pulls an image that is not in the store where its progress is seen; elsewhere the start does it."""
-    if isinstance(image, str) and is_watched():
-        store = store or _native.ImageStore()
-        if store.get(image) is None:
-            store.pull(image)
 
 
 def collect_abandoned(store: ImageStore) -> None:

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import _native, errors, surroundings
+from . import errors, surroundings
 from .becoming import enter
+from .image import pull_if_absent
 
 #: The second line of every stand-in, by which one is known that may be replaced.
 _MARK = "# A program of an image, written by gpucontainer."
@@ -90,13 +91,9 @@ def _by_options(words: Sequence[str]) -> list[list[str]]:
 
 
 def current_umask() -> int:
-    """The mask of this process, which only a change tells where the kernel does not."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    """The mask of this process, which `os.umask` tells by a change alone."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
 
 
 def inherited() -> list[int]:
@@ -118,11 +115,8 @@ def become(image: str | Path, options: dict[str, Any]) -> NoReturn:
 
     The command has this process' streams, the descriptors that it inherited and, where the kernel allows that, its number.
     """
-    if isinstance(image, str):
-        store = options["store"] or _native.ImageStore()
-        if store.get(image) is None:
-            # Here Ctrl-C ends it; later that is the command's.
-            store.pull(image)
+    # Here Ctrl-C ends it; later that is the command's.
+    pull_if_absent(image, options["store"])
     passed = inherited()
     if surroundings.ends_with_parent():
         _end_with_parent()

@@ -3,8 +3,9 @@
 use crate::cgroup::{Cgroup, DeviceKind, DeviceRule};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gpu::{DeviceNode, GpuGrant};
-use crate::sandbox::config::{Capability, SandboxBuilder};
+use crate::sandbox::config::SandboxBuilder;
 use crate::sandbox::prepare::{CgroupFacts, Prepared};
+use crate::sandbox::privileges::Capability;
 use std::path::PathBuf;
 
 /// The control group, or none where it is not needed and not possible.

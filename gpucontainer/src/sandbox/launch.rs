@@ -124,7 +124,10 @@ pub(crate) fn launch(plan: &Plan, inputs: &Inputs<'_>) -> Result<Running> {
     let collected = Collect(&child.pidfd);
 
     if let Some(maps) = inputs.id_maps.filter(|_| plan.namespaces.contains(&Namespace::User)) {
-        maps.apply(child.pid)?;
+        // It waits there. Where this process may not be dumped, as after a change of its user, the files of the new one in
+        // procfs are its user's from the stub on, and not before.
+        process::receive_word(&control)?;
+        maps.write(child.pid).with_context(|| format!("map the ids of process {}", child.pid))?;
         process::tell(&control, b"G")?;
     }
     let (mut application, mut terminal, mut binds) = (None, None, None);
@@ -293,24 +296,6 @@ fn step_error(plan: &Plan, failure: &Failure) -> Error {
                 .context("a file system belongs where the image has a link or a file")
         }
         _ => error,
-    }
-}
-
-impl IdMaps {
-    /// Writes the maps of the process `pid`, which waits for them.
-    ///
-    /// Where this process may not be dumped, as after a change of its user, that one begins so too: the kernel wakes us a
-    /// moment before its files belong to its user, as they do when it has executed the stub.
-    fn apply(&self, pid: i32) -> Result<()> {
-        let patience = now() + Duration::from_secs(1);
-        loop {
-            match self.write(pid) {
-                Err(error) if error.errno() == Some(errno::EACCES) && now() < patience => {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-                written => return written.with_context(|| format!("map the ids of process {pid}")),
-            }
-        }
     }
 }
 

@@ -27,6 +27,7 @@ mod places;
 mod plan;
 mod ports;
 mod prepare;
+mod privileges;
 mod process;
 mod ready;
 mod root;
@@ -34,10 +35,11 @@ mod services;
 mod shift;
 mod stdio;
 
-pub use config::{Capability, Network, ResourceLimit, SandboxBuilder, UserNamespace};
+pub use config::{Network, SandboxBuilder, UserNamespace};
 pub use exec::ExecBuilder;
 pub use mount::{Mount, Propagation};
 pub use plan::{Namespace, Plan};
+pub use privileges::{Capability, ResourceLimit};
 pub use process::{ExitStatus, Output, Process};
 pub use stdio::Stdio;
 

@@ -2,8 +2,8 @@
 //!
 //! Nothing but system calls happens between the clone and the stub: no allocation, no lock, no signal handler. The
 //! child's own memory is a stack made beforehand; every signal is blocked around it. Neither the size of the host nor
-//! its threads and open files matter, and nothing that the child does can change the host: what would (uid changes, dumpable flag,
-//! out-of-memory score) happens only in the stub, which has memory of its own.
+//! its threads and open files matter, and nothing that the child does can change the host: what would (uid changes,
+//! dumpable flag, out-of-memory score) happens only in the stub, which has memory of its own.
 
 #![allow(unsafe_code, reason = "a raw clone and the code of its child")]
 

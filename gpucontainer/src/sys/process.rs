@@ -174,7 +174,7 @@ pub(crate) fn receive_word(socket: impl AsFd) -> Result<()> {
         match rustix::net::recv(&socket, &mut [0_u8; 8], rustix::net::RecvFlags::empty()) {
             Ok(_) | Err(Errno::CONNRESET) => return Ok(()),
             Err(Errno::INTR) => {}
-            Err(e) => return Err(failed("recv(gate)", e)),
+            Err(e) => return Err(failed("recv(word)", e)),
         }
     }
 }

@@ -143,6 +143,7 @@ impl Compiler<'_, '_> {
             }
             Step::AwaitIdMaps => {
                 let control = program.descriptor(self.descriptors.control);
+                program.write(control, b"R");
                 program.await_byte(control);
                 Ok(())
             }

@@ -131,7 +131,7 @@ impl Table {
             return opened;
         }
         // Out of the way.
-        let process = move_to(opened, self.number(self.count), libc::F_DUPFD_CLOEXEC);
+        let process = move_above(opened, self.number(self.count));
         if process < 0 {
             return process;
         }
@@ -192,8 +192,8 @@ fn share_table(first: c_long, other: c_long) -> bool {
     compared == 0 || compared == -c_long::from(libc::ENOSYS) || compared == -c_long::from(libc::EPERM)
 }
 
-fn move_to(fd: c_long, lowest: c_long, command: c_int) -> c_long {
-    let moved = system_call(libc::SYS_fcntl, [fd, command.into(), lowest, 0, 0]);
+fn move_above(fd: c_long, lowest: c_long) -> c_long {
+    let moved = system_call(libc::SYS_fcntl, [fd, libc::F_DUPFD_CLOEXEC.into(), lowest, 0, 0]);
     system_call(libc::SYS_close, [fd, 0, 0, 0, 0]);
     moved
 }

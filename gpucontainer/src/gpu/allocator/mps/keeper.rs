@@ -113,6 +113,8 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>, deadline: 
     let forerunner = clone(&program, &options)?;
     let report = program.into_report();
     drop(far_control);
+    // It waits there, and is a process of its user's from then on.
+    process::receive_word(&control)?;
     let mapped = if alone { map_oneself(forerunner.pid) } else { Ok(()) };
     // Without this it waits for ever, if nobody closes the socket.
     let told = mapped.and_then(|()| process::tell(&control, b"G"));
@@ -191,6 +193,7 @@ fn compile(
     alone: bool,
 ) -> Result<()> {
     let Descriptors { control, group, born, streams } = *descriptors;
+    program.write(control, b"R");
     program.await_byte(control);
     // A signal that the caller ignores would stay ignored: without SIGCHLD no child would ever be heard of.
     program.default_signals();
