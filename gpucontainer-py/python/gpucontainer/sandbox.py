@@ -192,7 +192,7 @@ class Sandbox(_Running[Text], Generic[Text]):
         coding = Coding(text, encoding, errors)
         with Joined(given) as pipe:
             options = _options(given)
-            if is_watched():
+            if isinstance(image, str) and is_watched():
                 # Where its progress is seen; elsewhere the start does it.
                 pull_if_absent(image, store)
             self._handle = _native._Sandbox(image, options)
