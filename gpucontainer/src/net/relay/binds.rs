@@ -154,16 +154,20 @@ impl Engine {
         let vacated = self.close_stale(ports);
         let _over = vacated.then(|| socket::BoundOver::prepare(&wanted.socket));
         let choice = self.choose(ports, kind);
-        peer::bind(&wanted.socket, wanted.address)?;
+        let bound = peer::bind(&wanted.socket, wanted.address);
         let (index, made) = match choice {
-            Choice::Nothing => return Ok(()),
+            Choice::Nothing => return bound,
             Choice::Made(index, made) => (index, made),
-            Choice::Relayed(index) => match self.take_over(index, kind) {
+            Choice::Relayed(index) => match bound.and_then(|()| Ok(self.take_over(index, kind)))? {
                 Some(made) => (index, made),
                 None => return Ok(()),
             },
         };
-        self.give(index, listener, bind, wanted, &made)
+        let given = bound.and_then(|()| self.give(index, listener, bind, wanted, &made));
+        if given.is_err() {
+            socket::vacate(&made);
+        }
+        given
     }
 
     /// The slots of the ports that the socket could serve, the best first.
@@ -241,7 +245,8 @@ impl Engine {
             let port = self.port(index).filter(has_inside);
             // Only beside none that listens another one can be made.
             let alone = |port: &Listener| Kind { v6: port.port.host().is_ipv6(), shared: false, locked: false };
-            let probe = |port: &Listener| listen_beside(&port.socket, alone(port));
+            // A child that the host forks now has a copy of it, which is not to be in the next one's way.
+            let probe = |port: &Listener| listen_beside(&port.socket, alone(port)).map(socket::vacate);
             if port.is_some_and(|port| probe(port).is_ok()) {
                 self.close_inside(index);
                 closed = true;
