@@ -472,10 +472,19 @@ fn main() {
             a_process_group_leader_and_one_below_another_are_alike,
         ),
     ];
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let (mut only, mut skipped) = (Vec::new(), Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--skip" => skipped.extend(arguments.next()),
+            option if option.starts_with('-') => {}
+            _ => only.push(argument),
+        }
+    }
     let (mut passed, mut failed) = (0, 0);
     for (name, test) in tests {
-        if words.is_empty() || words.iter().any(|word| name.contains(word)) {
+        let named = |words: &[String]| words.iter().any(|word| name.contains(word.as_str()));
+        if (only.is_empty() || named(&only)) && !named(&skipped) {
             let ended = std::thread::Builder::new().name((*name).to_owned()).spawn(*test).unwrap().join();
             println!("test {name} ... {}", if ended.is_ok() { "ok" } else { "FAILED" });
             passed += i32::from(ended.is_ok());

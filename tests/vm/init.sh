@@ -74,10 +74,11 @@ cd /root
 for user in root user; do
     while read -r program; do
         echo "@@ begin $user $program"
+        begun=$(cut -d. -f1 /proc/uptime)
         as_$user "$program" </dev/null 2>&1
         status=$?
         echo
-        echo "@@ end $user $program $status"
+        echo "@@ end $user $program $status $(($(cut -d. -f1 /proc/uptime) - begun))"
     done <"/tests/list-$user"
 done
 echo "@@ done"
