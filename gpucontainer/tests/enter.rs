@@ -306,8 +306,8 @@ fn a_process_that_may_not_be_dumped_can_become_one() {
     }
     let fixture = Fixture::new();
     for _ in 0..20 {
-        let (status, text) = fixture.run("undumpable", "exit 8");
-        assert_eq!(status.code(), Some(8), "{text}");
+        let output = fixture.command("undumpable", "exit 8").output().unwrap();
+        assert_eq!(output.status.code(), Some(8), "{output:?}");
     }
 }
 

@@ -1,13 +1,17 @@
 //! Netlink sockets: requests whose answers are there when the send returns.
 //!
-//! The kernel carries out what rtnetlink and nf_tables are asked for inside of `sendmsg(2)`, so nothing here ever waits.
-//! A socket belongs for life to the network namespace in which it was made, and can be used from any other.
+//! The kernel carries out what rtnetlink and nf_tables are asked for inside of `sendmsg(2)`, so nothing here ever waits
+//! but for what closing a [`TableOwner`] does, which is another thread's. A socket belongs for life to the network namespace in which it was made, and can be used from any other.
 
 #![allow(unsafe_code, reason = "socket options and a request for a namespace that no crate has")]
 
 use super::errno::failed;
+use super::process::own_pid;
+use super::signals::Everything;
 use crate::error::{Error, Result};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Which part of the kernel a socket talks to.
@@ -32,6 +36,50 @@ impl Protocol {
 /// A netlink socket.
 #[derive(Debug)]
 pub(crate) struct Netlink(OwnedFd);
+
+/// A socket that tables of nf_tables belong to.
+///
+/// With its last copy the kernel takes them away, and waits until no processor looks at them any more: some milliseconds,
+/// which are not for whoever drops this. A thread that ends with the call has them.
+#[derive(Debug)]
+pub(crate) struct TableOwner {
+    socket: ManuallyDrop<Netlink>,
+    process: u32,
+}
+
+impl From<Netlink> for TableOwner {
+    fn from(socket: Netlink) -> Self {
+        Self { socket: ManuallyDrop::new(socket), process: own_pid() }
+    }
+}
+
+impl Deref for TableOwner {
+    type Target = Netlink;
+
+    fn deref(&self) -> &Netlink {
+        &self.socket
+    }
+}
+
+impl Drop for TableOwner {
+    fn drop(&mut self) {
+        // SAFETY: nobody sees the place after this, and it is emptied here alone.
+        let socket = unsafe { ManuallyDrop::take(&mut self.socket) };
+        if self.process != own_pid() {
+            // A child that was forked has copies, and may not be in a state to make threads.
+            return;
+        }
+        let thread = std::thread::Builder::new().name("gpuc-close".to_owned()).stack_size(CLOSING_STACK);
+        // Signals are for the host's own threads.
+        let blocked = Everything::block();
+        // Without a thread it is closed here, by dropping what it was to do.
+        let _ = thread.spawn(move || drop(socket));
+        drop(blocked);
+    }
+}
+
+/// Bytes of stack for a thread that makes one system call.
+const CLOSING_STACK: usize = 64 << 10;
 
 /// What the kernel said to a message that it refused.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -32,7 +32,7 @@ use super::netlink::nf_tables::set::{Count, Element, read_counts};
 use super::netlink::{Batch, carry_out};
 use super::port::PublishedPort;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::sys::netlink::{self, Netlink};
+use crate::sys::netlink::{self, Netlink, TableOwner};
 use crate::sys::{fs, process};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -68,7 +68,7 @@ struct Nat {
 
 #[derive(Debug)]
 struct State {
-    socket: Netlink,
+    socket: TableOwner,
     /// How many ports need an element that is for several: that of a container.
     shared: HashMap<(&'static str, Vec<u8>), usize>,
     /// Of the last range whose ports inside are others than on the host.
@@ -89,7 +89,7 @@ impl Nat {
         }
         let name = format!("gpuc-ports-{}", &fs::unique()[..8]);
         carry_out(&socket, &table::make(&name)).map_err(explain).context("make a table of published ports")?;
-        let state = State { socket, shared: HashMap::new(), number: 0 };
+        let state = State { socket: socket.into(), shared: HashMap::new(), number: 0 };
         let nat = Arc::new(Self { process, cookie, name, state: Mutex::new(state) });
         tables.push(Arc::downgrade(&nat));
         Ok(nat)

@@ -24,6 +24,7 @@ use super::netlink::route::{LOOPBACK, Peer, Route};
 use super::netlink::{Batch, carry_out};
 use crate::claim::Claim;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::sys::netlink::TableOwner;
 use crate::sys::netns::NewNetwork;
 use crate::sys::{errno, netns, process};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -432,6 +433,8 @@ impl NetworkMember {
         claim.release()?;
         let living = directory.living()?;
         if living.is_empty() {
+            // Copies in processes that are gone by now are none, so this is the last.
+            drop(self.switch.rules.take().map(TableOwner::from));
             return directory.remove();
         }
         directory.set_hosts(&names::hosts(&living))?;

@@ -158,7 +158,7 @@ impl Engine {
         let (index, made) = match choice {
             Choice::Nothing => return bound,
             Choice::Made(index, made) => (index, made),
-            Choice::Relayed(index) => match bound.and_then(|()| Ok(self.take_over(index, kind)))? {
+            Choice::Relayed(index) => match bound.map(|()| self.take_over(index, kind))? {
                 Some(made) => (index, made),
                 None => return Ok(()),
             },

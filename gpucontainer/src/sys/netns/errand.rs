@@ -87,6 +87,9 @@ pub(crate) fn netlink(network: BorrowedFd<'_>, protocol: Protocol) -> Result<Net
 /// # Errors
 /// That of the first that the kernel does not have or refuses.
 pub(crate) fn configure(network: BorrowedFd<'_>, settings: &[(String, String)]) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
     let mut errand = Errand::entering(network);
     for (name, value) in settings {
         errand.setting(name, value, false)?;
