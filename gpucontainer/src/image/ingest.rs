@@ -160,7 +160,7 @@ impl Ingest<'_> {
             return Ok(());
         };
         let staged = self.work.fresh_directory()?;
-        let made = self.stream(diff_id, blob, &item, &staged.join("tree"), abandoned);
+        let made = self.stream(diff_id, blob, &item, &staged, abandoned);
         let made = made.and_then(|implied| note_implied(&staged, &implied));
         let made = made.and_then(|()| self.store.add_layer(self.work, diff_id, &staged));
         if made.is_err() {
@@ -175,10 +175,9 @@ impl Ingest<'_> {
         diff_id: &Digest,
         blob: &Blob,
         item: &str,
-        tree: &Path,
+        staged: &Path,
         abandoned: &AtomicBool,
     ) -> Result<Vec<PathBuf>> {
-        fs::create_dir(tree)?;
         let mut compressed = HashingReader::new(Metered {
             inner: self.source.open(blob)?,
             item,
@@ -190,7 +189,7 @@ impl Ingest<'_> {
             cancel: self.cancel,
             abandoned,
         });
-        let unpacked = self.unpack(diff_id, &mut compressed, tree);
+        let unpacked = self.unpack(diff_id, &mut compressed, staged);
         match &unpacked {
             Err(e) if e.kind() != ErrorKind::InvalidLayer => return unpacked,
             // What is wrong inside may only be the sign that these are not the promised bytes: worth
@@ -217,11 +216,14 @@ impl Ingest<'_> {
         unpacked
     }
 
-    fn unpack(&self, diff_id: &Digest, compressed: &mut dyn Read, tree: &Path) -> Result<Vec<PathBuf>> {
+    fn unpack(&self, diff_id: &Digest, compressed: &mut dyn Read, staged: &Path) -> Result<Vec<PathBuf>> {
+        let tree = staged.join("tree");
+        fs::create_dir(&tree)?;
         let decompressed = Decompress::new(compressed).map_err(|e| Error::from_io("read", e))?;
         let mut plain = HashingReader::new(Bounded { inner: decompressed, left: self.max_layer_bytes });
-        let options = UnpackOptions::for_this_user().max_bytes(self.max_layer_bytes).cancel(self.cancel.clone());
-        let unpacked = layer::unpack(&mut plain, tree, &options)?;
+        let options =
+            UnpackOptions::for_this_user().max_bytes(self.max_layer_bytes).cancel(self.cancel.clone()).record(staged);
+        let unpacked = layer::unpack(&mut plain, &tree, &options)?;
         drain(&mut plain)?;
         let found = plain.digest();
         if found == *diff_id {

@@ -6,6 +6,7 @@
 
 use super::input::Input;
 use super::pax;
+use super::record::Record;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::sys::fs::tree::{Kind, Moment};
 use tar::Header;
@@ -122,9 +123,25 @@ impl<'a> Archive<'a> {
     }
 
     /// Marks bytes that [`Archive::peek`] showed as used.
-    pub(super) fn consume(&mut self, count: usize) {
-        self.input.consume(count);
+    pub(super) fn consume(&mut self, count: usize) -> Result<()> {
         self.remaining = self.remaining.saturating_sub(count as u64);
+        self.input.consume(count)
+    }
+
+    /// The same for bytes that the record finds in a file; the caller notes which.
+    pub(super) fn consume_kept(&mut self, count: usize) {
+        self.remaining = self.remaining.saturating_sub(count as u64);
+        self.input.consume_kept(count);
+    }
+
+    /// The record of how the archive is written, if there is one.
+    pub(super) fn record(&mut self) -> Option<&mut Record> {
+        self.input.record()
+    }
+
+    /// Ends the record.
+    pub(super) fn finish(self) -> Result<()> {
+        self.input.finish()
     }
 
     fn expect(&mut self, size: u64) {
@@ -183,7 +200,7 @@ impl<'a> Archive<'a> {
             let shown = self.peek(u64::MAX)?;
             bytes.extend_from_slice(shown);
             let count = shown.len();
-            self.consume(count);
+            self.consume(count)?;
         }
         Ok(bytes)
     }

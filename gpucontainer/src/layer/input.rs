@@ -1,5 +1,6 @@
 //! The bytes of an archive, through one large buffer: read once, counted, limited, cancellable.
 
+use super::record::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 use std::io::Read;
@@ -17,6 +18,8 @@ pub(super) struct Input<'a> {
     taken: u64,
     limit: u64,
     cancel: Cancel,
+    /// What passes is noted here.
+    record: Option<Record>,
 }
 
 impl std::fmt::Debug for Input<'_> {
@@ -26,8 +29,8 @@ impl std::fmt::Debug for Input<'_> {
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn new(source: &'a mut dyn Read, limit: u64, cancel: Cancel) -> Self {
-        Self { source, buffer: vec![0; CAPACITY], start: 0, end: 0, taken: 0, limit, cancel }
+    pub(super) fn new(source: &'a mut dyn Read, limit: u64, cancel: Cancel, record: Option<Record>) -> Self {
+        Self { source, buffer: vec![0; CAPACITY], start: 0, end: 0, taken: 0, limit, cancel, record }
     }
 
     /// Bytes that the caller has consumed so far.
@@ -78,8 +81,28 @@ impl<'a> Input<'a> {
     }
 
     /// Marks `count` of the bytes that [`Input::peek`] showed as used.
-    pub(super) fn consume(&mut self, count: usize) {
+    pub(super) fn consume(&mut self, count: usize) -> Result<()> {
+        let end = (self.start + count).min(self.end);
+        if let Some(record) = &mut self.record {
+            record.bytes(&self.buffer[self.start..end])?;
+        }
+        self.start = end;
+        Ok(())
+    }
+
+    /// The same for bytes that the record finds in a file; the caller notes which.
+    pub(super) fn consume_kept(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
+    }
+
+    /// The record of what passes, if there is one.
+    pub(super) fn record(&mut self) -> Option<&mut Record> {
+        self.record.as_mut()
+    }
+
+    /// Ends the record.
+    pub(super) fn finish(self) -> Result<()> {
+        self.record.map_or(Ok(()), Record::finish)
     }
 
     /// Fills `block`, or returns `false` if the stream ended before it.
@@ -90,7 +113,7 @@ impl<'a> Input<'a> {
             available if available < block.len() => Err(truncated(self.taken)),
             _ => {
                 block.copy_from_slice(&self.buffer[self.start..self.start + block.len()]);
-                self.start += block.len();
+                self.consume(block.len())?;
                 Ok(true)
             }
         }
@@ -100,7 +123,7 @@ impl<'a> Input<'a> {
     pub(super) fn skip(&mut self, mut count: u64) -> Result<()> {
         while count > 0 {
             let shown = self.peek(count)?.len();
-            self.consume(shown);
+            self.consume(shown)?;
             count -= shown as u64;
         }
         Ok(())
@@ -109,7 +132,7 @@ impl<'a> Input<'a> {
     /// Reads what is left, to the end of the stream.
     pub(super) fn drain(&mut self) -> Result<()> {
         loop {
-            self.start = self.end;
+            self.consume(self.end - self.start)?;
             self.fill(CAPACITY)?;
             if self.start == self.end {
                 return Ok(());

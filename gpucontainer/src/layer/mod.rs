@@ -15,6 +15,8 @@
 mod archive;
 mod input;
 mod pax;
+mod record;
+mod rewrite;
 pub(crate) mod seam;
 mod stack;
 mod unpack;
@@ -22,6 +24,8 @@ mod unpack;
 #[cfg(test)]
 pub(crate) mod tests;
 
+#[cfg_attr(not(test), expect(unused_imports, reason = "for what sends layers elsewhere"))]
+pub(crate) use rewrite::LayerArchive;
 pub(crate) use stack::Stack;
 
 use crate::error::Result;
@@ -52,6 +56,7 @@ pub(crate) struct UnpackOptions {
     keep_owners: bool,
     max_bytes: u64,
     cancel: Cancel,
+    record: Option<PathBuf>,
 }
 
 impl UnpackOptions {
@@ -59,7 +64,12 @@ impl UnpackOptions {
     /// owners, makes device nodes and sets capabilities; for anybody else everything belongs to that user,
     /// capabilities and the nodes below `dev` are left out, and a device node elsewhere is an error.
     pub(crate) fn for_this_user() -> Self {
-        Self { keep_owners: crate::sys::fs::tree::privileged(), max_bytes: u64::MAX, cancel: Cancel::new() }
+        Self {
+            keep_owners: crate::sys::fs::tree::privileged(),
+            max_bytes: u64::MAX,
+            cancel: Cancel::new(),
+            record: None,
+        }
     }
 
     /// Refuses an archive of more than `bytes` bytes (headers and padding count, holes do not). No limit by default.
@@ -71,6 +81,13 @@ impl UnpackOptions {
     /// Lets the caller end the work early.
     pub(crate) fn cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = cancel;
+        self
+    }
+
+    /// Keeps how the archive was written in files of the directory `layer`, so that it can be written again: see
+    /// [`Store::layer_archive`](crate::store::Store). `layer` exists, and the tree is made in its `tree`.
+    pub(crate) fn record(mut self, layer: &Path) -> Self {
+        self.record = Some(layer.to_owned());
         self
     }
 
@@ -105,7 +122,8 @@ pub(crate) struct Unpacked {
 /// [`ErrorKind::InvalidLayer`](crate::error::ErrorKind::InvalidLayer), naming the entry, if the archive is malformed,
 /// truncated, too large or hostile; `NoSpace`; `Cancelled`; errors of the reader as they are.
 pub(crate) fn unpack(archive: &mut dyn Read, directory: &Path, options: &UnpackOptions) -> Result<Unpacked> {
-    let input = input::Input::new(archive, options.max_bytes, options.cancel.clone());
+    let record = options.record.as_deref().map(record::Record::create).transpose()?;
+    let input = input::Input::new(archive, options.max_bytes, options.cancel.clone(), record);
     let found = unpack::run(archive::Archive::new(input), directory, options)?;
     let unpack::Found { archive_bytes, entries, implied } = found;
     Ok(Unpacked { tree: LayerTree::Directory(directory.to_owned()), archive_bytes, entries, implied })

@@ -2,6 +2,7 @@
 
 use super::UnpackOptions;
 use super::archive::{Archive, Member, Segment, What};
+use super::record::{PATH_LIMIT, Record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fs::tree::{self, Kind, Moment};
 use crate::sys::root::Root;
@@ -42,8 +43,10 @@ pub(super) fn run(mut archive: Archive<'_>, directory: &Path, options: &UnpackOp
         tree.add(&member, &mut archive).map_err(|error| blame(error, &member.name))?;
     }
     let mut implied = Vec::new();
-    tree.finish(tree.root.as_fd(), Path::new(""), &mut implied)?;
-    Ok(Found { archive_bytes: archive.consumed(), entries, implied })
+    tree.finish(tree.root.as_fd(), Path::new(""), &mut implied, archive.record())?;
+    let archive_bytes = archive.consumed();
+    archive.finish()?;
+    Ok(Found { archive_bytes, entries, implied })
 }
 
 /// Names the entry; where the kernel refused what the entry says, the layer is to blame, not the host.
@@ -57,8 +60,10 @@ fn blame(error: Error, name: &[u8]) -> Error {
 }
 
 /// What is kept of a directory until everything is in it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Described {
+    /// From the layer's root, through no link.
+    path: PathBuf,
     depth: u32,
     has_directories: bool,
     /// Whether a member says what it is like, or it is new because what was there is hidden.
@@ -69,8 +74,8 @@ struct Described {
 
 impl Described {
     /// A directory that the archive implies but does not list: the same on every host.
-    fn implied(depth: u32) -> Self {
-        Self { depth, has_directories: false, listed: false, mode: 0o755, modified: Moment::default() }
+    fn implied(path: PathBuf, depth: u32) -> Self {
+        Self { path, depth, has_directories: false, listed: false, mode: 0o755, modified: Moment::default() }
     }
 }
 
@@ -101,7 +106,7 @@ impl<'a> Tree<'a> {
             return Err(Error::new(ErrorKind::InvalidArgument, text).with_path(directory));
         }
         let root_inode = tree::status_of(root.as_fd())?.inode;
-        let directories = HashMap::from([(root_inode, Described::implied(0))]);
+        let directories = HashMap::from([(root_inode, Described::implied(PathBuf::new(), 0))]);
         if options.keep_owners {
             tree::set_owner(root.as_fd(), 0, 0)?;
         }
@@ -186,7 +191,7 @@ impl<'a> Tree<'a> {
     /// Makes a directory as if the archive only implied it.
     fn make_directory(&mut self, parent: &Parent, name: &OsStr, opaque: bool) -> Result<OwnedFd> {
         let above = self.directories.get_mut(&parent.inode).ok_or_else(|| invalid("the tree changed meanwhile"))?;
-        let depth = above.depth + 1;
+        let (path, depth) = (above.path.join(name), above.depth + 1);
         if depth > DEPTH_LIMIT {
             return Err(invalid(format!("more than {DEPTH_LIMIT} directories below each other")));
         }
@@ -195,7 +200,7 @@ impl<'a> Tree<'a> {
             return Err(invalid("the tree changed meanwhile"));
         }
         let fd = tree::open_directory(parent.fd.as_fd(), name)?;
-        let described = Described { listed: opaque, ..Described::implied(depth) };
+        let described = Described { listed: opaque, ..Described::implied(path, depth) };
         self.directories.insert(tree::status_of(fd.as_fd())?.inode, described);
         if self.options.keep_owners {
             tree::set_owner(fd.as_fd(), 0, 0)?;
@@ -244,18 +249,21 @@ impl<'a> Tree<'a> {
         let directory = parent.fd.as_fd();
         let mut keeps = true;
         match &member.what {
-            What::Directory => keeps = self.place_directory(parent, name, member)?,
+            What::Directory => keeps = self.place_directory(parent, name, member, archive)?,
             What::File { size, segments } => {
                 let file = loop {
                     match tree::make_file(directory, name)? {
                         Some(file) => break file,
-                        None => keeps &= clear(directory, name)?,
+                        None => keeps &= clear(directory, name, archive)?,
                     }
                 };
-                let written = match segments {
-                    None => write(archive, &file, &[Segment { offset: 0, length: *size }])?,
-                    Some(segments) => write(archive, &file, segments)?,
-                };
+                let whole = [Segment { offset: 0, length: *size }];
+                let pieces = segments.as_deref().unwrap_or(&whole);
+                let later = self.found_later(parent, name, member);
+                let written = write(archive, &file, pieces, later.is_some())?;
+                if let (Some(path), Some(record)) = (later, archive.record()) {
+                    record.file(&path, tree::status_of(file.as_fd())?.inode, pieces)?;
+                }
                 if written < *size {
                     // The end is a hole.
                     tree::set_length(&file, *size)?;
@@ -270,11 +278,11 @@ impl<'a> Tree<'a> {
                     _ => return Err(invalid("a link to an empty name, or one with a NUL in it")),
                 };
                 while !tree::make_link(text, directory, name)? {
-                    keeps &= clear(directory, name)?;
+                    keeps &= clear(directory, name, archive)?;
                 }
                 self.describe_at(directory, name, member)?;
             }
-            What::HardLink { target } => keeps = self.place_hard_link(parent, name, target)?,
+            What::HardLink { target } => keeps = self.place_hard_link(parent, name, target, archive)?,
             What::Node(kind @ (Kind::Character { .. } | Kind::Block { .. }))
                 if *kind != Kind::WHITEOUT && !self.options.keep_owners =>
             {
@@ -290,7 +298,7 @@ impl<'a> Tree<'a> {
             }
             What::Node(kind) => {
                 while !tree::make_node(*kind, directory, name)? {
-                    keeps &= clear(directory, name)?;
+                    keeps &= clear(directory, name, archive)?;
                 }
                 if self.options.keep_owners {
                     tree::set_owner_at(directory, name, member.owner, member.group)?;
@@ -302,14 +310,30 @@ impl<'a> Tree<'a> {
         Ok(keeps)
     }
 
-    fn place_directory(&mut self, parent: &Parent, name: &OsStr, member: &Member) -> Result<bool> {
+    /// Where the record of the archive finds the contents of a file later. `None`: nowhere, it must have them itself.
+    fn found_later(&self, parent: &Parent, name: &OsStr, member: &Member) -> Option<PathBuf> {
+        self.options.record.as_ref()?;
+        let above = self.directories.get(&parent.inode)?;
+        // Root reads everything; anybody else, and their own namespace's root, only what its mode lets them.
+        let readable = self.options.keep_owners || (member.mode & 0o400 != 0 && above.mode & 0o100 != 0);
+        let path = above.path.join(name);
+        (readable && path.as_os_str().len() <= PATH_LIMIT).then_some(path)
+    }
+
+    fn place_directory(
+        &mut self,
+        parent: &Parent,
+        name: &OsStr,
+        member: &Member,
+        archive: &mut Archive<'_>,
+    ) -> Result<bool> {
         let directory = parent.fd.as_fd();
         let mut keeps = true;
         let fd = match tree::status(directory, name)?.map(|status| status.kind) {
             Some(Kind::Directory) => tree::open_directory(directory, name)?,
             present => {
                 if present.is_some() {
-                    keeps = clear(directory, name)?;
+                    keeps = clear(directory, name, archive)?;
                 }
                 self.make_directory(parent, name, present == Some(Kind::WHITEOUT))?
             }
@@ -319,7 +343,13 @@ impl<'a> Tree<'a> {
         Ok(keeps)
     }
 
-    fn place_hard_link(&mut self, parent: &Parent, name: &OsStr, target: &[u8]) -> Result<bool> {
+    fn place_hard_link(
+        &mut self,
+        parent: &Parent,
+        name: &OsStr,
+        target: &[u8],
+        archive: &mut Archive<'_>,
+    ) -> Result<bool> {
         let shown = String::from_utf8_lossy(target).into_owned();
         let names = components(target).map_err(|error| error.context(format!("hard link to {shown:?}")))?;
         let missing = || invalid(format!("a hard link to {shown:?}, which is no file of the layer so far"));
@@ -337,7 +367,7 @@ impl<'a> Tree<'a> {
             if present.is_some_and(|present| present.inode == wanted.inode && present.device == wanted.device) {
                 break;
             }
-            keeps &= clear(parent.fd.as_fd(), name)?;
+            keeps &= clear(parent.fd.as_fd(), name, archive)?;
         }
         Ok(keeps)
     }
@@ -390,14 +420,25 @@ impl<'a> Tree<'a> {
 
     /// Gives every directory, innermost first, the mode and the times that work inside it would have changed.
     /// Those that no member described are added to `implied`.
-    fn finish(&self, directory: BorrowedFd<'_>, path: &Path, implied: &mut Vec<PathBuf>) -> Result<()> {
+    fn finish(
+        &self,
+        directory: BorrowedFd<'_>,
+        path: &Path,
+        implied: &mut Vec<PathBuf>,
+        mut record: Option<&mut Record>,
+    ) -> Result<()> {
         let inode = tree::status_of(directory)?.inode;
-        let described = self.directories.get(&inode).copied().unwrap_or(Described::implied(0));
+        let unknown = Described::implied(PathBuf::new(), 0);
+        let described = self.directories.get(&inode).unwrap_or(&unknown);
+        if let Some(record) = record.as_deref_mut().filter(|_| !self.options.keep_owners && described.mode & 0o100 == 0)
+        {
+            record.keep_all(directory)?;
+        }
         if described.has_directories {
             for (name, is_directory) in tree::entries(directory)? {
                 if is_directory {
                     let inner = tree::open_directory(directory, &name)?;
-                    self.finish(inner.as_fd(), &path.join(&name), implied)
+                    self.finish(inner.as_fd(), &path.join(&name), implied, record.as_deref_mut())
                         .map_err(|error| error.context(format!("{name:?}")))?;
                 }
             }
@@ -411,8 +452,16 @@ impl<'a> Tree<'a> {
 }
 
 /// Removes what stands where something else is to be. Returns whether paths still lead where they did.
-fn clear(directory: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
-    let leads = tree::status(directory, name)?.is_some_and(|s| matches!(s.kind, Kind::Directory | Kind::Link));
+fn clear(directory: BorrowedFd<'_>, name: &OsStr, archive: &mut Archive<'_>) -> Result<bool> {
+    let status = tree::status(directory, name)?;
+    let leads = status.is_some_and(|status| matches!(status.kind, Kind::Directory | Kind::Link));
+    match (archive.record(), status) {
+        (Some(record), Some(status)) if status.kind == Kind::File => record.keep(directory, name, status.inode)?,
+        (Some(record), Some(status)) if status.kind == Kind::Directory => {
+            record.keep_all(tree::open_directory(directory, name)?.as_fd())?;
+        }
+        _ => {}
+    }
     tree::remove(directory, name)?;
     Ok(!leads)
 }
@@ -436,7 +485,9 @@ fn components(path: &[u8]) -> Result<Vec<&OsStr>> {
 }
 
 /// Writes the contents of the current member where they belong. Returns where the last byte is that was written.
-fn write(archive: &mut Archive<'_>, file: &File, segments: &[Segment]) -> Result<u64> {
+///
+/// `kept`: the record of the archive finds them there, and need not have them.
+fn write(archive: &mut Archive<'_>, file: &File, segments: &[Segment], kept: bool) -> Result<u64> {
     let mut written = 0;
     for segment in segments {
         let mut offset = segment.offset;
@@ -445,7 +496,11 @@ fn write(archive: &mut Archive<'_>, file: &File, segments: &[Segment]) -> Result
             let bytes = archive.peek(left)?;
             written = written.max(write_but_holes(file, bytes, offset)?);
             let count = bytes.len();
-            archive.consume(count);
+            if kept {
+                archive.consume_kept(count);
+            } else {
+                archive.consume(count)?;
+            }
             offset += count as u64;
             left -= count as u64;
         }

@@ -284,7 +284,7 @@ impl ImageBuilder {
         let path = staged.join("tree");
         fs::create_dir(&path)?;
         let mut archive = HashingReader::new(Archive::new(tree, seconds, &self.cancel));
-        let options = UnpackOptions::for_this_user().cancel(self.cancel.clone());
+        let options = UnpackOptions::for_this_user().cancel(self.cancel.clone()).record(&staged);
         let unpacked = layer::unpack(&mut archive, &path, &options)?;
         note_implied(&staged, &unpacked.implied)?;
         let mut rest = Vec::new();

@@ -2,8 +2,9 @@
 
 use super::{Tar, options};
 use crate::error::ErrorKind;
-use crate::layer::unpack;
+use crate::layer::{LayerArchive, unpack};
 use proptest::prelude::*;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -58,7 +59,8 @@ fn entry() -> impl Strategy<Value = Entry> {
 fn in_a_cage(archive: &[u8]) -> Result<(), TestCaseError> {
     let cage = tempfile::tempdir().unwrap();
     let (layer, outside) = (cage.path().join("layer"), cage.path().join("outside"));
-    std::fs::create_dir(&layer).unwrap();
+    let tree = layer.join("tree");
+    std::fs::create_dir_all(&tree).unwrap();
     std::fs::create_dir(&outside).unwrap();
     std::fs::write(outside.join("file"), "untouched").unwrap();
     let look = |path: &Path| {
@@ -66,7 +68,7 @@ fn in_a_cage(archive: &[u8]) -> Result<(), TestCaseError> {
         (m.mode(), m.uid(), m.nlink(), m.mtime(), m.mtime_nsec(), m.ctime_nsec(), m.size())
     };
     let before = (look(&outside), look(&outside.join("file")));
-    let result = unpack(&mut &archive[..], &layer, &options().max_bytes(64 << 20));
+    let result = unpack(&mut &archive[..], &tree, &options().max_bytes(64 << 20).record(&layer));
     prop_assert_eq!(before, (look(&outside), look(&outside.join("file"))));
     prop_assert_eq!(std::fs::read(outside.join("file")).unwrap(), b"untouched");
     let mut beside: Vec<_> = std::fs::read_dir(cage.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -75,7 +77,10 @@ fn in_a_cage(archive: &[u8]) -> Result<(), TestCaseError> {
     match result {
         Ok(unpacked) => {
             prop_assert_eq!(unpacked.archive_bytes, archive.len() as u64);
-            no_marks(&layer)?;
+            no_marks(&tree)?;
+            let mut again = Vec::new();
+            LayerArchive::open(&layer).unwrap().read_to_end(&mut again).unwrap();
+            prop_assert!(again == archive, "{} bytes, written again {}", archive.len(), again.len());
         }
         // Full: a damaged size of a sparse file, or an attribute that the file system has no room for.
         Err(error) => prop_assert!(matches!(error.kind(), ErrorKind::InvalidLayer | ErrorKind::NoSpace), "{error}"),
@@ -102,7 +107,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_ever_leaves_the_directory(entries in proptest::collection::vec(entry(), 1..14)) {
+    fn nothing_ever_leaves_the_directory_and_all_can_be_written_again(
+        entries in proptest::collection::vec(entry(), 1..14),
+        after in proptest::collection::vec(any::<u8>(), 0..3000),
+    ) {
         let mut archive = Tar::default();
         for entry in entries {
             let data = if entry.kind == b'0' { vec![b'x'; entry.size] } else { Vec::new() };
@@ -113,7 +121,9 @@ proptest! {
                 h.set_device_minor(0).unwrap();
             });
         }
-        in_a_cage(&archive.end())?;
+        let mut archive = archive.end();
+        archive.extend(after);
+        in_a_cage(&archive)?;
     }
 
     #[test]

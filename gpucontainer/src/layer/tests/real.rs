@@ -3,10 +3,11 @@
 use super::{Tar, options, root};
 use crate::common;
 use crate::error::ErrorKind;
-use crate::layer::unpack;
+use crate::layer::{LayerArchive, unpack};
 use crate::sys::fs::mount;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -81,10 +82,17 @@ fn what_the_tar_program_packs_comes_out_the_same() {
         assert!(output.status.success(), "{format:?}: {}", String::from_utf8_lossy(&output.stderr));
         let bytes = std::fs::metadata(&archive).unwrap().len();
         assert!(bytes < 3 << 20, "tar kept the holes: {bytes}");
-        let layer = directory.path().join(format!("layer-{index}"));
-        std::fs::create_dir(&layer).unwrap();
-        let unpacked = unpack(&mut std::fs::File::open(&archive).unwrap(), &layer, &options()).unwrap();
+        let stored = directory.path().join(format!("layer-{index}"));
+        let layer = stored.join("tree");
+        std::fs::create_dir_all(&layer).unwrap();
+        let unpacked = unpack(&mut std::fs::File::open(&archive).unwrap(), &layer, &options().record(&stored)).unwrap();
         assert_eq!(unpacked.archive_bytes, bytes);
+        let mut again = Vec::new();
+        LayerArchive::open(&stored).unwrap().read_to_end(&mut again).unwrap();
+        assert!(again == std::fs::read(&archive).unwrap(), "{format:?}: not the same archive");
+        // Headers and marks, no contents.
+        let record = std::fs::metadata(stored.join("archive")).unwrap().len();
+        assert!(record < 20_000, "{format:?}: {record} bytes of record");
         let mut seen = Seen::new();
         look(&layer, &layer, &mut seen);
         let different: Vec<_> =
