@@ -145,6 +145,30 @@ pub unsafe extern "C" fn gpuc_image_store_pull(
     })
 }
 
+/// Pushes an image of the store to the registry, repository and tag of `reference`. Layers that the registry has are not
+/// sent; others are written again from the store and compressed, so the manifest may get another digest than
+/// gpuc_image_manifest_digest says.
+///
+/// @param options  NULL for the defaults; a reference, an image to select, a platform or a largest layer in them is an error
+/// @param error    may be NULL
+/// @return the digest of the manifest in the registry, the caller's, freed with gpuc_string_free; NULL on failure
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gpuc_image_store_push(
+    store: Option<&ImageStore>,
+    image: Option<&Image>,
+    reference: *const c_char,
+    options: Option<&Transfer>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> *mut c_char {
+    call(error, std::ptr::null_mut(), || {
+        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
+        let reference = unsafe { text(reference, "reference") }?;
+        let options = options.map_or_else(|| Ok(PushOptions::new()), Transfer::push)?;
+        let digest = given(store, "store")?.store.push(&given(image, "image")?.image, reference, options)?;
+        Ok(c_string(digest.to_string().as_bytes()).into_raw())
+    })
+}
+
 /// Imports an image from an OCI layout directory, an archive of one, or what `docker save` writes.
 ///
 /// @param options  NULL for the defaults

@@ -1,9 +1,9 @@
-//! Options of pulls and imports, progress and cancellation, as C sees them.
+//! Options of pulls, imports and pushes, progress and cancellation, as C sees them.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
 use crate::boundary::{Fault, c_string, text};
-use gpucontainer::image::{Credentials, ImportOptions, Platform, PullOptions};
-use gpucontainer::{Phase, Progress};
+use gpucontainer::image::{Credentials, ImportOptions, Platform, PullOptions, PushOptions};
+use gpucontainer::{Error, ErrorKind, Phase, Progress};
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
@@ -52,8 +52,12 @@ pub enum gpuc_phase_t {
     GPUC_PHASE_IMPORTING = 3,
     /// Ready.
     GPUC_PHASE_DONE = 4,
-    /// It was in the store already.
+    /// It was there already: in the store, or in the registry.
     GPUC_PHASE_PRESENT = 5,
+    /// Written again from the store and compressed, before it is pushed. The bytes are those read.
+    GPUC_PHASE_COMPRESSING = 6,
+    /// Sent to a registry.
+    GPUC_PHASE_PUSHING = 7,
 }
 
 impl From<Phase> for gpuc_phase_t {
@@ -62,6 +66,8 @@ impl From<Phase> for gpuc_phase_t {
             Phase::Waiting => Self::GPUC_PHASE_WAITING,
             Phase::Pulling => Self::GPUC_PHASE_PULLING,
             Phase::Importing => Self::GPUC_PHASE_IMPORTING,
+            Phase::Compressing => Self::GPUC_PHASE_COMPRESSING,
+            Phase::Pushing => Self::GPUC_PHASE_PUSHING,
             Phase::Done => Self::GPUC_PHASE_DONE,
             Phase::Present => Self::GPUC_PHASE_PRESENT,
             _ => Self::GPUC_PHASE_UNKNOWN,
@@ -76,7 +82,7 @@ impl From<Phase> for gpuc_phase_t {
 pub type gpuc_progress_t =
     Option<extern "C" fn(context: *mut c_void, item: *const c_char, phase: gpuc_phase_t, bytes: u64, total: u64)>;
 
-/// How to pull or import an image. A setter that is given something unusable makes the transfer fail.
+/// How to pull, import or push an image. A setter that is given something unusable makes the transfer fail.
 #[derive(Debug, Default)]
 pub struct Transfer {
     fault: Fault,
@@ -150,6 +156,40 @@ impl Transfer {
         }
         if let Some(bytes) = self.max_layer_bytes {
             options = options.max_layer_bytes(bytes);
+        }
+        if let Some(credentials) = &self.credentials {
+            options = options.credentials(credentials.clone());
+        }
+        if let Some(plain) = self.plain_http {
+            options = options.plain_http(plain);
+        }
+        for pem in &self.authorities {
+            options = options.certificate_authority(pem.as_bytes());
+        }
+        if let Some(silence) = self.timeout {
+            options = options.timeout(silence);
+        }
+        Ok(options)
+    }
+
+    pub(crate) fn push(&self) -> gpucontainer::Result<PushOptions<'static>> {
+        self.fault.check()?;
+        for (name, is_set) in [
+            ("reference", self.reference.is_some()),
+            ("select", self.select.is_some()),
+            ("platform", self.platform.is_some()),
+            ("max_layer_bytes", self.max_layer_bytes.is_some()),
+        ] {
+            if is_set {
+                return Err(Error::new(ErrorKind::InvalidArgument, format!("{name} says nothing about a push")));
+            }
+        }
+        let mut options = PushOptions::new().cancel(self.cancel.clone());
+        if let Some(callback) = self.progress {
+            options = options.progress(move |progress| callback.report(&progress));
+        }
+        if let Some(layers) = self.concurrency {
+            options = options.concurrency(layers);
         }
         if let Some(credentials) = &self.credentials {
             options = options.credentials(credentials.clone());

@@ -35,9 +35,14 @@ pub enum Phase {
     Pulling,
     /// Read from a local archive or directory, checked and unpacked.
     Importing,
+    /// Written again from the store and compressed, before it is pushed. Bytes are those read; how many there will be is
+    /// not known.
+    Compressing,
+    /// Sent to a registry.
+    Pushing,
     /// Ready.
     Done,
-    /// It was in the store already.
+    /// It was there already: in the store, or in the registry.
     Present,
 }
 

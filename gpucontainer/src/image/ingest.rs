@@ -8,6 +8,7 @@ use super::config::{self, Parsed};
 use super::decompress::{BUFFER, Decompress};
 use super::manifest::{Blob, CONFIG_MAX, Manifest};
 use super::options::{Metered, Report};
+use super::parallel;
 use super::platform::Platform;
 use crate::digest::{self, Digest, HashingReader};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -18,8 +19,7 @@ use crate::sys::fs;
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// How much is read on after a malformed archive to learn whether its digest is wrong too.
@@ -120,36 +120,9 @@ impl Ingest<'_> {
 
     /// Makes the layers that are not there yet, several at a time.
     fn layers(&self, layers: &[(Digest, &Blob)]) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let abandoned = AtomicBool::new(false);
-        let first_error = Mutex::new(None);
-        let run = || {
-            while let Some((diff_id, blob)) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if abandoned.load(Ordering::Relaxed) {
-                    return;
-                }
-                if let Err(e) = self.layer(diff_id, blob, &abandoned) {
-                    // In this order: those who are made to stop must not be taken for the cause.
-                    if let Ok(mut first) = first_error.lock() {
-                        first.get_or_insert(e.context(format!("layer {}", blob.digest)));
-                    }
-                    abandoned.store(true, Ordering::Relaxed);
-                    return;
-                }
-            }
-        };
-        let threads = self.concurrency.min(layers.len());
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(run);
-            }
-            run();
-        });
-        match first_error.into_inner() {
-            Ok(None) => Ok(()),
-            Ok(Some(error)) => Err(error),
-            Err(_) => Err(Error::new(ErrorKind::SystemCall, "a thread that made a layer panicked")),
-        }
+        parallel::each(layers, self.concurrency, |(diff_id, blob), abandoned| {
+            self.layer(diff_id, blob, abandoned).with_context(|| format!("layer {}", blob.digest))
+        })
     }
 
     fn layer(&self, diff_id: &Digest, blob: &Blob, abandoned: &AtomicBool) -> Result<()> {
@@ -183,7 +156,7 @@ impl Ingest<'_> {
             item,
             phase: self.phase,
             bytes: 0,
-            total: blob.size,
+            total: Some(blob.size),
             report: self.report,
             reported: Instant::now(),
             cancel: self.cancel,

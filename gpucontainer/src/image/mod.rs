@@ -24,9 +24,12 @@ mod import;
 mod ingest;
 mod manifest;
 mod options;
+mod parallel;
 mod platform;
 #[cfg(feature = "registry")]
 mod pull;
+#[cfg(feature = "registry")]
+mod push;
 mod reference;
 #[cfg(feature = "registry")]
 mod registry;
@@ -38,6 +41,8 @@ pub use import::ImportOptions;
 pub use platform::Platform;
 #[cfg(feature = "registry")]
 pub use pull::PullOptions;
+#[cfg(feature = "registry")]
+pub use push::PushOptions;
 pub use reference::Reference;
 #[cfg(feature = "registry")]
 pub use registry::Credentials;

@@ -1,4 +1,4 @@
-//! What pulls and imports have in common: platform, limits, progress, cancel.
+//! What pulls, imports and pushes have in common: platform, limits, progress, cancel, the way to a registry.
 
 use super::platform::Platform;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,7 +38,7 @@ impl Default for Transfer<'_> {
     }
 }
 
-/// The setters of the common part, for options that hold it as `transfer`.
+/// The setters of what brings images into the store, for options that hold the common part as `transfer`.
 macro_rules! transfer_setters {
     () => {
         /// Which platform, of an image that is there for several. Default: [`Platform::host`].
@@ -48,6 +48,20 @@ macro_rules! transfer_setters {
             self
         }
 
+        /// Refuses a layer that unpacks to more than `bytes`. Default: 64 GiB.
+        #[must_use]
+        pub fn max_layer_bytes(mut self, bytes: u64) -> Self {
+            self.transfer.max_layer_bytes = bytes;
+            self
+        }
+
+        $crate::image::options::work_setters!();
+    };
+}
+
+/// The setters of all long work on images.
+macro_rules! work_setters {
+    () => {
         /// Calls `callback` with what is being done, from the threads that do it, one call at a time.
         #[must_use]
         pub fn progress(mut self, callback: impl FnMut(Progress) + Send + 'a) -> Self {
@@ -69,17 +83,53 @@ macro_rules! transfer_setters {
             self.transfer.concurrency = layers;
             self
         }
+    };
+}
 
-        /// Refuses a layer that unpacks to more than `bytes`. Default: 64 GiB.
+/// The setters of how a registry is reached, for options that hold that as `access`.
+#[cfg(feature = "registry")]
+macro_rules! access_setters {
+    () => {
+        /// Who is asking. Default: what `docker login` or `podman login` left for the registry in
+        /// `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json` or
+        /// `~/.docker/config.json` (the first that knows it), else nobody. Credential helpers, which are
+        /// programs, are not run.
         #[must_use]
-        pub fn max_layer_bytes(mut self, bytes: u64) -> Self {
-            self.transfer.max_layer_bytes = bytes;
+        pub fn credentials(mut self, credentials: Credentials) -> Self {
+            self.access.credentials = Some(credentials);
+            self
+        }
+
+        /// Whether the registry is asked without encryption. Default: only if it is on this machine
+        /// (`localhost`, `127.0.0.0/8`, `[::1]`).
+        #[must_use]
+        pub fn plain_http(mut self, plain: bool) -> Self {
+            self.access.plain_http = Some(plain);
+            self
+        }
+
+        /// Trusts one more certificate authority, or a few: certificates in PEM form. The authorities that the
+        /// host trusts are trusted in any case.
+        #[must_use]
+        pub fn certificate_authority(mut self, pem: impl Into<Vec<u8>>) -> Self {
+            self.access.authorities.push(pem.into());
+            self
+        }
+
+        /// Gives up on a peer that says nothing for so long; then the request is repeated a few times.
+        /// At least one millisecond. Default: 30 seconds.
+        #[must_use]
+        pub fn timeout(mut self, silence: Duration) -> Self {
+            self.access.timeout = Some(silence);
             self
         }
     };
 }
 
+#[cfg(feature = "registry")]
+pub(super) use access_setters;
 pub(super) use transfer_setters;
+pub(super) use work_setters;
 
 impl Transfer<'_> {
     /// Finds what cannot be used before anything is changed.
@@ -138,8 +188,8 @@ pub(super) struct Metered<'a, R> {
     pub(super) item: &'a str,
     pub(super) phase: Phase,
     pub(super) bytes: u64,
-    /// The promised length.
-    pub(super) total: u64,
+    /// The promised length, if one was.
+    pub(super) total: Option<u64>,
     pub(super) report: &'a Report<'a>,
     pub(super) reported: Instant,
     pub(super) cancel: &'a Cancel,
@@ -163,13 +213,13 @@ impl<R: Read> Read for Metered<'_, R> {
             if own || e.kind() == io::ErrorKind::Interrupted { e } else { Error::from_io("read", e).into() }
         })?;
         self.bytes += u64::try_from(count).unwrap_or(u64::MAX);
-        if self.bytes > self.total {
-            let why = format!("{}: longer than the {} bytes that were promised", self.item, self.total);
+        if let Some(total) = self.total.filter(|total| self.bytes > *total) {
+            let why = format!("{}: longer than the {total} bytes that were promised", self.item);
             return Err(Error::new(ErrorKind::DigestMismatch, why).into());
         }
-        if self.reported.elapsed() >= INTERVAL || self.bytes == self.total && count > 0 {
+        if self.reported.elapsed() >= INTERVAL || self.total == Some(self.bytes) && count > 0 {
             self.reported = Instant::now();
-            (self.report)(Progress::new(self.item, self.phase, self.bytes, Some(self.total)));
+            (self.report)(Progress::new(self.item, self.phase, self.bytes, self.total));
         }
         Ok(count)
     }

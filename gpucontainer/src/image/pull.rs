@@ -2,7 +2,7 @@
 
 use super::ingest::Ingest;
 use super::manifest::{self, Document};
-use super::options::{Reporter, Transfer, transfer_setters};
+use super::options::{Reporter, Transfer, access_setters, transfer_setters};
 use super::registry::{Access, Client, Credentials};
 use super::{Image, ImageStore, Platform, Reference};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -26,40 +26,7 @@ impl<'a> PullOptions<'a> {
         Self::default()
     }
 
-    /// Who is asking. Default: what `docker login` or `podman login` left for the registry in
-    /// `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json` or
-    /// `~/.docker/config.json` (the first that knows it), else nobody. Credential helpers, which are
-    /// programs, are not run.
-    #[must_use]
-    pub fn credentials(mut self, credentials: Credentials) -> Self {
-        self.access.credentials = Some(credentials);
-        self
-    }
-
-    /// Whether the registry is asked without encryption. Default: only if it is on this machine
-    /// (`localhost`, `127.0.0.0/8`, `[::1]`).
-    #[must_use]
-    pub fn plain_http(mut self, plain: bool) -> Self {
-        self.access.plain_http = Some(plain);
-        self
-    }
-
-    /// Trusts one more certificate authority, or a few: certificates in PEM form. The authorities that the
-    /// host trusts are trusted in any case.
-    #[must_use]
-    pub fn certificate_authority(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.access.authorities.push(pem.into());
-        self
-    }
-
-    /// Gives up on a peer that says nothing for so long; then the request is repeated a few times.
-    /// At least one millisecond. Default: 30 seconds.
-    #[must_use]
-    pub fn timeout(mut self, silence: Duration) -> Self {
-        self.access.timeout = Some(silence);
-        self
-    }
-
+    access_setters!();
     transfer_setters!();
 }
 
@@ -84,9 +51,7 @@ impl ImageStore {
     fn pull_parsed(&self, reference: &Reference, options: PullOptions<'_>) -> Result<Image> {
         let PullOptions { transfer, access } = options;
         transfer.check()?;
-        if access.timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
-            return Err(Error::new(ErrorKind::InvalidArgument, "timeout must be at least one millisecond"));
-        }
+        access.check()?;
         let Transfer { platform, progress, cancel, concurrency, max_layer_bytes } = transfer;
         let adding = self.store.adding(&cancel)?;
         if let Some(image) = self.pinned(reference, &platform)? {

@@ -24,7 +24,7 @@ mod unpack;
 #[cfg(test)]
 pub(crate) mod tests;
 
-#[cfg_attr(not(test), expect(unused_imports, reason = "for what sends layers elsewhere"))]
+#[cfg_attr(not(feature = "registry"), expect(unused_imports, reason = "for what sends layers elsewhere"))]
 pub(crate) use rewrite::LayerArchive;
 pub(crate) use stack::Stack;
 

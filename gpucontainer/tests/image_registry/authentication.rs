@@ -132,15 +132,15 @@ impl TokenServer {
                 ("GET", Some(header)) => ("user", header == basic),
                 ("POST", _) => (
                     "user",
-                    request.body.contains("refresh_token=identity")
-                        && request.body.contains("grant_type=refresh_token"),
+                    request.text().contains("refresh_token=identity")
+                        && request.text().contains("grant_type=refresh_token"),
                 ),
                 _ => ("", false),
             };
             if !allowed && !subject.is_empty() {
                 return answer(stream, "401 Unauthorized", &[], b"{}");
             }
-            let repository = if request.path.contains("public") || request.body.contains("public") {
+            let repository = if request.path.contains("public") || request.text().contains("public") {
                 "public/x"
             } else {
                 "private/x"

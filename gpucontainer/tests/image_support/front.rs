@@ -15,10 +15,15 @@ pub(crate) struct Request {
     pub(crate) path: String,
     /// Names in lower case.
     pub(crate) headers: HashMap<String, String>,
-    pub(crate) body: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Request {
+    /// The body, where it is text.
+    pub(crate) fn text(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
+    }
+
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -110,7 +115,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     let length = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some(Request { method, path, headers, body: String::from_utf8(body).ok()? })
+    Some(Request { method, path, headers, body })
 }
 
 /// Answers; a client that went away is no fault of the test.
@@ -127,11 +132,17 @@ pub(crate) fn answer(stream: &mut TcpStream, status: &str, headers: &[(&str, &st
 
 /// Asks the registry on `port` the same and passes on its answer, at most `limit` bytes of it.
 pub(crate) fn forward(port: u16, request: &Request, stream: &mut TcpStream, limit: u64) {
+    let _ = std::io::copy(&mut ask(port, request).take(limit), stream);
+}
+
+/// Asks the registry on `port` the same: where its answer comes from.
+pub(crate) fn ask(port: u16, request: &Request) -> TcpStream {
     let mut behind = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut head = format!("{} {} HTTP/1.1\r\nConnection: close\r\n", request.method, request.path);
     for (name, value) in request.headers.iter().filter(|(name, _)| *name != "connection") {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    behind.write_all(format!("{head}\r\n{}", request.body).as_bytes()).unwrap();
-    let _ = std::io::copy(&mut behind.take(limit), stream);
+    behind.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    behind.write_all(&request.body).unwrap();
+    behind
 }

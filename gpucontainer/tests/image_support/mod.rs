@@ -48,6 +48,12 @@ impl Place {
         }
     }
 
+    /// What a dead process left is gone once somebody opens the store.
+    pub(crate) fn assert_good_after_reopening(&self) {
+        ImageStore::open(self.store.path()).unwrap();
+        self.assert_good();
+    }
+
     pub(crate) fn layers(&self) -> usize {
         std::fs::read_dir(self.store.path().join("layers/sha256")).unwrap().count()
     }

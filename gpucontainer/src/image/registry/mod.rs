@@ -1,13 +1,15 @@
-//! A client for the OCI distribution protocol: as much of it as pulling needs.
+//! A client for the OCI distribution protocol: as much of it as pulling and pushing need.
 
 mod base64;
 mod blob;
 mod challenge;
 mod credentials;
 mod transport;
+mod upload;
 mod url;
 
 pub use credentials::Credentials;
+pub(super) use upload::Session;
 
 use super::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
 use super::reference::Reference;
@@ -19,7 +21,8 @@ use credentials::{Login, Secret};
 use std::io::Read;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use transport::{Answer, Transport};
+use transport::{Answer, Content, Transport};
+use ureq::http::Method;
 use url::Url;
 
 /// How the registry is reached.
@@ -29,6 +32,16 @@ pub(super) struct Access {
     pub(super) plain_http: Option<bool>,
     pub(super) authorities: Vec<Vec<u8>>,
     pub(super) timeout: Option<Duration>,
+}
+
+impl Access {
+    /// Finds what cannot be used before anything is changed.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.timeout.is_some_and(|timeout| timeout < Duration::from_millis(1)) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "timeout must be at least one millisecond"));
+        }
+        Ok(())
+    }
 }
 
 /// Attempts for one request, the first included.
@@ -46,6 +59,9 @@ pub(super) struct Client<'a> {
     transport: Transport,
     base: Url,
     repository: String,
+    /// What a token is asked for, see [`Client::token`].
+    scopes: Vec<String>,
+    pushes: bool,
     login: Login,
     /// The `Authorization` header that worked last.
     authorization: Mutex<Option<String>>,
@@ -53,8 +69,31 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// Prepares for the repository of `reference`; nothing is sent yet.
+    /// Prepares for reading the repository of `reference`; nothing is sent yet.
     pub(super) fn new(reference: &Reference, access: &Access, cancel: &'a Cancel) -> Result<Self> {
+        let scope = format!("repository:{}:pull", reference.repository());
+        Self::with_scopes(reference, access, cancel, vec![scope], false)
+    }
+
+    /// Prepares for writing to the repository of `reference`, also what another repository of the registry has.
+    pub(super) fn for_push(
+        reference: &Reference,
+        from: Option<&str>,
+        access: &Access,
+        cancel: &'a Cancel,
+    ) -> Result<Self> {
+        let mut scopes = vec![format!("repository:{}:pull,push", reference.repository())];
+        scopes.extend(from.map(|from| format!("repository:{from}:pull")));
+        Self::with_scopes(reference, access, cancel, scopes, true)
+    }
+
+    fn with_scopes(
+        reference: &Reference,
+        access: &Access,
+        cancel: &'a Cancel,
+        scopes: Vec<String>,
+        pushes: bool,
+    ) -> Result<Self> {
         let host = match reference.registry() {
             // The name and the address of Docker's own registry differ.
             "docker.io" => "registry-1.docker.io",
@@ -70,6 +109,8 @@ impl<'a> Client<'a> {
             transport: Transport::new(&access.authorities, access.timeout, cancel)?,
             base,
             repository: reference.repository().to_owned(),
+            scopes,
+            pushes,
             login,
             authorization: Mutex::new(None),
             cancel,
@@ -144,16 +185,35 @@ impl<'a> Client<'a> {
 
     /// One GET with authentication, redirects followed.
     fn get(&self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
+        self.request(&Method::GET, url, headers, &Content::Nothing)
+    }
+
+    /// One request with authentication, redirects followed.
+    fn request(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: &[(&str, &str)],
+        content: &Content<'_>,
+    ) -> Result<Answer, Failure> {
         let used = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let answer = self.follow(url, headers, used.as_deref())?;
+        let answer = self.follow(method, url, headers, content, used.as_deref())?;
         if answer.status != 401 {
             return Ok(answer);
         }
         let authorization = self.authorize(&answer, used)?;
-        self.follow(url, headers, authorization.as_deref())
+        self.follow(method, url, headers, content, authorization.as_deref())
     }
 
-    fn follow(&self, url: &Url, headers: &[(&str, &str)], authorization: Option<&str>) -> Result<Answer, Failure> {
+    fn follow(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: &[(&str, &str)],
+        content: &Content<'_>,
+        authorization: Option<&str>,
+    ) -> Result<Answer, Failure> {
+        let reads = matches!(*method, Method::GET | Method::HEAD);
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
             let mut all = headers.to_vec();
@@ -161,18 +221,12 @@ impl<'a> Client<'a> {
             if let Some(authorization) = authorization.filter(|_| at.same_origin(&self.base)) {
                 all.push(("Authorization", authorization));
             }
-            let answer = self.transport.get(&at, &all)?;
-            if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
+            let answer = self.transport.send(method.clone(), &at, &all, content)?;
+            // The other three would have the request become a GET.
+            if !matches!(answer.status, 307 | 308) && !(reads && matches!(answer.status, 301..=303)) {
                 return Ok(answer);
             }
-            let location = answer
-                .header("location")
-                .ok_or_else(|| Error::new(ErrorKind::Registry, format!("{at}: a redirect to nowhere")))?;
-            let next = at.join(location)?;
-            if at.is_secure() && !next.is_secure() {
-                return Err(Error::new(ErrorKind::Registry, format!("{at}: a redirect from HTTPS to {next}")).into());
-            }
-            at = next;
+            at = answer.location(&at)?;
         }
         Err(Error::new(ErrorKind::Registry, format!("{url}: more than {REDIRECTS} redirects")).into())
     }
@@ -204,8 +258,14 @@ impl<'a> Client<'a> {
         if self.base.is_secure() && !realm.is_secure() {
             return Err(registry(format!("the token server {realm} would get the credentials unencrypted")).into());
         }
-        let scope = format!("repository:{}:pull", self.repository);
-        let mut query = vec![("scope", challenge.get("scope").unwrap_or(&scope))];
+        // What the registry asks for now, and what will be needed next.
+        let asked = challenge.get("scope");
+        let own = self
+            .scopes
+            .iter()
+            .map(String::as_str)
+            .filter(|scope| asked.is_none() || self.pushes && asked != Some(scope));
+        let mut query: Vec<_> = asked.into_iter().chain(own).map(|scope| ("scope", scope)).collect();
         query.extend(challenge.get("service").map(|service| ("service", service)));
         let mut answer = match self.login.secret() {
             Some(Secret::IdentityToken(token)) => {
@@ -263,6 +323,16 @@ impl From<Error> for Failure {
 }
 
 impl Answer {
+    /// Where the answer of a request to `from` leads.
+    fn location(&self, from: &Url) -> Result<Url> {
+        let lost = || Error::new(ErrorKind::Registry, format!("{from}: a redirect to nowhere"));
+        let next = from.join(self.header("location").ok_or_else(lost)?)?;
+        if from.is_secure() && !next.is_secure() {
+            return Err(Error::new(ErrorKind::Registry, format!("{from}: a redirect from HTTPS to {next}")));
+        }
+        Ok(next)
+    }
+
     /// The error of an answer that is not what was hoped for; `kind` unless the status says otherwise.
     fn failure(&mut self, kind: ErrorKind, login: &Login) -> Failure {
         let kind = match self.status {

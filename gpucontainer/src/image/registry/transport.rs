@@ -9,9 +9,9 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use ureq::Agent;
-use ureq::http::HeaderMap;
+use ureq::http::{HeaderMap, Method, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::{Agent, SendBody};
 
 /// A peer that says nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -35,6 +35,17 @@ const WATCH: Duration = Duration::from_millis(50);
 pub(super) struct Transport {
     agent: Agent,
     cancel: Cancel,
+}
+
+/// What is sent with a request.
+pub(super) enum Content<'a> {
+    Nothing,
+    Bytes(&'a [u8]),
+    /// Opened anew for each attempt.
+    Stream {
+        open: &'a (dyn Fn() -> Result<Box<dyn Read + 'a>> + 'a),
+        length: u64,
+    },
 }
 
 /// What came back.
@@ -66,25 +77,37 @@ impl Transport {
     }
 
     pub(super) fn get(&self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
-        self.cancel.check()?;
-        let mut request = self.agent.get(url.whole());
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        self.answer(url, request.call())
+        self.send(Method::GET, url, headers, &Content::Nothing)
     }
 
     pub(super) fn post_form(&self, url: &Url, form: &str) -> Result<Answer, Failure> {
-        self.cancel.check()?;
-        let request = self.agent.post(url.whole()).header("Content-Type", "application/x-www-form-urlencoded");
-        self.answer(url, request.send(form))
+        let headers = [("Content-Type", "application/x-www-form-urlencoded")];
+        self.send(Method::POST, url, &headers, &Content::Bytes(form.as_bytes()))
     }
 
-    fn answer(
+    /// One request and its answer.
+    pub(super) fn send(
         &self,
+        method: Method,
         url: &Url,
-        result: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+        headers: &[(&str, &str)],
+        content: &Content<'_>,
     ) -> Result<Answer, Failure> {
+        self.cancel.check()?;
+        let mut request = Request::builder().method(&method).uri(url.whole());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let bad = |e: ureq::http::Error| Error::new(ErrorKind::Registry, format!("{method} {url}: {e}"));
+        let result = match content {
+            Content::Nothing => self.agent.run(request.body(()).map_err(bad)?),
+            Content::Bytes(bytes) => self.agent.run(request.body(*bytes).map_err(bad)?),
+            Content::Stream { open, length } => {
+                let mut reader = open()?;
+                let body = SendBody::from_reader(&mut reader);
+                self.agent.run(request.header("Content-Length", *length).body(body).map_err(bad)?)
+            }
+        };
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
@@ -95,7 +118,15 @@ impl Transport {
                 // A cancel closes the connection; what that looks like from here does not matter.
                 self.cancel.check()?;
                 let again = may_pass(&e).then_some(PAUSE);
-                let error = Error::new(ErrorKind::Network, format!("GET {url}: {e}")).with_cause(e);
+                let own = match &e {
+                    ureq::Error::Io(e) => e.get_ref().and_then(|cause| cause.downcast_ref::<Error>()),
+                    _ => None,
+                };
+                // What is sent could not be read.
+                if let Some(kind) = own.map(Error::kind) {
+                    return Err(Error::new(kind, format!("{method} {url}: {e}")).with_cause(e).into());
+                }
+                let error = Error::new(ErrorKind::Network, format!("{method} {url}: {e}")).with_cause(e);
                 Err(Failure { error, again })
             }
         }
