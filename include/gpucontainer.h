@@ -204,9 +204,17 @@ typedef enum {
      */
     GPUC_PHASE_DONE = 4,
     /**
-     * It was in the store already.
+     * It was there already: in the store, or in the registry.
      */
     GPUC_PHASE_PRESENT = 5,
+    /**
+     * Written again from the store and compressed, before it is pushed. The bytes are those read.
+     */
+    GPUC_PHASE_COMPRESSING = 6,
+    /**
+     * Sent to a registry.
+     */
+    GPUC_PHASE_PUSHING = 7,
 } gpuc_phase_t;
 
 /**
@@ -476,7 +484,7 @@ typedef struct gpuc_reservation_t gpuc_reservation_t;
 typedef struct gpuc_sandbox_t gpuc_sandbox_t;
 
 /**
- * How to pull or import an image. A setter that is given something unusable makes the transfer fail.
+ * How to pull, import or push an image. A setter that is given something unusable makes the transfer fail.
  */
 typedef struct gpuc_transfer_t gpuc_transfer_t;
 
@@ -806,6 +814,21 @@ gpuc_image_t *gpuc_image_store_pull(const gpuc_image_store_t *store,
                                     const char *reference,
                                     const gpuc_transfer_t *options,
                                     gpuc_error_t **error);
+
+/**
+ * Pushes an image of the store to the registry, repository and tag of `reference`. Layers that the registry has are not
+ * sent; others are written again from the store and compressed, so the manifest may get another digest than
+ * gpuc_image_manifest_digest says.
+ *
+ * @param options  NULL for the defaults; a reference, an image to select, a platform or a largest layer in them is an error
+ * @param error    may be NULL
+ * @return the digest of the manifest in the registry, the caller's, freed with gpuc_string_free; NULL on failure
+ */
+char *gpuc_image_store_push(const gpuc_image_store_t *store,
+                            const gpuc_image_t *image,
+                            const char *reference,
+                            const gpuc_transfer_t *options,
+                            gpuc_error_t **error);
 
 /**
  * Imports an image from an OCI layout directory, an archive of one, or what `docker save` writes.

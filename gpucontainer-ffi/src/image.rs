@@ -4,7 +4,7 @@
 use crate::boundary::{ErrorSlot, c_string, call, given, path, text};
 use crate::error::Error;
 use crate::transfer::{Cancel, Transfer};
-use gpucontainer::image::{ImportOptions, PullOptions};
+use gpucontainer::image::{ImportOptions, PullOptions, PushOptions};
 use serde_json::json;
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;

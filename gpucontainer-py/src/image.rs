@@ -2,7 +2,7 @@
 
 use crate::error::raise;
 use crate::work::{Callback, Cancel};
-use gpucontainer::image::{Credentials, ImportOptions, Platform, PullOptions};
+use gpucontainer::image::{Credentials, ImportOptions, Platform, PullOptions, PushOptions};
 use pyo3::prelude::*;
 use pyo3::types::PyBool;
 use std::path::PathBuf;
@@ -14,6 +14,25 @@ fn ours<T>(result: gpucontainer::Result<T>) -> PyResult<T> {
 
 fn parse_platform(text: Option<&str>) -> PyResult<Option<Platform>> {
     text.map(|text| ours(text.parse())).transpose()
+}
+
+/// Who asks a registry; `None` leaves it to the user's files.
+fn parse_credentials(
+    user: Option<&str>,
+    password: Option<&str>,
+    identity_token: Option<&str>,
+    anonymous: bool,
+) -> PyResult<Option<Credentials>> {
+    match (user, password, identity_token, anonymous) {
+        (None, None, None, false) => Ok(None),
+        (None, None, None, true) => Ok(Some(Credentials::anonymous())),
+        (Some(user), Some(password), None, false) => Ok(Some(Credentials::password(user, password))),
+        (None, None, Some(token), false) => Ok(Some(Credentials::identity_token(token))),
+        _ => {
+            let why = "give user and password, or identity_token, or anonymous";
+            ours(Err(gpucontainer::Error::new(gpucontainer::ErrorKind::InvalidArgument, why)))
+        }
+    }
 }
 
 /// What `progress` is by default: it is shown where somebody looks.
@@ -167,17 +186,8 @@ impl ImageStore {
         if let Some(platform) = parse_platform(platform)? {
             options = options.platform(platform);
         }
-        match (user, password, identity_token, anonymous) {
-            (None, None, None, false) => {}
-            (None, None, None, true) => options = options.credentials(Credentials::anonymous()),
-            (Some(user), Some(password), None, false) => {
-                options = options.credentials(Credentials::password(user, password));
-            }
-            (None, None, Some(token), false) => options = options.credentials(Credentials::identity_token(token)),
-            _ => {
-                let why = "give user and password, or identity_token, or anonymous";
-                return ours(Err(gpucontainer::Error::new(gpucontainer::ErrorKind::InvalidArgument, why)));
-            }
+        if let Some(credentials) = parse_credentials(user, password, identity_token, anonymous)? {
+            options = options.credentials(credentials);
         }
         if let Some(plain) = plain_http {
             options = options.plain_http(plain);
@@ -197,6 +207,50 @@ impl ImageStore {
         let pulled = work.run(py, || self.0.pull(reference, options)).map(Image);
         finish(py, reporter)?;
         pulled
+    }
+
+    /// Pushes an image of this store to the registry, repository and tag of `reference`; the digest of its manifest there.
+    #[pyo3(signature = (image, reference, *, user = None, password = None, identity_token = None, anonymous = false,
+        plain_http = None, certificate_authority = None, timeout = None, progress = shown(), cancel = None,
+        concurrency = None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords, each with a default")]
+    fn push(
+        &self,
+        py: Python<'_>,
+        image: &Image,
+        reference: &str,
+        user: Option<&str>,
+        password: Option<&str>,
+        identity_token: Option<&str>,
+        anonymous: bool,
+        plain_http: Option<bool>,
+        certificate_authority: Option<&[u8]>,
+        timeout: Option<f64>,
+        progress: Option<Py<PyAny>>,
+        cancel: Option<&Cancel>,
+        concurrency: Option<usize>,
+    ) -> PyResult<String> {
+        let reporter = reporter(py, progress, format!("push {reference}"))?;
+        let work = Callback::new(reporter.as_ref().map(|reporter| reporter.clone_ref(py)), cancel);
+        let mut options = PushOptions::new().cancel(work.cancel()).progress(|progress| work.report(progress));
+        if let Some(credentials) = parse_credentials(user, password, identity_token, anonymous)? {
+            options = options.credentials(credentials);
+        }
+        if let Some(plain) = plain_http {
+            options = options.plain_http(plain);
+        }
+        if let Some(pem) = certificate_authority {
+            options = options.certificate_authority(pem);
+        }
+        if let Some(silence) = timeout {
+            options = options.timeout(seconds("timeout", silence)?);
+        }
+        if let Some(layers) = concurrency {
+            options = options.concurrency(layers);
+        }
+        let pushed = work.run(py, || self.0.push(&image.0, reference, options));
+        finish(py, reporter)?;
+        pushed.map(|digest| digest.to_string())
     }
 
     /// Imports an image from an OCI layout directory, an archive of one, or what `docker save` writes.

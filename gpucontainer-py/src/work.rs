@@ -65,6 +65,8 @@ impl From<gpucontainer::Progress> for Progress {
             Phase::Waiting => "waiting",
             Phase::Pulling => "pulling",
             Phase::Importing => "importing",
+            Phase::Compressing => "compressing",
+            Phase::Pushing => "pushing",
             Phase::Done => "done",
             Phase::Present => "present",
             _ => "unknown",

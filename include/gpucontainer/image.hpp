@@ -1,4 +1,4 @@
-/* Images: the store, pulling and importing, building. */
+/* Images: the store, pulling, pushing and importing, building. */
 #ifndef GPUCONTAINER_IMAGE_HPP
 #define GPUCONTAINER_IMAGE_HPP
 
@@ -13,7 +13,7 @@ namespace gpucontainer {
 /* Told of each step of a transfer: the item, its phase, bytes so far and in all (0 if unknown). */
 using Progress = std::function<void(std::string_view item, gpuc_phase_t phase, std::uint64_t bytes, std::uint64_t total)>;
 
-/* How to pull or import. */
+/* How to pull, push or import. */
 class Transfer : public Handle<gpuc_transfer_t, gpuc_transfer_free> {
 public:
     Transfer() : Handle(gpuc_transfer_new()) {}
@@ -141,6 +141,12 @@ public:
     Image pull(const std::string &reference, const Transfer &options = Transfer()) const {
         return Image(options.run(
             [&](gpuc_error_t **e) { return gpuc_image_store_pull(get(), reference.c_str(), options.get(), e); }));
+    }
+    /* To the registry, repository and tag of the reference; the digest of the manifest there. */
+    std::string push(const Image &image, const std::string &reference, const Transfer &options = Transfer()) const {
+        return detail::taken(options.run([&](gpuc_error_t **e) {
+            return gpuc_image_store_push(get(), image.get(), reference.c_str(), options.get(), e);
+        }));
     }
     /* An OCI layout or a Docker archive, as a file or a directory. */
     Image import(const std::string &path, const Transfer &options = Transfer()) const {

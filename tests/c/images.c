@@ -172,6 +172,45 @@ static void pull(const gpuc_image_store_t *store) {
     expect(error, GPUC_ERROR_INVALID_ARGUMENT, "reference is NULL");
 }
 
+/* What arrived is what was sent: it is pulled again, into the same store, under the registry's name. */
+static void push(const gpuc_image_store_t *store, const char *registry) {
+    gpuc_error_t *error;
+    gpuc_image_t *image = gpuc_image_store_get(store, "hello:1", &error);
+    CHECK_NO_ERROR(error);
+    gpuc_transfer_t *options = gpuc_transfer_new();
+    gpuc_transfer_set_credentials(options, NULL, NULL);
+    gpuc_transfer_set_timeout(options, 30000);
+    CHECK(gpuc_image_store_push(store, image, "127.0.0.1:1/nothing:1", options, &error) == NULL);
+    expect(error, GPUC_ERROR_NETWORK, "127.0.0.1:1");
+    CHECK(gpuc_image_store_push(store, image, NULL, options, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "reference is NULL");
+    CHECK(gpuc_image_store_push(store, NULL, "127.0.0.1:1/nothing:1", options, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "image is NULL");
+    if (registry == NULL) {
+        printf("SKIP push: docker-registry is not installed\n");
+    } else {
+        char name[64];
+        snprintf(name, sizeof name, "%s/team/hello:1", registry);
+        struct reports reports = {0, 0};
+        gpuc_transfer_set_progress(options, on_progress, &reports);
+        char *digest = gpuc_image_store_push(store, image, name, options, &error);
+        CHECK_NO_ERROR(error);
+        CHECK(strncmp(digest, "sha256:", 7) == 0 && reports.count > 0);
+        gpuc_image_t *pulled = gpuc_image_store_pull(store, name, options, &error);
+        CHECK_NO_ERROR(error);
+        CHECK(strcmp(gpuc_image_id(pulled), gpuc_image_id(image)) == 0);
+        CHECK(strcmp(gpuc_image_manifest_digest(pulled), digest) == 0);
+        gpuc_image_free(pulled);
+        gpuc_string_free(digest);
+        CHECK(gpuc_image_store_remove(store, name, &error) == 0);
+    }
+    gpuc_transfer_set_platform(options, "linux/arm64");
+    CHECK(gpuc_image_store_push(store, image, "127.0.0.1:1/nothing:1", options, &error) == NULL);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "platform");
+    gpuc_transfer_free(options);
+    gpuc_image_free(image);
+}
+
 static void forget(const gpuc_image_store_t *store) {
     gpuc_error_t *error;
     const char *const names[] = {"hello:1", "hello:2", "hello:3", "other", "imported:1"};
@@ -204,6 +243,7 @@ int main(void) {
     find(store);
     import(store, layout);
     pull(store);
+    push(store, getenv("GPUC_TEST_REGISTRY"));
     forget(store);
     gpuc_image_store_free(store);
 

@@ -369,7 +369,7 @@ class Scene:
                 return Outcome()
             case "detach":
                 return self._detach(self._sandboxes.pop(name))
-            case "image" | "tag" | "remove" | "images" | "garbage" | "import" | "pull":
+            case "image" | "tag" | "remove" | "images" | "garbage" | "import" | "pull" | "push":
                 return self._with_images(step, given)
             case "join":
                 member = _network(given).join(step["name"])
@@ -475,6 +475,9 @@ class Scene:
                 return Outcome(text=_config(store.image(step["reference"])))
             case "tag":
                 return Outcome(text=_config(store.tag(store.image(step["reference"]), step["new"])))
+            case "push":
+                image = store.image(step["image"])
+                return Outcome(text=store.push(image, step["reference"], anonymous=True))
             case "remove":
                 store.remove(step["reference"])
                 return Outcome()

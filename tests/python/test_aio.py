@@ -268,7 +268,7 @@ def test_use_before_a_start_and_twice(image: Image) -> None:
     do(main())
 
 
-def test_a_pull_has_a_thread_and_is_cancelled(image: Image, tmp_path: Any) -> None:
+def test_a_pull_and_a_push_have_a_thread_and_are_cancelled(image: Image, tmp_path: Any) -> None:
     async def main() -> None:
         store = gpucontainer.ImageStore(tmp_path)
         accepted = asyncio.Event()
@@ -292,5 +292,16 @@ def test_a_pull_has_a_thread_and_is_cancelled(image: Image, tmp_path: Any) -> No
             await aio.pull(store, "127.0.0.1:1/a:1", plain_http=True)
         with pytest.raises(TypeError, match="bogus"):
             await aio.pull(store, "127.0.0.1:1/a:1", bogus=1)
+        built = store.build().file("/a", b"a").commit("a:1")
+        accepted.clear()
+        server = await asyncio.start_server(silent, "127.0.0.1", port)
+        pushing = asyncio.create_task(aio.push(store, built, f"127.0.0.1:{port}/a:1", plain_http=True))
+        await accepted.wait()
+        pushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+        server.close()
+        with pytest.raises(gpucontainer.Error):
+            await aio.push(store, built, "127.0.0.1:1/a:1", plain_http=True)
 
     do(main())

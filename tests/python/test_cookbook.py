@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import registry
 
 import gpucontainer
 
@@ -117,6 +118,19 @@ def test_an_example(example: str, store: gpucontainer.ImageStore) -> None:
     assert len(lines) == len(SAYS[example]), lines
     for line, pattern in zip(lines, SAYS[example], strict=True):
         assert re.fullmatch(pattern, line), lines
+
+
+@needs_root
+@pytest.mark.timeout(300)
+def test_an_image_is_pushed_and_runs_elsewhere(store: gpucontainer.ImageStore, tmp_path: Path) -> None:
+    if shutil.which(registry.PROGRAM) is None:
+        pytest.skip(f"{registry.PROGRAM} is not installed")
+    with registry.serving(tmp_path / "registry") as address:
+        lines = run("build_and_push.py", str(store.path), BASE, address)
+        # Again, and nothing of it is new.
+        assert run("build_and_push.py", str(store.path), BASE, address) == lines
+    assert lines[::2] == ["built: hello world", "pulled: hello there"]
+    assert re.fullmatch(r"pushed: sha256:[0-9a-f]{64}", lines[1])
 
 
 @needs_root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import layout
 import pytest
+import registry
 
 import gpucontainer
 from gpucontainer import errors
@@ -158,6 +160,61 @@ def test_other_threads_go_on_during_a_pull(store: gpucontainer.ImageStore) -> No
         with pytest.raises(errors.CancelledError):
             store.pull(registry.reference, cancel=cancel, timeout=60)
         timer.join()
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    if shutil.which(registry.PROGRAM) is None:
+        pytest.skip(f"{registry.PROGRAM} is not installed")
+    with registry.serving(tmp_path / "registry") as address:
+        yield address
+
+
+def test_an_image_is_pushed_and_comes_back(store: gpucontainer.ImageStore, tmp_path: Path, address: str) -> None:
+    image = store.build().file("/a", b"a" * 100_000).command(["/a"]).commit("pushed:1")
+    reports: list[gpucontainer.Progress] = []
+    digest = store.push(image, f"{address}/team/a:1", anonymous=True, progress=reports.append)
+    assert {"pushing", "done"} <= {report.phase for report in reports}
+    elsewhere = gpucontainer.ImageStore(tmp_path / "elsewhere")
+    pulled = elsewhere.pull(f"{address}/team/a:1", anonymous=True)
+    assert (pulled.id, pulled.manifest_digest) == (image.id, digest)
+    again: list[str] = []
+    assert store.push(image, f"{address}/team/a:2", anonymous=True, progress=lambda r: again.append(r.phase)) == digest
+    assert again[-1] == "present"
+
+
+def test_a_push_honours_signals_and_exceptions(store: gpucontainer.ImageStore, address: str) -> None:
+    image = store.build().file("/a", b"a").commit("pushed:1")
+    with SilentRegistry() as silent:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            store.push(image, silent.reference, timeout=60)
+        timer.join()
+
+    def wrong(report: gpucontainer.Progress) -> None:
+        raise LookupError(report.phase)
+
+    with pytest.raises(LookupError):
+        store.push(image, f"{address}/a:1", anonymous=True, progress=wrong)
+    assert list((Path(store.path) / "staging").iterdir()) == []
+
+
+def test_bad_arguments_of_a_push(store: gpucontainer.ImageStore, tmp_path: Path) -> None:
+    image = store.build().file("/a", b"a").commit("pushed:1")
+    other = gpucontainer.ImageStore(tmp_path / "other").build().file("/a", b"a").commit("pushed:1")
+    with pytest.raises(TypeError):
+        store.push("pushed:1", "127.0.0.1:1/a:1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="platform"):
+        store.push(image, "127.0.0.1:1/a:1", platform="linux/arm64")  # type: ignore[call-arg]
+    with pytest.raises(errors.InvalidArgumentError, match="identity_token"):
+        store.push(image, "127.0.0.1:1/a:1", user="me")
+    with pytest.raises(errors.InvalidArgumentError, match="another store"):
+        store.push(other, "127.0.0.1:1/a:1")
+    with pytest.raises(errors.InvalidReferenceError):
+        store.push(image, f"127.0.0.1:1/a@{image.manifest_digest}")
+    with pytest.raises(errors.NetworkError, match="refused"):
+        store.push(image, "127.0.0.1:1/a:1", timeout=1)
 
 
 def test_bad_arguments_of_a_pull(store: gpucontainer.ImageStore) -> None:

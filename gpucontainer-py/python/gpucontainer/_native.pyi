@@ -75,7 +75,9 @@ class Progress:
     @property
     def item(self) -> str: ...
     @property
-    def phase(self) -> Literal["waiting", "pulling", "importing", "done", "present", "unknown"]: ...
+    def phase(
+        self,
+    ) -> Literal["waiting", "pulling", "importing", "compressing", "pushing", "done", "present", "unknown"]: ...
     @property
     def bytes(self) -> int: ...
     @property
@@ -120,6 +122,22 @@ class ImageStore:
         concurrency: int | None = None,
         max_layer_bytes: int | None = None,
     ) -> Image: ...
+    def push(
+        self,
+        image: Image,
+        reference: str,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        identity_token: str | None = None,
+        anonymous: bool = False,
+        plain_http: bool | None = None,
+        certificate_authority: bytes | None = None,
+        timeout: float | None = None,
+        progress: _OnProgress | bool | None = ...,
+        cancel: Cancel | None = None,
+        concurrency: int | None = None,
+    ) -> str: ...
     def import_(
         self,
         path: _Path,

@@ -24,8 +24,8 @@ import asyncio
 import signal as signals
 import threading
 import time
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from . import _native, process, sandbox
 from .aio_streams import Reader, Writer
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from .completed import _Bytes, _ImageLike
     from .options import ExecOptions, SandboxOptions
 
-__all__ = ["Process", "Reader", "Sandbox", "Writer", "pull", "run"]
+__all__ = ["Process", "Reader", "Sandbox", "Writer", "pull", "push", "run"]
+
+_T = TypeVar("_T")
 
 #: Seconds that what was killed may take to end, and its pipes with it.
 _DYING = 30.0
@@ -480,22 +482,35 @@ async def run(
 async def pull(store: _native.ImageStore, reference: str, **options: Any) -> _native.Image:
     """Pulls an image while the loop goes on; the options are those of :meth:`ImageStore.pull`.
 
-    This, which waits for a network and unpacks, is the one thing here that has a thread of its own, which is gone when it
-    returns. ``progress`` is called in that. Cancelling the task ends the pull, and what was begun is undone first.
+    This and :func:`push`, which wait for a network and for the processor, are the ones here that have a thread of their
+    own, which is gone when they return. ``progress`` is called in that. Cancelling the task ends the pull, and what was
+    begun is undone first.
     """
+    return await _apart("gpucontainer-pull", lambda cancel: store.pull(reference, cancel=cancel, **options), options)
+
+
+async def push(store: _native.ImageStore, image: _native.Image, reference: str, **options: Any) -> str:
+    """Pushes an image while the loop goes on; the options are those of :meth:`ImageStore.push`. See :func:`pull`."""
+    return await _apart(
+        "gpucontainer-push", lambda cancel: store.push(image, reference, cancel=cancel, **options), options
+    )
+
+
+async def _apart(name: str, work: Callable[[_native.Cancel], _T], options: dict[str, Any]) -> _T:
+    """Does the work in a thread of its own. The switch that ends it is the caller's, if one is among the options."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[_native.Image] = loop.create_future()
+    done: asyncio.Future[_T] = loop.create_future()
     cancel: _native.Cancel = options.pop("cancel", None) or _native.Cancel()
 
-    def work() -> None:
+    def run() -> None:
         try:
-            image = store.pull(reference, cancel=cancel, **options)
+            result = work(cancel)
         except BaseException as error:
-            loop.call_soon_threadsafe(_settle, done, None, error)
+            loop.call_soon_threadsafe(_fail, done, error)
         else:
-            loop.call_soon_threadsafe(_settle, done, image, None)
+            loop.call_soon_threadsafe(done.set_result, result)
 
-    thread = threading.Thread(target=work, name="gpucontainer-pull", daemon=True)
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     try:
         return await asyncio.shield(done)
@@ -507,11 +522,7 @@ async def pull(store: _native.ImageStore, reference: str, **options: Any) -> _na
         thread.join()
 
 
-def _settle(done: asyncio.Future[_native.Image], image: _native.Image | None, error: BaseException | None) -> None:
-    if error is not None:
-        done.set_exception(error)
-        # Whoever was cancelled does not ask for it.
-        done.exception()
-    else:
-        assert image is not None
-        done.set_result(image)
+def _fail(done: asyncio.Future[Any], error: BaseException) -> None:
+    done.set_exception(error)
+    # Whoever was cancelled does not ask for it.
+    done.exception()

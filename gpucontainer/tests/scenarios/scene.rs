@@ -7,7 +7,7 @@ use gpucontainer::gpu::cdi::Spec;
 use gpucontainer::gpu::{
     DriverRoot, GpuAllocator, GpuFault, GpuLease, GpuTicket, ImageFacts, Inventory, MigDevices, MigLease, Wait,
 };
-use gpucontainer::image::{Credentials, ImportOptions, PullOptions};
+use gpucontainer::image::{Credentials, ImportOptions, PullOptions, PushOptions};
 use gpucontainer::net::{NetworkMember, PortMapper, PortMapping, Protocol, Published, Reservation};
 use gpucontainer::sandbox::{ExitStatus, Output, SandboxBuilder, Stdio};
 use gpucontainer::{Cancel, Error, GpuGrant, Host, Image, ImageStore, Result, Sandbox};
@@ -443,6 +443,12 @@ impl Scene {
             "pull" => {
                 let options = PullOptions::new().credentials(Credentials::anonymous());
                 self.store.pull(&text(&step["reference"]), options).map(|image| Outcome::text(config(&image)))
+            }
+            "push" => {
+                let image = self.store.image(&text(&step["image"]))?;
+                let options = PushOptions::new().credentials(Credentials::anonymous());
+                let digest = self.store.push(&image, &text(&step["reference"]), options)?;
+                Ok(Outcome::text(digest.to_string()))
             }
             "lease" => {
                 let cancel = Cancel::new();

@@ -67,6 +67,14 @@ static void with_images(scene_t *scene, const char *what, const cJSON *step, con
         if (image == NULL) return;
         outcome->text = described(gpuc_image_store_tag(scene->store, image, text(get(step, "new")), error));
         gpuc_image_free(image);
+    } else if (strcmp(what, "push") == 0) {
+        gpuc_image_t *image = gpuc_image_store_get(scene->store, text(get(step, "image")), error);
+        if (image == NULL) return;
+        gpuc_transfer_t *transfer = gpuc_transfer_new();
+        gpuc_transfer_set_credentials(transfer, NULL, NULL);
+        outcome->text = own(gpuc_image_store_push(scene->store, image, text(reference), transfer, error));
+        gpuc_transfer_free(transfer);
+        gpuc_image_free(image);
     } else if (strcmp(what, "remove") == 0) {
         gpuc_image_store_remove(scene->store, text(reference), error);
     } else if (strcmp(what, "images") == 0) {
@@ -265,7 +273,7 @@ static bool among(const char *what, const char *const *names) {
 }
 
 static void act(scene_t *scene, const cJSON *step, outcome_t *outcome) {
-    static const char *const images[] = {"build", "image", "tag", "remove", "images", "garbage", "import", "pull", NULL};
+    static const char *const images[] = {"build", "image", "tag", "remove", "images", "garbage", "import", "pull", "push", NULL};
     static const char *const processes[] = {"communicate", "wait", "line", "kill", "exec", "stats", "update", "pause",
                                             "resume", NULL};
     static const char *const ports[] = {"dial", "ready", "connect", "publish", "unpublish", "ports", "expose", "services",
