@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import sys
 import threading
 from pathlib import Path
@@ -24,12 +25,17 @@ store.import_(sys.argv[2], **eval(sys.argv[3]))
 """
 
 
-def seen_in_a_terminal(tmp_path: Path, options: str) -> str:
+#: Where `make setup` puts rich and tqdm, so that other tests have neither.
+BARS = Path(__file__).parents[2] / ".venv" / "bars"
+
+
+def seen_in_a_terminal(tmp_path: Path, options: str, before: str = "") -> str:
     """What a process that imports an image writes to its standard error, which is a terminal."""
     layout.write(tmp_path / "layout")
     child, master = pty.fork()
     if child == 0:
         arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(tmp_path / "layout"), options]
+        arguments[2] = before + SCRIPT
         try:
             os.execv(sys.executable, arguments)
         finally:
@@ -51,6 +57,41 @@ def test_a_terminal_shows_a_line_that_goes_again(tmp_path: Path) -> None:
     seen = seen_in_a_terminal(tmp_path, "{}")
     assert f"\rimport {tmp_path}"[:70] in seen.replace("\x1b[K", "")
     assert seen.endswith("\r\x1b[K") and "\n" not in seen
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("library", ["rich", "tqdm"])
+def test_bars_are_those_of_a_library_that_is_there(tmp_path: Path, library: str) -> None:
+    if not (BARS / library).is_dir():
+        pytest.skip(f"{library} is not installed")
+    before = f"import sys; sys.path.append({str(BARS)!r})\n"
+    if library == "tqdm":
+        before += "sys.modules['rich.console'] = None\n"
+    seen = seen_in_a_terminal(tmp_path, "{}", before)
+    layers = [gpucontainer.ImageStore(tmp_path / "store").image("motd:1")]
+    assert layers and f"import {tmp_path}"[:20] in seen and re.search(r"[0-9a-f]{12} (importing|done)", seen), seen
+    assert ("\u2501" in seen) == (library == "rich") and ("%|" in seen or "B/s" in seen) == (library == "tqdm"), seen
+    # Where the cursor is in the end, nothing is.
+    assert seen.rstrip("\r\n").endswith(("\x1b[2K", "\x1b[?25h", "\r", " ", "\x1b[A")), seen[-80:]
+
+
+def test_a_library_that_fails_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def show(self, _: object) -> None:
+            raise ArithmeticError("no room to draw")
+
+        def close(self) -> None:
+            raise ArithmeticError("nor here")
+
+    monkeypatch.setattr(progress.bars, "installed", lambda *_: Broken())
+    monkeypatch.setattr(progress, "_terminal", lambda: print)
+    layout.write(tmp_path / "layout")
+    gpucontainer.ImageStore(tmp_path / "store").import_(tmp_path / "layout")
+    assert [record.getMessage() for record in caplog.records] == [
+        "progress is shown no more: ArithmeticError: no room to draw"
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -91,11 +132,12 @@ def report(item: str, phase: str, done: int, total: int | None) -> Any:
 def test_parts_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_PAUSE", 0.0)
     lines: list[str] = []
-    display = progress.Display("pull a", lines.append)
+    line = progress.Line("pull a", lines.append)
+    display = progress.Display(line)
     display(report("a", "pulling", 1 << 20, 2 << 20))
     display(report("b", "present", 0, 1 << 20))
     display(report("b", "pulling", 0, None))
-    display.close()
+    line.close()
     assert lines == [
         "pull a: 0 of 1 parts, 1.0 MiB of 2.0 MiB",
         "pull a: 1 of 2 parts, 1.0 MiB of 3.0 MiB",

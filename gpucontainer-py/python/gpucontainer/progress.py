@@ -1,8 +1,13 @@
-"""Progress of long work, shown by itself: a line in a terminal or below the cell of a notebook, which goes again."""
+"""Progress of long work, shown by itself in a terminal or below the cell of a notebook, and gone at its end.
+
+Bars are those of rich or of tqdm, if one of them is installed; else there is a line.
+"""
 
 from __future__ import annotations
 
+import functools
 import html
+import logging
 import shutil
 import sys
 import threading
@@ -10,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import bars
 from .tables import size
 
 if TYPE_CHECKING:
@@ -22,36 +28,62 @@ _PAUSE = 0.1
 class Display:
     """Shows how far some work is; any number of threads may report to it."""
 
-    def __init__(self, what: str, show: Callable[[str], None]) -> None:
-        self._what = what
-        self._show = show
+    def __init__(self, shown: bars.Bars) -> None:
+        self._shown: bars.Bars | None = shown
         self._lock = threading.Lock()
-        self._items: dict[str, Progress] = {}
+        self._news: dict[str, Progress] = {}
         self._next = 0.0
-        self._shown = False
 
     def __call__(self, progress: Progress) -> None:
         with self._lock:
-            self._items[progress.item] = progress
+            self._news[progress.item] = progress
             now = time.monotonic()
             if now < self._next:
                 return
             self._next = now + _PAUSE
-            self._draw(self._line())
+            self._draw()
 
     def close(self) -> None:
         """Takes away what was shown."""
         with self._lock:
-            if self._shown:
-                self._draw("")
+            self._draw()
+            shown, self._shown = self._shown, None
+            if shown is not None:
+                _tried(shown.close)
 
-    def _draw(self, text: str) -> None:
-        self._shown = True
-        try:
-            self._show(text)
-        except (OSError, ValueError):
-            # The terminal is gone; the work goes on.
-            self._next = float("inf")
+    def _draw(self) -> None:
+        news, self._news = self._news, {}
+        for progress in news.values():
+            # When the terminal is gone, the work goes on.
+            if self._shown is not None and not _tried(functools.partial(self._shown.show, progress)):
+                self._shown = None
+
+
+def _tried(draw: Callable[[], object]) -> bool:
+    """Whether that could be drawn. Whatever a terminal, a notebook or a library for bars raises, it ends no work."""
+    try:
+        draw()
+    except Exception as error:
+        logging.getLogger("gpucontainer").warning("progress is shown no more: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+class Line:
+    """All of the work in one line."""
+
+    def __init__(self, what: str, write: Callable[[str], None]) -> None:
+        self._what = what
+        self._write = write
+        self._items: dict[str, Progress] = {}
+
+    def show(self, progress: Progress) -> None:
+        self._items[progress.item] = progress
+        self._write(self._line())
+
+    def close(self) -> None:
+        if self._items:
+            self._write("")
 
     def _line(self) -> str:
         items = self._items.values()
@@ -71,8 +103,12 @@ def choose(progress: Any, what: str) -> Any:
         return None
     if progress is not True:
         raise TypeError(f"progress is a callable, True, False or None, not {type(progress).__name__}")
-    show = _notebook() or _terminal()
-    return None if show is None else Display(what, show)
+    kernel = _kernel()
+    terminal = None if kernel is not None else _terminal()
+    if kernel is None and terminal is None:
+        return None
+    write = terminal or _below_the_cell(kernel)
+    return Display(bars.installed(what, kernel is not None) or Line(what, write))
 
 
 def is_watched() -> bool:
@@ -111,13 +147,13 @@ def _kernel() -> Any:
     return ipython if shell is not None and hasattr(shell, "kernel") else None
 
 
-def _notebook() -> Callable[[str], None] | None:
-    ipython = _kernel()
-    if ipython is None:
-        return None
-    handle = ipython.display.display(ipython.display.HTML(""), display_id=True)
+def _below_the_cell(ipython: Any) -> Callable[[str], None]:
+    handle: Any = None
 
     def show(text: str) -> None:
+        nonlocal handle
+        if handle is None:
+            handle = ipython.display.display(ipython.display.HTML(""), display_id=True)
         handle.update(ipython.display.HTML(f"<pre>{html.escape(text)}</pre>" if text else ""))
 
     return show

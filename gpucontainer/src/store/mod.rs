@@ -7,6 +7,7 @@
 //!   blobs/sha256/<hex>   manifests and configurations, each whole and verified
 //!   layers/sha256/<hex>/ one per layer, by the digest of its uncompressed archive
 //!     tree/              the layer, unpacked
+//!     archive            how that was written, and `replaced/`: see `crate::layer`
 //!     implied            if any: the directories that its archive has only as part of other paths
 //!   seams/sha256/<hex>/  where layers below know better what an implied directory is: a tree that is stacked right
 //!     tree/              above the layer, by the chain ID of the layer and those below it
