@@ -17,11 +17,13 @@
  *   says otherwise. In a child made by fork() the objects of its parent may only be freed or closed,
  *   which changes nothing for the parent; the child can make objects of its own.
  * - What can be waited for has a descriptor to poll: sandboxes and processes become readable when they
- *   have ended (gpuc_sandbox_fd, gpuc_process_fd), and piped streams are pipes. Places in the queue for
- *   GPUs and watches for XIDs have none and are looked at; everything else does its work in the call.
+ *   have ended (gpuc_sandbox_fd, gpuc_process_fd), places in the queue for GPUs when it is time to look
+ *   (gpuc_gpu_ticket_fd), and piped streams are pipes. Watches for XIDs have none, since NVML's events
+ *   have none, and are looked at; everything else does its work in the call.
  * - The library installs no signal handler and changes no signal mask (gpuc_enter alone does, when it
  *   does not return). The one thread that it may leave running relays published ports and services of
- *   the host, as long as there are any; it has all signals blocked.
+ *   the host, as long as there are any; it has all signals blocked, and so has one that closes a socket
+ *   of the packet filter when a network or a translated port has ended, which takes some milliseconds.
  */
 
 #ifndef GPUCONTAINER_H
@@ -1931,8 +1933,8 @@ gpuc_gpu_ticket_t *gpuc_gpu_allocator_enqueue(const gpuc_gpu_allocator_t *alloca
                                               gpuc_error_t **error);
 
 /**
- * Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 from time to
- * time, and when a lease of its own has ended: not all that frees GPUs is told of by a descriptor.
+ * Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 whenever the
+ * descriptor of gpuc_gpu_ticket_fd can be read.
  *
  * @param milliseconds  negative is for ever, 0 only looks
  * @param lease         set to the caller's, freed with gpuc_gpu_lease_free, if 1 is returned
@@ -1944,6 +1946,17 @@ int gpuc_gpu_ticket_wait(gpuc_gpu_ticket_t *ticket,
                          int64_t milliseconds,
                          gpuc_gpu_lease_t **lease,
                          gpuc_error_t **error);
+
+/**
+ * A descriptor that can be read, in the words of poll(), when it is time to call gpuc_gpu_ticket_wait with 0: something was
+ * freed that matters, or so much time has passed that one should look. It may be so without need. Nothing is to be read
+ * from it.
+ *
+ * @param error  may be NULL
+ * @return the same for the life of the ticket, which it belongs to; -1 on failure
+ */
+int gpuc_gpu_ticket_fd(gpuc_gpu_ticket_t *ticket,
+                       gpuc_error_t **error);
 
 /**
  * Why the GPUs were not to be had when it was last tried.

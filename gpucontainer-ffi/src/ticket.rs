@@ -8,6 +8,7 @@ use crate::gpu::GpuRequest;
 use crate::output::time;
 use std::ffi::{CString, c_char, c_int};
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 
 /// A place in the queue for GPUs, which is kept between waits.
 #[derive(Debug)]
@@ -34,8 +35,8 @@ pub extern "C" fn gpuc_gpu_allocator_enqueue(
     })
 }
 
-/// Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 from time to
-/// time, and when a lease of its own has ended: not all that frees GPUs is told of by a descriptor.
+/// Waits until the GPUs are there. The place in the queue is kept if they are not. Who polls looks with 0 whenever the
+/// descriptor of gpuc_gpu_ticket_fd can be read.
 ///
 /// @param milliseconds  negative is for ever, 0 only looks
 /// @param lease         set to the caller's, freed with gpuc_gpu_lease_free, if 1 is returned
@@ -59,6 +60,20 @@ pub extern "C" fn gpuc_gpu_ticket_wait(
         slot.write(Some(Box::new(GpuLease::from(found))));
         Ok(1)
     })
+}
+
+/// A descriptor that can be read, in the words of poll(), when it is time to call gpuc_gpu_ticket_wait with 0: something was
+/// freed that matters, or so much time has passed that one should look. It may be so without need. Nothing is to be read
+/// from it.
+///
+/// @param error  may be NULL
+/// @return the same for the life of the ticket, which it belongs to; -1 on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_gpu_ticket_fd(
+    ticket: Option<&mut GpuTicket>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || Ok(given(ticket, "ticket")?.ticket.poll_fd()?.as_raw_fd()))
 }
 
 /// Why the GPUs were not to be had when it was last tried.

@@ -8,6 +8,7 @@ use crate::work::{SIGNALS, in_turns};
 use gpucontainer::gpu::GpuTicket;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::os::fd::AsRawFd;
 use std::sync::{Mutex, PoisonError};
 
 /// The handle of a place in the queue.
@@ -30,6 +31,16 @@ impl TicketHandle {
             self.0.with(|ticket| ticket.lock().unwrap_or_else(PoisonError::into_inner).wait(Some(turn)))
         })?;
         Ok(lease.map(|lease| LeaseHandle::holding(&lease)))
+    }
+
+    /// A descriptor that belongs to this.
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        ours(py.detach(|| {
+            let number = |ticket: &Mutex<GpuTicket>| {
+                ticket.lock().unwrap_or_else(PoisonError::into_inner).poll_fd().map(|fd| fd.as_raw_fd())
+            };
+            self.0.with(number)
+        }))
     }
 
     fn reason(&self, py: Python<'_>) -> PyResult<String> {

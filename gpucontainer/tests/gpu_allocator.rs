@@ -11,7 +11,9 @@ use gpucontainer::gpu::{
     Wait,
 };
 use gpucontainer::{Cancel, ErrorKind, GpuRequest, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -238,6 +240,39 @@ fn who_waits_is_served_in_order_and_not_passed_for_ever() {
     // It came after the large one, which may have taken its GPU.
     drop(large);
     assert_eq!(host.indices(&ready(&mut named).expect("its GPU was kept")), [busy]);
+}
+
+#[test]
+fn who_polls_is_told_when_to_look() {
+    if !driver::available() {
+        return;
+    }
+    let host = Host::new("t4");
+    let held = host.now(&one()).unwrap();
+    let mut tickets: Vec<GpuTicket> = (0..3).map(|_| host.allocator.enqueue(&one()).unwrap()).collect();
+    let told = |ticket: &mut GpuTicket, limit: Duration| {
+        let mut wanted = [PollFd::new(ticket.poll_fd().unwrap(), PollFlags::POLLIN)];
+        poll(&mut wanted, PollTimeout::try_from(limit).unwrap()).unwrap() > 0
+    };
+    // Nobody has looked yet.
+    assert!(tickets.iter_mut().all(|ticket| told(ticket, Duration::ZERO)));
+    assert!(tickets.iter_mut().all(|ticket| ready(ticket).is_none()));
+    let number = tickets[0].poll_fd().unwrap().as_raw_fd();
+    assert!(!told(&mut tickets[0], Duration::from_millis(50)), "nothing was freed");
+    let mut given = Some(held);
+    for mut ticket in tickets {
+        drop(given.take());
+        let start = Instant::now();
+        while given.is_none() {
+            assert!(start.elapsed() < SOON, "{}", ticket.reason());
+            assert!(told(&mut ticket, SOON), "nobody tells");
+            given = ready(&mut ticket);
+        }
+        // There is nothing more to look for.
+        assert!(!told(&mut ticket, Duration::ZERO));
+        assert_eq!(ticket.wait(Some(Duration::ZERO)).unwrap_err().kind(), ErrorKind::Closed);
+    }
+    assert!(number > 2);
 }
 
 #[test]

@@ -109,6 +109,10 @@ public:
             [&](gpuc_error_t **e) { return gpuc_gpu_ticket_wait(get(), detail::milliseconds(timeout), &lease, e); });
         return lease ? std::optional<GpuLease>(GpuLease(lease)) : std::nullopt;
     }
+    /* To poll: readable when it is time to wait with a timeout of 0. It belongs to the ticket. */
+    int fd() {
+        return detail::checked([&](gpuc_error_t **e) { return gpuc_gpu_ticket_fd(get(), e); });
+    }
     /* Why it waits. */
     std::string reason() const { return detail::copied(gpuc_gpu_ticket_reason(get())); }
 };

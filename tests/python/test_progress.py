@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
 import sys
+import termios
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ import layout
 import pytest
 
 import gpucontainer
-from gpucontainer import progress
+from gpucontainer import bars, progress
 
 SCRIPT = """
 import sys, gpucontainer
@@ -37,6 +40,8 @@ def seen_in_a_terminal(tmp_path: Path, options: str, before: str = "") -> str:
         arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "store"), str(tmp_path / "layout"), options]
         arguments[2] = before + SCRIPT
         try:
+            # In a terminal of no size there is nothing to draw on.
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
             os.execv(sys.executable, arguments)
         finally:
             os._exit(127)
@@ -85,7 +90,7 @@ def test_a_library_that_fails_ends_nothing(
         def close(self) -> None:
             raise ArithmeticError("nor here")
 
-    monkeypatch.setattr(progress.bars, "installed", lambda *_: Broken())
+    monkeypatch.setattr(bars, "installed", lambda *_: Broken())
     monkeypatch.setattr(progress, "_terminal", lambda: print)
     layout.write(tmp_path / "layout")
     gpucontainer.ImageStore(tmp_path / "store").import_(tmp_path / "layout")

@@ -71,12 +71,8 @@ class _Rich:
 class _Tqdm:
     def __init__(self, what: str, notebook: bool) -> None:
         bar: Any = importlib.import_module("tqdm.notebook" if notebook else "tqdm").tqdm
-
-        class Bar(bar):  # type: ignore[misc]
-            # Or tqdm would have a thread that looks after bars which nobody moves.
-            monitor_interval = 0
-
-        self._bar: Any = Bar
+        # Or tqdm would have a thread that looks after bars which nobody moves.
+        self._bar: Any = type(bar.__name__, (bar,), {"monitor_interval": 0})
         self._parts: dict[str, Any] = {}
         self._whole: Any = self._made(what, None)
 

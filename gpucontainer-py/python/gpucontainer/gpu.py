@@ -346,6 +346,13 @@ class GpuTicket(Closing):
         lease = self._handle.wait(timeout)
         return None if lease is None else GpuLease(lease)
 
+    def fileno(self) -> int:
+        """A descriptor for :mod:`select` and for the loop of :mod:`asyncio`: readable when it is time for ``wait(0)``.
+
+        It may be so without need. It is the same for the life of the ticket, and nothing is to be read from it.
+        """
+        return self._handle.fileno()
+
     @property
     def reason(self) -> str:
         """Why the GPUs were not to be had when it was last tried."""

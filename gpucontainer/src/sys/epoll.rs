@@ -4,6 +4,7 @@ use super::errno::failed;
 use crate::error::Result;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -90,6 +91,44 @@ impl Epoll {
             });
         }
         Ok(())
+    }
+}
+
+impl AsFd for Epoll {
+    /// It can be read, in the words of `poll(2)`, while something that it reports lasts.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Wakes an [`Epoll`] at a time.
+#[derive(Debug)]
+pub(crate) struct Alarm(OwnedFd);
+
+impl Alarm {
+    /// Makes one that does not ring; add it with [`Epoll::add_level`].
+    pub(crate) fn new() -> Result<Self> {
+        timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+            .map(Self)
+            .map_err(|e| failed("timerfd_create()", e))
+    }
+
+    /// Rings in this time, and until it is set anew; not at all for `None`.
+    pub(crate) fn set(&self, time: Option<Duration>) -> Result<()> {
+        // Nought would be never.
+        let time = time.map_or(Duration::ZERO, |time| time.max(Duration::from_nanos(1)));
+        let it_value =
+            Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)
+            .map(drop)
+            .map_err(|e| failed("timerfd_settime()", e))
+    }
+}
+
+impl AsFd for Alarm {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

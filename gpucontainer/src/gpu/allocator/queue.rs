@@ -19,10 +19,13 @@ use crate::gpu::inventory::Inventory;
 use crate::gpu::request::GpuRequest;
 use crate::gpu::select::{Choice, unavailable, wish};
 use crate::progress::Cancel;
+use crate::sys::epoll::{Alarm, Epoll};
+use crate::sys::errno;
 use crate::sys::process::{await_readable, own_pid, since_boot};
 use crate::sys::watch::Watch;
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -78,6 +81,15 @@ pub struct GpuTicket {
     pause: Duration,
     due: bool,
     why: String,
+    bell: Option<Bell>,
+}
+
+/// What tells somebody who polls when to look again.
+#[derive(Debug)]
+struct Bell {
+    /// Reports the ticket's watch and the alarm.
+    epoll: Epoll,
+    alarm: Alarm,
 }
 
 impl GpuAllocator {
@@ -289,7 +301,41 @@ impl GpuTicket {
             pause: SOON,
             due: true,
             why: String::new(),
+            bell: None,
         }
+    }
+
+    /// A descriptor that can be read, in the words of `poll(2)`, when it is time for another [`wait`](Self::wait) with a
+    /// timeout of zero: something was freed that matters, or so much time has passed that one should look. It may be so
+    /// without need. It is the same for the life of the ticket, and nothing is to be read from it.
+    ///
+    /// # Errors
+    /// No descriptor is left (`EMFILE`).
+    pub fn poll_fd(&mut self) -> Result<BorrowedFd<'_>> {
+        if self.bell.is_none() {
+            let (epoll, alarm) = (Epoll::new()?, Alarm::new()?);
+            epoll.add_level(&alarm, 0)?;
+            self.bell = Some(Bell { epoll, alarm });
+            self.set_bell()?;
+        }
+        let missing = || Error::new(ErrorKind::Closed, "a place in the queue without what tells of it");
+        self.bell.as_ref().map(|bell| bell.epoll.as_fd()).ok_or_else(missing)
+    }
+
+    /// Has the descriptor, if anybody wants one, tell of what the next wait would wait for.
+    fn set_bell(&mut self) -> Result<()> {
+        let Some(bell) = &self.bell else { return Ok(()) };
+        if self.slot.is_none() {
+            self.watch = None;
+            return bell.alarm.set(None);
+        }
+        match self.watch.as_ref().map(|watch| bell.epoll.add_level(watch, 1)) {
+            Some(Err(e)) if e.errno() != Some(errno::EEXIST) => return Err(e),
+            // A watch that was given up is reported no more since it is closed.
+            _ => {}
+        }
+        let left = self.again.map(|again| again.saturating_duration_since(Instant::now()));
+        bell.alarm.set(if self.due { Some(Duration::ZERO) } else { left })
     }
 
     /// Why the GPUs were not to be had when it was last tried.
@@ -311,6 +357,13 @@ impl GpuTicket {
 
     /// As [`wait`](Self::wait); also a try that is begun before `deadline` ends with the patience.
     pub(super) fn wait_with(&mut self, deadline: Option<Instant>, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
+        let waited = self.wait_until(deadline, patience);
+        let set = self.set_bell();
+        // A lease that was got is not lost for a bell.
+        if matches!(waited, Ok(None)) { set.and(waited) } else { waited }
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
         // Also where nothing calls for another look.
         self.due |= self.slot.is_none();
         loop {
