@@ -16,6 +16,8 @@ mod archive;
 mod input;
 mod pax;
 mod record;
+// Pushing alone writes archives again.
+#[cfg(any(test, feature = "registry"))]
 mod rewrite;
 pub(crate) mod seam;
 mod stack;
@@ -24,7 +26,7 @@ mod unpack;
 #[cfg(test)]
 pub(crate) mod tests;
 
-#[cfg_attr(not(feature = "registry"), expect(unused_imports, reason = "for what sends layers elsewhere"))]
+#[cfg(any(test, feature = "registry"))]
 pub(crate) use rewrite::LayerArchive;
 pub(crate) use stack::Stack;
 

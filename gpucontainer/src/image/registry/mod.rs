@@ -223,7 +223,8 @@ impl<'a> Client<'a> {
             }
             let answer = self.transport.send(method.clone(), &at, &all, content)?;
             // The other three would have the request become a GET.
-            if !matches!(answer.status, 307 | 308) && !(reads && matches!(answer.status, 301..=303)) {
+            let leads_on = matches!(answer.status, 307 | 308) || reads && matches!(answer.status, 301..=303);
+            if !leads_on {
                 return Ok(answer);
             }
             at = answer.location(&at)?;
