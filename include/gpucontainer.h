@@ -2431,13 +2431,16 @@ int gpuc_sandbox_update(const gpuc_sandbox_t *sandbox,
                         gpuc_error_t **error);
 
 /**
- * Lets the application live on when this object and this process are gone. Published ports close.
+ * Lets the application live on when this object and this process are gone. Published ports close. Its
+ * supervisor stays a child of this process: one that lives on has a zombie of it in the end, until it collects its children,
+ * as with waitpid(-1, …).
  *
  * @param sandbox  freed, also on failure
  * @param error    may be NULL
  * @return 0, or -1 on failure
  */
-int gpuc_sandbox_detach(gpuc_sandbox_t *sandbox, gpuc_error_t **error);
+int gpuc_sandbox_detach(gpuc_sandbox_t *sandbox,
+                        gpuc_error_t **error);
 
 /**
  * Kills everything inside, gives everything back, and says what went wrong with that.

@@ -461,7 +461,11 @@ class Sandbox(_Running[Text], Generic[Text]):
         self._handle.update(limits._fields())
 
     def detach(self) -> None:
-        """Lets the application live on when this object and this process are gone. Published ports close."""
+        """Lets the application live on when this object and this process are gone. Published ports close.
+
+        Its supervisor stays a child of this process: one that lives on has a zombie of it in the end, until it collects
+        its children, as with ``os.waitpid(-1, os.WNOHANG)``.
+        """
         self._close_streams()
         self._handle.detach()
 

@@ -483,6 +483,9 @@ impl Sandbox {
     /// of the host goes on to take clients from it until it closes it. What is left when the application ends is removed by
     /// the next store that is opened, and by the next sandbox of the user.
     ///
+    /// The sandbox's supervisor stays a child of this process: one that lives on is told of its end by `SIGCHLD`, and has a
+    /// zombie of it until it collects its children, as with `waitpid(-1, …)`, or ends itself.
+    ///
     /// # Errors
     /// Those of telling the supervisor; then nothing has changed.
     pub fn detach(mut self) -> Result<()> {

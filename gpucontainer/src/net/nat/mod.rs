@@ -78,8 +78,8 @@ struct State {
 impl Nat {
     /// That of the caller's network namespace, made if there is none.
     fn of_this_namespace() -> Result<Arc<Self>> {
-        let socket = Netlink::open(netlink::Protocol::Netfilter)?;
-        let (cookie, process) = (socket.namespace_cookie()?, process::own_pid());
+        // To close one of the packet filter's waits for whatever else is being taken out of that.
+        let (cookie, process) = (Netlink::open(netlink::Protocol::Route)?.namespace_cookie()?, process::own_pid());
         let mut tables = lock(&TABLES);
         tables.retain(|table| table.strong_count() > 0);
         // A forked child inherits the static, but is not the one that the table dies with.
@@ -88,6 +88,7 @@ impl Nat {
             return Ok(nat);
         }
         let name = format!("gpuc-ports-{}", &fs::unique()[..8]);
+        let socket = Netlink::open(netlink::Protocol::Netfilter)?;
         carry_out(&socket, &table::make(&name)).map_err(explain).context("make a table of published ports")?;
         let state = State { socket: socket.into(), shared: HashMap::new(), number: 0 };
         let nat = Arc::new(Self { process, cookie, name, state: Mutex::new(state) });
