@@ -2433,7 +2433,7 @@ int gpuc_sandbox_update(const gpuc_sandbox_t *sandbox,
 /**
  * Lets the application live on when this object and this process are gone. Published ports close. Its
  * supervisor stays a child of this process: one that lives on has a zombie of it in the end, until it collects its children,
- * as with waitpid(-1, …).
+ * as with waitpid(-1, ...).
  *
  * @param sandbox  freed, also on failure
  * @param error    may be NULL
