@@ -117,6 +117,25 @@ impl Callback {
     }
 }
 
+/// Says to options how the registry is reached.
+macro_rules! reaching {
+    ($self:ident, $options:ident) => {{
+        if let Some(credentials) = &$self.credentials {
+            $options = $options.credentials(credentials.clone());
+        }
+        if let Some(plain) = $self.plain_http {
+            $options = $options.plain_http(plain);
+        }
+        for pem in &$self.authorities {
+            $options = $options.certificate_authority(pem.as_bytes());
+        }
+        if let Some(silence) = $self.timeout {
+            $options = $options.timeout(silence);
+        }
+        $options
+    }};
+}
+
 impl Transfer {
     pub(crate) fn import(&self) -> gpucontainer::Result<ImportOptions<'static>> {
         self.fault.check()?;
@@ -157,19 +176,7 @@ impl Transfer {
         if let Some(bytes) = self.max_layer_bytes {
             options = options.max_layer_bytes(bytes);
         }
-        if let Some(credentials) = &self.credentials {
-            options = options.credentials(credentials.clone());
-        }
-        if let Some(plain) = self.plain_http {
-            options = options.plain_http(plain);
-        }
-        for pem in &self.authorities {
-            options = options.certificate_authority(pem.as_bytes());
-        }
-        if let Some(silence) = self.timeout {
-            options = options.timeout(silence);
-        }
-        Ok(options)
+        Ok(reaching!(self, options))
     }
 
     pub(crate) fn push(&self) -> gpucontainer::Result<PushOptions<'static>> {
@@ -191,19 +198,7 @@ impl Transfer {
         if let Some(layers) = self.concurrency {
             options = options.concurrency(layers);
         }
-        if let Some(credentials) = &self.credentials {
-            options = options.credentials(credentials.clone());
-        }
-        if let Some(plain) = self.plain_http {
-            options = options.plain_http(plain);
-        }
-        for pem in &self.authorities {
-            options = options.certificate_authority(pem.as_bytes());
-        }
-        if let Some(silence) = self.timeout {
-            options = options.timeout(silence);
-        }
-        Ok(options)
+        Ok(reaching!(self, options))
     }
 }
 

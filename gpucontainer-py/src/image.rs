@@ -35,6 +35,27 @@ fn parse_credentials(
     }
 }
 
+/// Says to options how the registry is reached, and by how many at once.
+macro_rules! reaching {
+    ($options:ident, $credentials:ident, $plain_http:ident, $authority:ident, $timeout:ident, $concurrency:ident) => {
+        if let Some(credentials) = $credentials {
+            $options = $options.credentials(credentials);
+        }
+        if let Some(plain) = $plain_http {
+            $options = $options.plain_http(plain);
+        }
+        if let Some(pem) = $authority {
+            $options = $options.certificate_authority(pem);
+        }
+        if let Some(silence) = $timeout {
+            $options = $options.timeout(seconds("timeout", silence)?);
+        }
+        if let Some(layers) = $concurrency {
+            $options = $options.concurrency(layers);
+        }
+    };
+}
+
 /// What `progress` is by default: it is shown where somebody looks.
 fn shown() -> Option<Py<PyAny>> {
     Python::attach(|py| Some(PyBool::new(py, true).to_owned().into_any().unbind()))
@@ -186,21 +207,8 @@ impl ImageStore {
         if let Some(platform) = parse_platform(platform)? {
             options = options.platform(platform);
         }
-        if let Some(credentials) = parse_credentials(user, password, identity_token, anonymous)? {
-            options = options.credentials(credentials);
-        }
-        if let Some(plain) = plain_http {
-            options = options.plain_http(plain);
-        }
-        if let Some(pem) = certificate_authority {
-            options = options.certificate_authority(pem);
-        }
-        if let Some(silence) = timeout {
-            options = options.timeout(seconds("timeout", silence)?);
-        }
-        if let Some(layers) = concurrency {
-            options = options.concurrency(layers);
-        }
+        let credentials = parse_credentials(user, password, identity_token, anonymous)?;
+        reaching!(options, credentials, plain_http, certificate_authority, timeout, concurrency);
         if let Some(bytes) = max_layer_bytes {
             options = options.max_layer_bytes(bytes);
         }
@@ -233,21 +241,8 @@ impl ImageStore {
         let reporter = reporter(py, progress, format!("push {reference}"))?;
         let work = Callback::new(reporter.as_ref().map(|reporter| reporter.clone_ref(py)), cancel);
         let mut options = PushOptions::new().cancel(work.cancel()).progress(|progress| work.report(progress));
-        if let Some(credentials) = parse_credentials(user, password, identity_token, anonymous)? {
-            options = options.credentials(credentials);
-        }
-        if let Some(plain) = plain_http {
-            options = options.plain_http(plain);
-        }
-        if let Some(pem) = certificate_authority {
-            options = options.certificate_authority(pem);
-        }
-        if let Some(silence) = timeout {
-            options = options.timeout(seconds("timeout", silence)?);
-        }
-        if let Some(layers) = concurrency {
-            options = options.concurrency(layers);
-        }
+        let credentials = parse_credentials(user, password, identity_token, anonymous)?;
+        reaching!(options, credentials, plain_http, certificate_authority, timeout, concurrency);
         let pushed = work.run(py, || self.0.push(&image.0, reference, options));
         finish(py, reporter)?;
         pushed.map(|digest| digest.to_string())

@@ -73,8 +73,8 @@ def test_bars_are_those_of_a_library_that_is_there(tmp_path: Path, library: str)
     if library == "tqdm":
         before += "sys.modules['rich.console'] = None\n"
     seen = seen_in_a_terminal(tmp_path, "{}", before)
-    layers = [gpucontainer.ImageStore(tmp_path / "store").image("motd:1")]
-    assert layers and f"import {tmp_path}"[:20] in seen and re.search(r"[0-9a-f]{12} (importing|done)", seen), seen
+    assert gpucontainer.ImageStore(tmp_path / "store").image("motd:1")
+    assert f"import {tmp_path}"[:20] in seen and re.search(r"[0-9a-f]{12} (importing|done)", seen), seen
     assert ("\u2501" in seen) == (library == "rich") and ("%|" in seen or "B/s" in seen) == (library == "tqdm"), seen
     # Where the cursor is in the end, nothing is.
     assert seen.rstrip("\r\n").endswith(("\x1b[2K", "\x1b[?25h", "\r", " ", "\x1b[A")), seen[-80:]

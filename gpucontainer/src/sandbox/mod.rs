@@ -29,6 +29,7 @@ mod ports;
 mod prepare;
 mod privileges;
 mod process;
+mod reach;
 mod ready;
 mod root;
 mod services;
@@ -47,9 +48,7 @@ use crate::cgroup::{Cgroup, Limits, Stats};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{GpuGrant, HookMoment, VendorHook};
 use crate::image::{Image, ImageStore};
-use crate::net::{
-    HostService, NetworkNamespace, PortMapping, PortStatus, Protocol, PublishedPort, Reservation, ServiceStatus,
-};
+use crate::net::Reservation;
 use crate::rootfs::{Scratch, Writable};
 use crate::sandbox::attach::Attachments;
 use crate::sandbox::check::check;
@@ -65,10 +64,9 @@ use crate::sandbox::root::Root;
 use crate::sandbox::services::Services;
 use crate::sandbox::shift::Shifted;
 use crate::store::LayerHandle;
+use crate::sys::fs;
 use crate::sys::program::now;
-use crate::sys::{fs, process as processes};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -245,7 +243,7 @@ impl Sandbox {
             (Err(why), _) => sandbox.ports.deaf(why),
         }
         if !reserved.is_empty() {
-            let published = sandbox.network().and_then(|network| sandbox.ports.publish(reserved, network));
+            let published = sandbox.network_namespace().and_then(|network| sandbox.ports.publish(reserved, network));
             // To one that has ended already nobody can be led. Its namespaces are gone a little earlier than it is.
             if published.is_ok() || !entered || sandbox.wait_timeout(Duration::from_secs(1))?.is_none() {
                 published.with_context(publishing(&sandbox.name))?;
@@ -285,93 +283,6 @@ impl Sandbox {
         &self.timeline
     }
 
-    /// The published ports.
-    pub fn ports(&self) -> Vec<PublishedPort> {
-        self.ports.list()
-    }
-
-    /// The published ports with their counters.
-    pub fn port_status(&self) -> Vec<PortStatus> {
-        self.ports.status()
-    }
-
-    /// Publishes more ports while it runs, all or none; the ports with their real numbers, in the order of `mappings`.
-    ///
-    /// # Errors
-    /// Those of [`PortMapper::reserve`](crate::net::PortMapper::reserve);
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
-    /// application.
-    pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
-        let published = self.network().and_then(|network| self.ports.add(mappings, network));
-        published.with_context(publishing(&self.name))
-    }
-
-    /// Publishes what was reserved before, such as sockets that were [adopted](crate::net::PortMapper::adopt).
-    ///
-    /// # Errors
-    /// As for [`publish`](Self::publish), but for what reserving met.
-    pub fn publish_reserved(&self, reservation: Reservation) -> Result<Vec<PublishedPort>> {
-        let published = self.network().and_then(|network| self.ports.add_reserved(reservation, network));
-        published.with_context(publishing(&self.name))
-    }
-
-    /// Closes what is published on an address and port of the host, TCP and UDP, with its connections: `host` is one of
-    /// [`PublishedPort::hosts`], which are closed together, as all ports of a range are. When this returns, the host's
-    /// ports are free, but for one of UDP whose socket the container has: that hears nothing any more, and its port is free
-    /// when the container has closed it.
-    ///
-    /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there. Rules of the kernel that it does not take out,
-    /// as where the process has given its privileges up since: the port is as before then.
-    pub fn unpublish(&self, host: SocketAddr) -> Result<()> {
-        self.ports.remove(host).with_context(|| format!("close a port of sandbox {}", self.name))
-    }
-
-    /// Makes services of the host reachable inside while it runs, all or none; the services with their real ports, in the
-    /// order of `services`.
-    ///
-    /// # Errors
-    /// Those of [`ExposedServices::new`](crate::net::ExposedServices::new);
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
-    /// application.
-    pub fn expose_host(&self, services: &[HostService]) -> Result<Vec<HostService>> {
-        let exposed = self.network().and_then(|network| self.services.add(services, &network));
-        exposed.with_context(|| format!("expose services of the host to sandbox {}", self.name))
-    }
-
-    /// The services of the host that can be reached inside, with their counters.
-    pub fn host_services(&self) -> Vec<ServiceStatus> {
-        self.services.status()
-    }
-
-    /// Closes a service of the host inside and its connections; `port` is [`HostService::port`].
-    ///
-    /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no service of the host is there.
-    pub fn withdraw_host(&self, port: u16, protocol: Protocol) -> Result<()> {
-        self.services.remove(port, protocol).with_context(|| format!("close a service of sandbox {}", self.name))
-    }
-
-    /// Its network namespace, for another sandbox to join ([`Network::Join`]) or to dial into.
-    ///
-    /// # Errors
-    /// No descriptor is left (`EMFILE`).
-    pub fn network_namespace(&self) -> Result<NetworkNamespace> {
-        self.network()
-    }
-
-    /// Its addresses in its private network: IPv4 first, then IPv6 if it has one. None in any other network.
-    pub fn addresses(&self) -> &[IpAddr] {
-        match &self.joined {
-            Joined::Member(member) => member.addresses(),
-            Joined::Nothing | Joined::Outbound(_) | Joined::Namespace(_) => &[],
-        }
-    }
-
-    fn network(&self) -> Result<NetworkNamespace> {
-        Ok(NetworkNamespace::of_process(processes::duplicate(self.handle.application())?))
-    }
-
     /// The GPUs that are visible inside, by UUID: those of the start, then those that were attached.
     pub fn gpus(&self) -> Vec<String> {
         self.attachments().gpus()
@@ -387,15 +298,6 @@ impl Sandbox {
     fn attachments(&self) -> MutexGuard<'_, Attachments> {
         // Whole after every single change.
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Connects to a TCP port inside, published or not.
-    ///
-    /// # Errors
-    /// [`ErrorKind::TimedOut`] after `timeout`; `ECONNREFUSED` if nobody listens there.
-    pub fn dial(&self, port: u16, timeout: Option<Duration>) -> Result<TcpStream> {
-        let dialled = self.network().and_then(|network| network.dial(port, timeout));
-        dialled.with_context(|| format!("dial port {port} of sandbox {}", self.name))
     }
 
     /// Waits until it has ended; the wait status, as `wait4(2)` gives it.

@@ -1,7 +1,8 @@
 //! Netlink sockets: requests whose answers are there when the send returns.
 //!
 //! The kernel carries out what rtnetlink and nf_tables are asked for inside of `sendmsg(2)`, so nothing here ever waits
-//! but for what closing a [`TableOwner`] does, which is another thread's. A socket belongs for life to the network namespace in which it was made, and can be used from any other.
+//! but for what closing a [`TableOwner`] does, which is another thread's. A socket belongs for life to the network namespace
+//! in which it was made, and can be used from any other.
 
 #![allow(unsafe_code, reason = "socket options and a request for a namespace that no crate has")]
 

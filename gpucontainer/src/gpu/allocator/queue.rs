@@ -92,6 +92,23 @@ struct Bell {
     alarm: Alarm,
 }
 
+impl Bell {
+    fn new() -> Result<Self> {
+        let (epoll, alarm) = (Epoll::new()?, Alarm::new()?);
+        epoll.add_level(&alarm, 0)?;
+        Ok(Self { epoll, alarm })
+    }
+
+    /// Rings when the watch tells of something, and in this time.
+    fn set(&self, watch: Option<&Watch>, time: Option<Duration>) -> Result<()> {
+        match watch.map(|watch| self.epoll.add_level(watch, 1)) {
+            Some(Err(e)) if e.errno() != Some(errno::EEXIST) => Err(e),
+            // One that was given up is reported no more since it is closed.
+            _ => self.alarm.set(time),
+        }
+    }
+}
+
 impl GpuAllocator {
     /// Tries to serve a request, for which [`with_daemon`](Self::with_daemon) comes after it; `place` is the slot and the order of one that waits already. With `queue`, one that
     /// cannot be served takes a place, before anybody else can.
@@ -312,30 +329,24 @@ impl GpuTicket {
     /// # Errors
     /// No descriptor is left (`EMFILE`).
     pub fn poll_fd(&mut self) -> Result<BorrowedFd<'_>> {
-        if self.bell.is_none() {
-            let (epoll, alarm) = (Epoll::new()?, Alarm::new()?);
-            epoll.add_level(&alarm, 0)?;
-            self.bell = Some(Bell { epoll, alarm });
-            self.set_bell()?;
-        }
-        let missing = || Error::new(ErrorKind::Closed, "a place in the queue without what tells of it");
-        self.bell.as_ref().map(|bell| bell.epoll.as_fd()).ok_or_else(missing)
+        let bell = match self.bell.take() {
+            Some(bell) => bell,
+            None => {
+                let bell = Bell::new()?;
+                bell.set(self.watch.as_ref(), self.next_look())?;
+                bell
+            }
+        };
+        Ok(self.bell.insert(bell).epoll.as_fd())
     }
 
-    /// Has the descriptor, if anybody wants one, tell of what the next wait would wait for.
-    fn set_bell(&mut self) -> Result<()> {
-        let Some(bell) = &self.bell else { return Ok(()) };
-        if self.slot.is_none() {
-            self.watch = None;
-            return bell.alarm.set(None);
+    /// In what time the next wait begins with a try, if nobody tells of anything; `None` is never.
+    fn next_look(&self) -> Option<Duration> {
+        match (self.slot.is_some(), self.due) {
+            (true, true) => Some(Duration::ZERO),
+            (true, false) => self.again.map(|again| again.saturating_duration_since(Instant::now())),
+            (false, _) => None,
         }
-        match self.watch.as_ref().map(|watch| bell.epoll.add_level(watch, 1)) {
-            Some(Err(e)) if e.errno() != Some(errno::EEXIST) => return Err(e),
-            // A watch that was given up is reported no more since it is closed.
-            _ => {}
-        }
-        let left = self.again.map(|again| again.saturating_duration_since(Instant::now()));
-        bell.alarm.set(if self.due { Some(Duration::ZERO) } else { left })
     }
 
     /// Why the GPUs were not to be had when it was last tried.
@@ -358,7 +369,10 @@ impl GpuTicket {
     /// As [`wait`](Self::wait); also a try that is begun before `deadline` ends with the patience.
     pub(super) fn wait_with(&mut self, deadline: Option<Instant>, patience: &Patience<'_>) -> Result<Option<GpuLease>> {
         let waited = self.wait_until(deadline, patience);
-        let set = self.set_bell();
+        if self.slot.is_none() {
+            self.watch = None;
+        }
+        let set = self.bell.as_ref().map_or(Ok(()), |bell| bell.set(self.watch.as_ref(), self.next_look()));
         // A lease that was got is not lost for a bell.
         if matches!(waited, Ok(None)) { set.and(waited) } else { waited }
     }

@@ -59,9 +59,8 @@ pub(super) struct Client<'a> {
     transport: Transport,
     base: Url,
     repository: String,
-    /// What a token is asked for, see [`Client::token`].
+    /// What a token must be for besides what the registry asks for, which at first is reading alone.
     scopes: Vec<String>,
-    pushes: bool,
     login: Login,
     /// The `Authorization` header that worked last.
     authorization: Mutex<Option<String>>,
@@ -71,8 +70,7 @@ pub(super) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Prepares for reading the repository of `reference`; nothing is sent yet.
     pub(super) fn new(reference: &Reference, access: &Access, cancel: &'a Cancel) -> Result<Self> {
-        let scope = format!("repository:{}:pull", reference.repository());
-        Self::with_scopes(reference, access, cancel, vec![scope], false)
+        Self::with_scopes(reference, access, cancel, Vec::new())
     }
 
     /// Prepares for writing to the repository of `reference`, also what another repository of the registry has.
@@ -84,16 +82,10 @@ impl<'a> Client<'a> {
     ) -> Result<Self> {
         let mut scopes = vec![format!("repository:{}:pull,push", reference.repository())];
         scopes.extend(from.map(|from| format!("repository:{from}:pull")));
-        Self::with_scopes(reference, access, cancel, scopes, true)
+        Self::with_scopes(reference, access, cancel, scopes)
     }
 
-    fn with_scopes(
-        reference: &Reference,
-        access: &Access,
-        cancel: &'a Cancel,
-        scopes: Vec<String>,
-        pushes: bool,
-    ) -> Result<Self> {
+    fn with_scopes(reference: &Reference, access: &Access, cancel: &'a Cancel, scopes: Vec<String>) -> Result<Self> {
         let host = match reference.registry() {
             // The name and the address of Docker's own registry differ.
             "docker.io" => "registry-1.docker.io",
@@ -110,7 +102,6 @@ impl<'a> Client<'a> {
             base,
             repository: reference.repository().to_owned(),
             scopes,
-            pushes,
             login,
             authorization: Mutex::new(None),
             cancel,
@@ -259,14 +250,10 @@ impl<'a> Client<'a> {
         if self.base.is_secure() && !realm.is_secure() {
             return Err(registry(format!("the token server {realm} would get the credentials unencrypted")).into());
         }
-        // What the registry asks for now, and what will be needed next.
-        let asked = challenge.get("scope");
-        let own = self
-            .scopes
-            .iter()
-            .map(String::as_str)
-            .filter(|scope| asked.is_none() || self.pushes && asked != Some(scope));
-        let mut query: Vec<_> = asked.into_iter().chain(own).map(|scope| ("scope", scope)).collect();
+        let reading = format!("repository:{}:pull", self.repository);
+        let asked = challenge.get("scope").or_else(|| self.scopes.is_empty().then_some(&reading));
+        let besides = self.scopes.iter().map(String::as_str).filter(|scope| asked != Some(scope));
+        let mut query: Vec<_> = asked.into_iter().chain(besides).map(|scope| ("scope", scope)).collect();
         query.extend(challenge.get("service").map(|service| ("service", service)));
         let mut answer = match self.login.secret() {
             Some(Secret::IdentityToken(token)) => {

@@ -118,7 +118,7 @@ impl Client<'_> {
     /// What the registry has of an upload that broke off; nothing if it has forgotten it.
     fn resume(&self, at: &Url, size: u64) -> (Option<Session>, u64) {
         let Ok(answer) = self.request(&Method::GET, at, &[], &Content::Nothing) else { return (None, 0) };
-        // `0-0` is one byte, or none: who cares.
+        // `0-0` is said of one byte and of none; to send one again costs nothing.
         let end = answer.header("range").and_then(|range| range.trim_start_matches("bytes=").strip_prefix("0-"));
         let offset = end.and_then(|end| end.parse().ok()).map_or(0, |end: u64| if end == 0 { 0 } else { end + 1 });
         match answer.location(at) {
