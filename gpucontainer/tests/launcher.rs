@@ -344,7 +344,8 @@ fn without_streams() {
             inherit.stdin(Stdio::Inherit).stdout(Stdio::Inherit).stderr(Stdio::Inherit).spawn().map_err(text)?;
         let inherited = inherit.wait().map_err(text)?;
         inherit.close().map_err(text)?;
-        Ok((output, process, inherited))
+        let terminals = on_terminals(&fixture).map_err(text)?;
+        Ok((output, process, inherited, terminals))
     };
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(launch));
     for (number, kept) in (0..).zip(kept) {
@@ -354,12 +355,37 @@ fn without_streams() {
             libc::close(kept);
         }
     }
-    let (output, process, inherited) = result.unwrap().unwrap();
+    let (output, process, inherited, terminals) = result.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(5));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("0\n1\n2\n3\npos:"), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "words\n");
     assert_eq!((process.0.code(), process.1.as_str()), (Some(4), "0\n1\n2\n3\n"));
     assert_eq!(inherited.code(), Some(6));
+    for (status, text) in terminals {
+        assert_eq!((status.code(), text.as_str()), (Some(7), "0  1  2  3\r\n/dev/pts/0\r\n"));
+    }
+}
+
+/// An application and a further program, each on a terminal of its own; what they print there.
+fn on_terminals(fixture: &Fixture) -> gpucontainer::Result<[(gpucontainer::ExitStatus, String); 2]> {
+    let text = |terminal: std::os::fd::OwnedFd| {
+        let mut bytes = Vec::new();
+        // It ends with an error when nobody has the other side any more.
+        let _ = std::io::Read::read_to_end(&mut std::fs::File::from(terminal), &mut bytes);
+        String::from_utf8(bytes).unwrap()
+    };
+    let script = "ls /proc/self/fd; tty; exit 7";
+    let sandbox = fixture.shell(script).terminal(24, 80).spawn()?;
+    let first = text(sandbox.take_terminal().unwrap());
+    let first = (sandbox.wait()?, first);
+    sandbox.close()?;
+    let sandbox = fixture.builder().command(["/bin/sleep", "1000"]).spawn()?;
+    let process = sandbox.exec(["/bin/busybox", "sh", "-c", script]).terminal(24, 80).spawn()?;
+    let second = text(process.take_terminal().unwrap());
+    let second = (process.wait()?, second);
+    drop(process);
+    sandbox.close()?;
+    Ok([first, second])
 }
 
 fn sandbox_with_exec(fixture: &Fixture) -> gpucontainer::Result<(gpucontainer::ExitStatus, String)> {

@@ -103,6 +103,7 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         of_process.push(fd.as_raw_fd());
         lowest + i32::try_from(of_process.len()).unwrap_or(i32::MAX - lowest) - 1
     };
+    let filler = of_process.len();
     let stub = own(&mut of_process, stub.as_fd());
     let socket = own(&mut of_process, theirs.as_fd());
     let network = options.network.map_or(-1, |network| own(&mut of_process, network));
@@ -145,7 +146,7 @@ pub(crate) fn start(program: &Finished<'_>, options: &CloneOptions<'_>) -> Resul
         failed: Call::EnterNetwork,
         errno: 0,
     };
-    let chosen = Chosen { of_process: &of_process, first: lowest, standard: true };
+    let chosen = Chosen { of_process: &of_process, first: lowest, standard: Some(filler) };
     let run = thread::run(run_thread, (&raw mut launch).cast(), Descriptors::Chosen(chosen));
     drop(stack);
     run.context("make a thread that starts a process")?;

@@ -36,7 +36,7 @@ pub(crate) fn rewatch(
     };
     // Above the number that is wanted.
     let of_process = &[instance.as_raw_fd(), old.as_raw_fd(), new.as_raw_fd()];
-    let chosen = Chosen { of_process, first: watched.socket.saturating_add(1), standard: false };
+    let chosen = Chosen { of_process, first: watched.socket.saturating_add(1), standard: None };
     thread::run(watch, (&raw mut request).cast(), Descriptors::Chosen(chosen))?;
     match c_int::try_from(request.result) {
         Ok(0) => Ok(()),

@@ -166,7 +166,7 @@ fn run_child(program: &Finished<'_>) -> Result<c_int> {
     of_process.push(stub.as_raw_fd());
     let mut request =
         Request { argv: argv.as_ptr(), envp: envp.as_ptr(), inherited: [first, end], child: 0, orphan: 0, errno: 0 };
-    let chosen = Chosen { of_process: &of_process, first, standard: false };
+    let chosen = Chosen { of_process: &of_process, first, standard: None };
     thread::run(begin, (&raw mut request).cast(), Descriptors::Chosen(chosen))?;
     if request.child > 0 {
         reap(request.child)?;

@@ -32,8 +32,9 @@ pub(super) struct Chosen<'a> {
     pub(super) of_process: &'a [c_int],
     /// The number that the first has for the thread; the others follow it. All are closed on exec.
     pub(super) first: c_int,
-    /// Whether it also has what the process has as standard input, output and error.
-    pub(super) standard: bool,
+    /// Whether it also has what the process has as standard input, output and error. Where that is nothing, or nothing that
+    /// outlives an exec, a copy of the one of this index is there, so that what is opened later has other numbers.
+    pub(super) standard: Option<usize>,
 }
 
 /// What is run needs well below 1 KiB, in a debug build too.
@@ -262,26 +263,27 @@ mod tests {
         let before = open();
         for copied in [false, true] {
             COPIES.store(copied, Ordering::Relaxed);
-            for (first, standard) in [(3, true), (11, true), (0, false), (7, false)] {
+            for (first, standard) in [(3, Some(0)), (11, Some(1)), (0, None), (7, None)] {
                 let mut it = Look { inodes: [0; ASKED] };
                 // In reverse, so that one is where another is to be.
                 let chosen: Vec<c_int> = numbers.iter().rev().copied().collect();
                 let descriptors = Descriptors::Chosen(Chosen { of_process: &chosen, first, standard });
                 run(look, (&raw mut it).cast(), descriptors).unwrap();
                 let mut expected = [0; ASKED];
-                if standard {
+                if standard.is_some() {
                     (0..3).zip(&mut expected).for_each(|(fd, expected)| *expected = inode(fd));
                 }
                 for (at, fd) in chosen.iter().enumerate() {
                     expected[usize::try_from(first).unwrap() + at] = inode(*fd);
                 }
-                assert_eq!(it.inodes, expected, "{copied} {first} {standard}");
+                assert_eq!(it.inodes, expected, "{copied} {first} {standard:?}");
             }
         }
         COPIES.store(false, Ordering::Relaxed);
         assert_eq!(open(), before);
         let mut it = Look { inodes: [0; ASKED] };
-        let descriptors = Descriptors::Chosen(Chosen { of_process: &[numbers[0], 999_999], first: 3, standard: true });
+        let descriptors =
+            Descriptors::Chosen(Chosen { of_process: &[numbers[0], 999_999], first: 3, standard: Some(0) });
         let error = run(look, (&raw mut it).cast(), descriptors).unwrap_err();
         assert_eq!((error.errno(), it.inodes), (Some(libc::EBADF), [0; ASKED]));
         assert_eq!(open(), before);

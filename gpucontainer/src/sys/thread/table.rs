@@ -22,7 +22,7 @@ pub(super) struct Table {
     aside: *mut c_long,
     count: usize,
     first: c_int,
-    standard: bool,
+    standard: Option<usize>,
     /// The number of the thread whose table it is made from.
     thread: c_long,
     /// Whether the thread begins with a copy of the process's.
@@ -88,7 +88,11 @@ impl Table {
 
     /// Makes the table: system calls and plain arithmetic alone.
     pub(super) fn lay(&mut self) {
-        let result = if self.copied { self.sort_copies() } else { self.fetch() };
+        let laid = if self.copied { self.sort_copies() } else { self.fetch() };
+        let result = match self.standard {
+            Some(filler) if laid >= 0 => self.fill(filler),
+            _ => laid,
+        };
         self.errno = if result < 0 { errno(result) } else { 0 };
     }
 
@@ -112,7 +116,7 @@ impl Table {
     }
 
     fn fetch(&mut self) -> c_long {
-        let from = if self.standard { 3 } else { 0 };
+        let from = if self.standard.is_some() { 3 } else { 0 };
         let parted = system_call(libc::SYS_close_range, [from, c_long::from(u32::MAX), CLOSE_RANGE_UNSHARE, 0, 0]);
         if parted < 0 {
             return parted;
@@ -153,6 +157,24 @@ impl Table {
         system_call(libc::SYS_close, [process, 0, 0, 0, 0])
     }
 
+    /// Puts something where a standard descriptor is missing, or ends with the next exec: it is something else of a process
+    /// that has closed its own. What is put there stays, as those do.
+    fn fill(&mut self, filler: usize) -> c_long {
+        self.call = Call::Duplicate;
+        let mut number = 0;
+        while number < 3 {
+            let flags = system_call(libc::SYS_fcntl, [number, libc::F_GETFD.into(), 0, 0, 0]);
+            if flags < 0 || flags & c_long::from(libc::FD_CLOEXEC) != 0 {
+                let filled = system_call(libc::SYS_dup3, [self.number(filler), number, 0, 0, 0]);
+                if filled < 0 {
+                    return filled;
+                }
+            }
+            number += 1;
+        }
+        0
+    }
+
     fn sort_copies(&mut self) -> c_long {
         (self.own, self.call) = (true, Call::Duplicate);
         // Above all places, so that none is in the way of another; then everything else goes, and they come back.
@@ -167,7 +189,7 @@ impl Table {
             at += 1;
         }
         let mut result = 0;
-        let from = if self.standard { 3 } else { 0 };
+        let from = if self.standard.is_some() { 3 } else { 0 };
         if above > from {
             result = system_call(libc::SYS_close_range, [from, above - 1, 0, 0, 0]);
         }
