@@ -123,11 +123,15 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>, deadline: 
     }
     wait(&forerunner.pidfd)?;
     told?;
-    // What the forerunner has sent was so before it ended.
-    let [sent, _] = process::await_either(&control, &forerunner.pidfd, deadline)?;
-    let keeper = if sent { process::receive_descriptor(&control)? } else { None };
-    let Some((_, keeper)) = keeper else { return Err(failure(&report)?) };
-    match finish(&control, &keeper, &report, deadline) {
+    // What the forerunner has sent was so before it ended. The keeper does not wait for it, and may have been faster.
+    let mut sent = Sent::default();
+    while sent.keeper.is_none() && process::await_either(&control, &forerunner.pidfd, deadline)?[0] {
+        if !sent.receive(&control)? {
+            break;
+        }
+    }
+    let Some(keeper) = sent.keeper.take() else { return Err(failure(&report)?) };
+    match finish(&control, &keeper, sent, &report, deadline) {
         Ok((keeper_pid, daemon_pid)) => Ok(Kept { keeper, keeper_pid, daemon_pid }),
         Err(error) => {
             end(&keeper)?;
@@ -136,18 +140,50 @@ pub(super) fn start(daemon: &Executable, belongings: &Belongings<'_>, deadline: 
     }
 }
 
+/// Who was told of, in whatever order.
+#[derive(Default)]
+struct Sent {
+    keeper: Option<OwnedFd>,
+    daemon: Option<OwnedFd>,
+}
+
+impl Sent {
+    const KEEPER: u8 = b'K';
+    const DAEMON: u8 = b'P';
+
+    /// Takes a message; `false` if nobody is left who could send one.
+    fn receive(&mut self, control: &OwnedFd) -> Result<bool> {
+        let received = process::receive_descriptor(control)?;
+        let more = received.is_some();
+        match received {
+            Some((Self::KEEPER, process)) => self.keeper = Some(process),
+            Some((_, process)) => self.daemon = Some(process),
+            None => {}
+        }
+        Ok(more)
+    }
+}
+
 /// Waits until the daemon was executed, of which the keeper tells; the numbers of both.
-fn finish(control: &OwnedFd, keeper: &OwnedFd, report: &Report, deadline: Instant) -> Result<(u32, u32)> {
-    let daemon = match process::await_either(control, keeper, deadline)? {
-        [true, _] => process::receive_descriptor(control)?,
-        [false, true] => None,
-        [false, false] => return Err(Error::new(ErrorKind::TimedOut, "the MPS daemon was not executed in time")),
-    };
+fn finish(
+    control: &OwnedFd,
+    keeper: &OwnedFd,
+    mut sent: Sent,
+    report: &Report,
+    deadline: Instant,
+) -> Result<(u32, u32)> {
+    if sent.daemon.is_none() {
+        match process::await_either(control, keeper, deadline)? {
+            [true, _] => _ = sent.receive(control)?,
+            [false, true] => {}
+            [false, false] => return Err(Error::new(ErrorKind::TimedOut, "the MPS daemon was not executed in time")),
+        }
+    }
     let pid = |process: &OwnedFd| -> Result<u32> {
         Ok(process::pid_of(process)?.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default())
     };
-    match (report.failure()?, daemon) {
-        (None, Some((_, daemon))) => Ok((pid(keeper)?, pid(&daemon)?)),
+    match (report.failure()?, sent.daemon) {
+        (None, Some(daemon)) => Ok((pid(keeper)?, pid(&daemon)?)),
         _ => Err(failure(report)?),
     }
 }
@@ -201,7 +237,7 @@ fn compile(
     program.set_name("gpuc-mps")?;
     program.set_step(1);
     let keeper = program.register()?;
-    let (message, slot) = program.descriptor_message(b'K');
+    let (message, slot) = program.descriptor_message(Sent::KEEPER);
     let flags = SIGCHLD | CLONE_PIDFD | namespace::PID | namespace::MOUNT;
     let forerunner = program.fork(flags, slot, keeper, false);
 
@@ -244,7 +280,7 @@ fn compile(
     let waiter = program.open_process(waiter)?;
     program.set_step(5);
     let child = program.register()?;
-    let (daemon_message, slot) = program.descriptor_message(b'P');
+    let (daemon_message, slot) = program.descriptor_message(Sent::DAEMON);
     let supervised = program.fork(SIGCHLD | CLONE_PIDFD, slot, child, true);
     // What root executes has the bounding set, whatever it had before.
     program.limit_bounding_set(if alone { 0 } else { SERVE }, last_capability()?);
