@@ -32,7 +32,7 @@ store.import_(sys.argv[2], **eval(sys.argv[3]))
 BARS = Path(__file__).parents[2] / ".venv" / "bars"
 
 
-def seen_in_a_terminal(tmp_path: Path, options: str, before: str = "") -> str:
+def seen_in_a_terminal(tmp_path: Path, options: str, before: str = "", columns: int = 100) -> str:
     """What a process that imports an image writes to its standard error, which is a terminal."""
     layout.write(tmp_path / "layout")
     child, master = pty.fork()
@@ -41,7 +41,7 @@ def seen_in_a_terminal(tmp_path: Path, options: str, before: str = "") -> str:
         arguments[2] = before + SCRIPT
         try:
             # In a terminal of no size there is nothing to draw on.
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
             os.execv(sys.executable, arguments)
         finally:
             os._exit(127)
@@ -72,9 +72,13 @@ def test_bars_are_those_of_a_library_that_is_there(tmp_path: Path, library: str)
     before = f"import sys; sys.path.append({str(BARS)!r})\n"
     if library == "tqdm":
         before += "sys.modules['rich.console'] = None\n"
-    seen = seen_in_a_terminal(tmp_path, "{}", before)
-    assert gpucontainer.ImageStore(tmp_path / "store").image("motd:1")
-    assert f"import {tmp_path}"[:20] in seen and re.search(r"[0-9a-f]{12} (importing|done)", seen), seen
+    # Its name is longer than the line.
+    place = tmp_path / ("deep" * 20)
+    place.mkdir()
+    seen = seen_in_a_terminal(place, "{}", before, columns=80)
+    assert gpucontainer.ImageStore(place / "store").image("motd:1")
+    assert "import /" in seen and "...deepdeepdeep/layout" in seen, seen
+    assert re.search(r"[0-9a-f]{12} (importing|done)", seen), seen
     assert ("\u2501" in seen) == (library == "rich") and ("%|" in seen or "B/s" in seen) == (library == "tqdm"), seen
     # Where the cursor is in the end, nothing is.
     assert seen.rstrip("\r\n").endswith(("\x1b[2K", "\x1b[?25h", "\r", " ", "\x1b[A")), seen[-80:]

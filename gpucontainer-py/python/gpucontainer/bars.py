@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from ._native import Progress
 
 
+# As many letters of a name as leave a bar beside them on a line of eighty.
+NAMED = 32
+
+
 class Bars(Protocol):
     """What draws."""
 
@@ -24,11 +28,19 @@ def installed(what: str, notebook: bool) -> Bars | None:
     """Bars of rich, else of tqdm; nothing without both, or where they cannot draw."""
     for kind in (_Rich, _Tqdm):
         try:
-            return kind(what, notebook)
+            return kind(_shortened(what), notebook)
         # They do what they like where a part of theirs is missing, as in a notebook without widgets.
         except Exception:
             continue
     return None
+
+
+def _shortened(what: str) -> str:
+    """Its begin says what is done, and its end with which image."""
+    if len(what) <= NAMED:
+        return what
+    begin = NAMED // 3
+    return f"{what[:begin]}...{what[begin + 3 - NAMED :]}"
 
 
 def _named(progress: Progress) -> str:
@@ -41,16 +53,18 @@ class _Rich:
     def __init__(self, what: str, notebook: bool) -> None:
         console = importlib.import_module("rich.console")
         bars = importlib.import_module("rich.progress")
+        table = importlib.import_module("rich.table")
+        # What is too wide otherwise takes the room of the bars.
+        text = table.Column(ratio=1, no_wrap=True, overflow="ellipsis")
         columns = (
-            bars.TextColumn("{task.description}", markup=False),
-            bars.BarColumn(),
+            bars.TextColumn("{task.description}", markup=False, table_column=text),
+            bars.BarColumn(bar_width=None, table_column=table.Column(ratio=1, min_width=10)),
             bars.DownloadColumn(binary_units=True),
             bars.TransferSpeedColumn(),
         )
         # It is drawn when there is news, and by nobody else: rich would have a thread for that.
-        self._bars: Any = bars.Progress(
-            *columns, console=console.Console(stderr=not notebook), transient=True, auto_refresh=False
-        )
+        options = {"transient": True, "expand": True, "auto_refresh": False}
+        self._bars: Any = bars.Progress(*columns, console=console.Console(stderr=not notebook), **options)
         self._bars.start()
         self._what = self._bars.add_task(what, total=None)
         self._parts: dict[str, Any] = {}

@@ -25,7 +25,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// Those of [`PortMapper::reserve`](crate::net::PortMapper::reserve);
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
     /// application.
     pub fn publish(&self, mappings: &[PortMapping]) -> Result<Vec<PublishedPort>> {
         let published = self.network_namespace().and_then(|network| self.ports.add(mappings, network));
@@ -47,8 +47,8 @@ impl Sandbox {
     /// when the container has closed it.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no port of it is published there. Rules of the kernel that it does not take out,
-    /// as where the process has given its privileges up since: the port is as before then.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if no port of it is published there. Rules of the kernel that it does not
+    /// take out, as where the process has given its privileges up since: the port is as before then.
     pub fn unpublish(&self, host: SocketAddr) -> Result<()> {
         self.ports.remove(host).with_context(|| format!("close a port of sandbox {}", self.name))
     }
@@ -58,7 +58,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// Those of [`ExposedServices::new`](crate::net::ExposedServices::new);
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if its network is the host's; a network that is gone with the
     /// application.
     pub fn expose_host(&self, services: &[HostService]) -> Result<Vec<HostService>> {
         let exposed = self.network_namespace().and_then(|network| self.services.add(services, &network));
@@ -73,12 +73,12 @@ impl Sandbox {
     /// Closes a service of the host inside and its connections; `port` is [`HostService::port`].
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if no service of the host is there.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if no service of the host is there.
     pub fn withdraw_host(&self, port: u16, protocol: Protocol) -> Result<()> {
         self.services.remove(port, protocol).with_context(|| format!("close a service of sandbox {}", self.name))
     }
 
-    /// Its network namespace, for another sandbox to join ([`Network::Join`]) or to dial into.
+    /// Its network namespace, for another sandbox to join ([`Network::Join`](super::Network::Join)) or to dial into.
     ///
     /// # Errors
     /// No descriptor is left (`EMFILE`).
@@ -97,7 +97,7 @@ impl Sandbox {
     /// Connects to a TCP port inside, published or not.
     ///
     /// # Errors
-    /// [`ErrorKind::TimedOut`] after `timeout`; `ECONNREFUSED` if nobody listens there.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) after `timeout`; `ECONNREFUSED` if nobody listens there.
     pub fn dial(&self, port: u16, timeout: Option<Duration>) -> Result<TcpStream> {
         let dialled = self.network_namespace().and_then(|network| network.dial(port, timeout));
         dialled.with_context(|| format!("dial port {port} of sandbox {}", self.name))
