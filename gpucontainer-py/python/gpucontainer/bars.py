@@ -28,6 +28,9 @@ def installed(what: str, notebook: bool) -> Bars | None:
     """Bars of rich, else of tqdm; nothing without both, or where they cannot draw."""
     for kind in (_Rich, _Tqdm):
         try:
+            if notebook:
+                # Both draw with this there, and complain if it is missing.
+                importlib.import_module("ipywidgets")
             return kind(_shortened(what), notebook)
         # They do what they like where a part of theirs is missing, as in a notebook without widgets.
         except Exception:
