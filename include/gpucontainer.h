@@ -405,6 +405,11 @@ typedef struct gpuc_gpu_ticket_t gpuc_gpu_ticket_t;
 typedef struct gpuc_host_t gpuc_host_t;
 
 /**
+ * A service of the host that is wanted inside.
+ */
+typedef struct gpuc_host_service_t gpuc_host_service_t;
+
+/**
  * An image in a store. While it lives, garbage collection leaves it alone. Any number of threads may use it.
  */
 typedef struct gpuc_image_t gpuc_image_t;
@@ -2923,18 +2928,6 @@ uint16_t gpuc_sandbox_publish_socket(const gpuc_sandbox_t *sandbox,
 void gpuc_config_publish_mapping(gpuc_config_t *config, const gpuc_port_mapping_t *mapping);
 
 /**
- * Makes a service of the host reachable inside, on a port of the loopback addresses there.
- *
- * @param protocol  of gpuc_protocol_t
- * @param port      inside; 0 for any free one
- * @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
- */
-void gpuc_config_expose_host(gpuc_config_t *config,
-                             uint32_t protocol,
-                             uint16_t port,
-                             const char *host);
-
-/**
  * Publishes ports of a running sandbox.
  *
  * @param error  may be NULL
@@ -2945,18 +2938,49 @@ uint16_t gpuc_sandbox_publish_mapping(const gpuc_sandbox_t *sandbox,
                                       gpuc_error_t **error);
 
 /**
- * Makes a service of the host reachable inside a running sandbox, on a port of the loopback addresses there.
+ * Wants a service of the host to be found inside, on a port of the loopback addresses 127.0.0.1 and ::1 there.
  *
  * @param protocol  of gpuc_protocol_t
  * @param port      inside; 0 for any free one
  * @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
- * @param error     may be NULL
+ * @return the caller's, freed with gpuc_host_service_free
+ */
+gpuc_host_service_t *gpuc_host_service_new(uint32_t protocol,
+                                           uint16_t port,
+                                           const char *host);
+
+/**
+ * Has it found inside on this address and no other: one of the container's, or "0.0.0.0" or "::" for all of its family. On
+ * an address that others can reach, such as that in a private network, they reach the service too.
+ */
+void gpuc_host_service_set_address(gpuc_host_service_t *service,
+                                   const char *address);
+
+/**
+ * Ends what nothing has passed through for so long. No time for TCP by default, 90 seconds for UDP.
+ */
+void gpuc_host_service_set_idle_timeout(gpuc_host_service_t *service, uint64_t milliseconds);
+
+/**
+ * Frees a wish for a service.
+ *
+ * @param service  may be NULL
+ */
+void gpuc_host_service_free(gpuc_host_service_t *service);
+
+/**
+ * Makes a service of the host reachable inside from the start on.
+ */
+void gpuc_config_expose_host(gpuc_config_t *config, const gpuc_host_service_t *service);
+
+/**
+ * Makes a service of the host reachable inside a running sandbox.
+ *
+ * @param error  may be NULL
  * @return the port inside; 0 on failure
  */
 uint16_t gpuc_sandbox_expose_host(const gpuc_sandbox_t *sandbox,
-                                  uint32_t protocol,
-                                  uint16_t port,
-                                  const char *host,
+                                  const gpuc_host_service_t *service,
                                   gpuc_error_t **error);
 
 /**
@@ -3130,18 +3154,13 @@ char *gpuc_published_json(const gpuc_published_t *published, gpuc_error_t **erro
 void gpuc_published_free(gpuc_published_t *published);
 
 /**
- * Makes a service of the host reachable in a namespace, on a port of the loopback addresses there.
+ * Makes a service of the host reachable in a namespace.
  *
- * @param protocol  of gpuc_protocol_t
- * @param port      inside; 0 for any free one
- * @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
- * @param error     may be NULL
+ * @param error  may be NULL
  * @return the caller's, freed with gpuc_exposed_services_free; NULL on failure
  */
 gpuc_exposed_services_t *gpuc_network_namespace_expose_host(const gpuc_network_namespace_t *namespace_,
-                                                            uint32_t protocol,
-                                                            uint16_t port,
-                                                            const char *host,
+                                                            const gpuc_host_service_t *service,
                                                             gpuc_error_t **error);
 
 /**

@@ -59,4 +59,6 @@ pub mod cdi;
 
 pub mod port;
 
+pub mod service;
+
 pub mod mapper;

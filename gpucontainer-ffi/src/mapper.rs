@@ -4,8 +4,9 @@
 use crate::boundary::{c_string, call, given, release, slice};
 use crate::error::Error;
 use crate::output::time;
-use crate::port::{Mapping, service};
+use crate::port::Mapping;
 use crate::sandbox::Sandbox;
+use crate::service::HostService;
 use crate::stdio::duplicate;
 use gpucontainer::net::{PortMapper, PortMapping, PortStatus, PublishedPort, ServiceStatus};
 use serde_json::{Value, json};
@@ -48,7 +49,7 @@ pub(crate) fn port_status(status: &PortStatus) -> Value {
 pub(crate) fn service_status(status: &ServiceStatus) -> Value {
     json!({
         "port": status.service.port(), "host": status.service.host().to_string(),
-        "protocol": status.service.protocol().to_string(),
+        "protocol": status.service.protocol().to_string(), "address": status.service.inside().map(|ip| ip.to_string()),
         "accepted": status.accepted, "open": status.open, "refused": status.refused,
         "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
     })
@@ -316,24 +317,18 @@ pub extern "C" fn gpuc_published_free(published: Option<Box<Published>>) {
     release(published.map(|published| published.0.close()));
 }
 
-/// Makes a service of the host reachable in a namespace, on a port of the loopback addresses there.
+/// Makes a service of the host reachable in a namespace.
 ///
-/// @param protocol  of gpuc_protocol_t
-/// @param port      inside; 0 for any free one
-/// @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
-/// @param error     may be NULL
+/// @param error  may be NULL
 /// @return the caller's, freed with gpuc_exposed_services_free; NULL on failure
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_network_namespace_expose_host(
+pub extern "C" fn gpuc_network_namespace_expose_host(
     namespace: Option<&NetworkNamespace>,
-    protocol: u32,
-    port: u16,
-    host: *const c_char,
+    service: Option<&HostService>,
     error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
 ) -> Option<Box<ExposedServices>> {
     call(error, None, || {
-        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let wanted = unsafe { service(protocol, port, host) }?;
+        let wanted = HostService::ready(service)?;
         let namespace = given(namespace, "namespace")?.0.clone();
         Ok(Some(Box::new(ExposedServices(gpucontainer::net::ExposedServices::new(&[wanted], namespace)?))))
     })

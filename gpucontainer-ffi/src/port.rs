@@ -1,4 +1,4 @@
-//! Published ports in all detail, and services of the host, as C sees them.
+//! Published ports in all detail, as C sees them.
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; C strings are pointers")]
 
 use crate::boundary::{Fault, bad, call, catch, given, text};
@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::sandbox::Sandbox;
 use crate::stdio::duplicate;
-use gpucontainer::net::{HostService, PortMapper, PortMapping, PortMode, Protocol, SourceAddress, activated};
+use gpucontainer::net::{PortMapper, PortMapping, PortMode, Protocol, SourceAddress, activated};
 use gpucontainer::{ErrorKind, Result};
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
@@ -79,7 +79,7 @@ impl Mapping {
     }
 }
 
-fn protocol(number: u32) -> Result<Protocol> {
+pub(crate) fn protocol(number: u32) -> Result<Protocol> {
     match number {
         0 => Ok(Protocol::Tcp),
         1 => Ok(Protocol::Udp),
@@ -233,34 +233,6 @@ pub extern "C" fn gpuc_config_publish_mapping(config: Option<&mut Config>, mappi
     Config::update(config, |builder| Ok(builder.publish_port(Mapping::ready(mapping)?)));
 }
 
-/// Makes a service of the host reachable inside, on a port of the loopback addresses there.
-///
-/// @param protocol  of gpuc_protocol_t
-/// @param port      inside; 0 for any free one
-/// @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_config_expose_host(
-    config: Option<&mut Config>,
-    protocol: u32,
-    port: u16,
-    host: *const c_char,
-) {
-    // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-    Config::update(config, |builder| Ok(builder.host_service(unsafe { service(protocol, port, host) }?)));
-}
-
-/// # Safety
-/// `host` is NULL or a string that ends with a zero byte.
-pub(crate) unsafe fn service(protocol: u32, port: u16, host: *const c_char) -> Result<HostService> {
-    // SAFETY: as above.
-    let host = unsafe { text(host, "host") }?;
-    let address = host.parse().map_err(|e| bad(format!("host {host:?}: {e}")))?;
-    Ok(match self::protocol(protocol)? {
-        Protocol::Udp => HostService::udp(port, address),
-        _ => HostService::tcp(port, address),
-    })
-}
-
 /// Publishes ports of a running sandbox.
 ///
 /// @param error  may be NULL
@@ -274,47 +246,5 @@ pub extern "C" fn gpuc_sandbox_publish_mapping(
     call(error, 0, || {
         let ports = given(sandbox, "sandbox")?.sandbox.publish(&[Mapping::ready(mapping)?])?;
         Ok(ports.first().map_or(0, |port| port.host().port()))
-    })
-}
-
-/// Makes a service of the host reachable inside a running sandbox, on a port of the loopback addresses there.
-///
-/// @param protocol  of gpuc_protocol_t
-/// @param port      inside; 0 for any free one
-/// @param host      the service's address and port, as in "127.0.0.1:5432"; one of IPv6 is in brackets
-/// @param error     may be NULL
-/// @return the port inside; 0 on failure
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn gpuc_sandbox_expose_host(
-    sandbox: Option<&Sandbox>,
-    protocol: u32,
-    port: u16,
-    host: *const c_char,
-    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
-) -> u16 {
-    call(error, 0, || {
-        // SAFETY: the header asks for NULL or a string that ends with a zero byte.
-        let wanted = unsafe { service(protocol, port, host) }?;
-        let services = given(sandbox, "sandbox")?.sandbox.expose_host(&[wanted])?;
-        Ok(services.first().map_or(0, HostService::port))
-    })
-}
-
-/// Closes a service of the host inside and its connections.
-///
-/// @param protocol  of gpuc_protocol_t
-/// @param port      inside
-/// @param error     may be NULL
-/// @return whether it was closed
-#[unsafe(no_mangle)]
-pub extern "C" fn gpuc_sandbox_withdraw_host(
-    sandbox: Option<&Sandbox>,
-    protocol: u32,
-    port: u16,
-    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
-) -> bool {
-    call(error, false, || {
-        given(sandbox, "sandbox")?.sandbox.withdraw_host(port, self::protocol(protocol)?)?;
-        Ok(true)
     })
 }

@@ -55,6 +55,7 @@ fn generate() -> String {
         ("GpuRequest", "gpuc_gpu_request_t"),
         ("GpuTicket", "gpuc_gpu_ticket_t"),
         ("Host", "gpuc_host_t"),
+        ("HostService", "gpuc_host_service_t"),
         ("Image", "gpuc_image_t"),
         ("ImageBuilder", "gpuc_image_builder_t"),
         ("ImageStore", "gpuc_image_store_t"),

@@ -54,6 +54,7 @@ const FRONTS: &[Front] = &[
         c: &["gpuc_exposed_services_", "gpuc_network_namespace_"],
         python: &["mapper.py"],
     },
+    Front { name: "HostService", c: &["gpuc_host_service_set_", "gpuc_host_service_"], python: &["ports.py"] },
     Front { name: "PortMapping", c: &["gpuc_port_mapping_set_", "gpuc_port_mapping_"], python: &["ports.py"] },
     Front { name: "Host", c: &["gpuc_host_"], python: &["host.py"] },
     Front { name: "Cancel", c: &["gpuc_cancel_"], python: &["_native.pyi"] },

@@ -343,14 +343,18 @@ pub(crate) fn protocol(name: &str) -> PyResult<Protocol> {
     }
 }
 
-/// A service of the host: protocol, port inside, its address and port, seconds of idleness.
-pub(crate) type ServiceFields = (String, u16, IpAddr, u16, Option<f64>);
+/// A service of the host: protocol, address and port inside, its address and port, seconds of idleness.
+pub(crate) type ServiceFields = (String, Option<IpAddr>, u16, IpAddr, u16, Option<f64>);
 
-pub(crate) fn service((protocol, port, address, host_port, idle): ServiceFields) -> PyResult<HostService> {
+pub(crate) fn service((protocol, inside, port, address, host_port, idle): ServiceFields) -> PyResult<HostService> {
     let host = SocketAddr::new(address, host_port);
     let service = match self::protocol(&protocol)? {
         Protocol::Udp => HostService::udp(port, host),
         _ => HostService::tcp(port, host),
+    };
+    let service = match inside {
+        Some(inside) => service.address(inside),
+        None => service,
     };
     match idle {
         Some(idle) => Ok(service.idle_timeout(seconds("idle_timeout", idle)?)),

@@ -17,8 +17,8 @@ type Counts = (u64, u64, u64, u64, u64);
 /// A published port: inside, address, outside, its counters; its last error, protocol, count, all addresses, mode, why.
 pub(crate) type PortFields = (u16, String, u16, Counts, (Option<String>, String, u16, Vec<String>, String, String));
 
-/// A service of the host: inside, address, outside, its counters; its last error, protocol.
-pub(crate) type ServiceStatusFields = (u16, String, u16, Counts, (Option<String>, String));
+/// A service of the host: inside, address, outside, its counters; its last error, protocol, address inside.
+pub(crate) type ServiceStatusFields = (u16, String, u16, Counts, (Option<String>, String, Option<String>));
 
 /// A reserved port: inside, address, outside, protocol, count, all addresses.
 type ReservedFields = (u16, String, u16, String, u16, Vec<String>);
@@ -34,7 +34,8 @@ pub(crate) fn service_fields(status: &ServiceStatus) -> ServiceStatusFields {
     let (port, host) = (status.service.port(), status.service.host());
     let counts = (status.accepted, status.open, status.refused, status.bytes_in, status.bytes_out);
     let protocol = status.service.protocol().to_string();
-    (port, host.ip().to_string(), host.port(), counts, (status.last_error.clone(), protocol))
+    let inside = status.service.inside().map(|ip| ip.to_string());
+    (port, host.ip().to_string(), host.port(), counts, (status.last_error.clone(), protocol, inside))
 }
 
 fn reserved_fields(port: &PublishedPort) -> ReservedFields {

@@ -145,6 +145,45 @@ fn datagrams_reach_the_host_from_inside() {
 }
 
 #[test]
+fn a_service_is_found_on_the_address_that_was_asked_for() {
+    let leaks = Leaks::watch();
+    if !may_run() {
+        return;
+    }
+    let container = Container::start();
+    let echo = Echo::start();
+    let service = UdpSocket::bind("127.0.0.1:0").unwrap();
+    service.set_read_timeout(Some(SHORT)).unwrap();
+    for (address, asked) in [("127.0.0.2", "127.0.0.2:53"), ("0.0.0.0", "127.0.0.3:53"), ("::", "[::1]:53")] {
+        let address = address.parse().unwrap();
+        let wanted = [
+            HostService::tcp(80, echo.address).address(address),
+            HostService::udp(53, service.local_addr().unwrap()).address(address),
+        ];
+        let _exposed = ExposedServices::new(&wanted, container.namespace()).unwrap();
+        // Dialing asks at 127.0.0.1, and then at ::1.
+        let reached = dial(&container.namespace(), 80);
+        assert_eq!(reached.is_ok(), address.is_unspecified(), "{address}: {reached:?}");
+        if let Ok(stream) = reached {
+            assert_eq!(exchange(stream, b"word").unwrap(), b"word");
+        }
+        let mut asker = container.run(&format!("ask {asked}"));
+        let mut question = [0; 64];
+        let (_, from) = service.recv_from(&mut question).unwrap();
+        service.send_to(b"an answer", from).unwrap();
+        // From where it asked.
+        assert_eq!(said(&mut asker), "an answer", "{address}");
+        asker.wait().unwrap();
+    }
+    let elsewhere = HostService::tcp(80, echo.address).address("192.0.2.77".parse().unwrap());
+    let error = ExposedServices::new(&[elsewhere], container.namespace()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    assert!(error.to_string().contains("no address of the container"), "{error}");
+    drop((service, echo, container));
+    leaks.check();
+}
+
+#[test]
 fn a_killed_host_process_leaves_nothing_inside() {
     let leaks = Leaks::watch();
     if !may_run() {

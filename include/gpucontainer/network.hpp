@@ -30,6 +30,19 @@ public:
     PortMapping &unlocked(bool unlocked) { return gpuc_port_mapping_set_unlocked(get(), unlocked), *this; }
 };
 
+/* A service of the host, as in "127.0.0.1:5432", that is wanted inside on a port of the loopback addresses; 0 is any free one. */
+class HostService : public Handle<gpuc_host_service_t, gpuc_host_service_free> {
+public:
+    explicit HostService(std::uint16_t port, const std::string &host, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP)
+        : Handle(gpuc_host_service_new(static_cast<std::uint32_t>(protocol), port, host.c_str())) {}
+
+    /* On this address inside and no other. */
+    HostService &address(const std::string &address) { return gpuc_host_service_set_address(get(), address.c_str()), *this; }
+    HostService &idle_timeout(std::chrono::milliseconds timeout) {
+        return gpuc_host_service_set_idle_timeout(get(), static_cast<std::uint64_t>(timeout.count())), *this;
+    }
+};
+
 /* A listening socket that this process was started with, which the caller closes; the first one if no name is said. */
 inline int activated_socket(const std::optional<std::string> &name = std::nullopt) {
     return detail::checked([&](gpuc_error_t **e) { return gpuc_activated_socket(name ? name->c_str() : nullptr, e); });
@@ -67,12 +80,10 @@ public:
         return detail::checked(
             [&](gpuc_error_t **e) { return gpuc_network_namespace_dial(get(), port, detail::milliseconds(timeout), e); });
     }
-    /* A service of the host, as in "127.0.0.1:5432", on a port inside; 0 is any free one. */
-    ExposedServices expose_host(std::uint16_t port, const std::string &host,
-                                gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) const {
-        return ExposedServices(detail::checked([&](gpuc_error_t **e) {
-            return gpuc_network_namespace_expose_host(get(), static_cast<std::uint32_t>(protocol), port, host.c_str(), e);
-        }));
+    /* Makes a service of the host reachable inside. */
+    ExposedServices expose_host(const HostService &service) const {
+        return ExposedServices(detail::checked(
+            [&](gpuc_error_t **e) { return gpuc_network_namespace_expose_host(get(), service.get(), e); }));
     }
 };
 

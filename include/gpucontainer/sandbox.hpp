@@ -208,11 +208,10 @@ public:
             [&](gpuc_error_t **e) { return gpuc_sandbox_wait_ready(get(), port, detail::milliseconds(timeout), e); });
     }
 
-    /* Makes a service of the host, as in "127.0.0.1:5432", reachable inside; the port there, 0 for any free one. */
-    std::uint16_t expose_host(const std::string &host, std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) const {
-        return detail::checked([&](gpuc_error_t **e) {
-            return gpuc_sandbox_expose_host(get(), static_cast<std::uint32_t>(protocol), port, host.c_str(), e);
-        });
+    /* Makes a service of the host reachable inside; the port there. */
+    std::uint16_t expose_host(const HostService &service) const {
+        return detail::checked(
+            [&](gpuc_error_t **e) { return gpuc_sandbox_expose_host(get(), service.get(), e); });
     }
     void withdraw_host(std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) const {
         detail::checked([&](gpuc_error_t **e) {
@@ -374,9 +373,9 @@ public:
     SandboxBuilder &publish(const PortMapping &mapping) {
         return gpuc_config_publish_mapping(get(), mapping.get()), *this;
     }
-    /* A service of the host, as in "127.0.0.1:5432", on a port inside. */
-    SandboxBuilder &expose_host(const std::string &host, std::uint16_t port, gpuc_protocol_t protocol = GPUC_PROTOCOL_TCP) {
-        return gpuc_config_expose_host(get(), static_cast<std::uint32_t>(protocol), port, host.c_str()), *this;
+    /* A service of the host that can be reached inside from the start on. */
+    SandboxBuilder &expose_host(const HostService &service) {
+        return gpuc_config_expose_host(get(), service.get()), *this;
     }
     /* A TCP port; host port 0 is any free one. */
     SandboxBuilder &publish(std::uint16_t container_port, std::uint16_t host_port = 0,

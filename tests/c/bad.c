@@ -33,6 +33,15 @@ static gpuc_config_t *config_of_true(void) {
         gpuc_config_free(config);                                     \
     }
 
+/* A start with a service of the host that cannot be, after one more call. */
+#define SERVICE(words, protocol, host, call)                                      \
+    {                                                                             \
+        gpuc_host_service_t *service = gpuc_host_service_new(protocol, 80, host); \
+        call;                                                                     \
+        CONFIG(INVALID_ARGUMENT, words, gpuc_config_expose_host(config, service)) \
+        gpuc_host_service_free(service);                                          \
+    }
+
 static void configurations(void) {
     static const char latin[] = "caf\xe9";
     static const char *const nothing[] = {NULL};
@@ -65,8 +74,12 @@ static void configurations(void) {
     CONFIG(INVALID_ARGUMENT, "address \"here\"", gpuc_config_publish_at(config, "here", 80, 0))
     CONFIG(INVALID_ARGUMENT, "port", gpuc_config_publish(config, 0, 0))
     CONFIG(INVALID_ARGUMENT, "mapping is NULL", gpuc_config_publish_mapping(config, NULL))
-    CONFIG(INVALID_ARGUMENT, "99", gpuc_config_expose_host(config, 99, 80, "127.0.0.1:80"))
-    CONFIG(INVALID_ARGUMENT, "\"localhost\"", gpuc_config_expose_host(config, GPUC_PROTOCOL_TCP, 80, "localhost"))
+    CONFIG(INVALID_ARGUMENT, "service is NULL", gpuc_config_expose_host(config, NULL))
+    SERVICE("99 is no protocol", 99, "127.0.0.1:80", )
+    SERVICE("\"localhost\"", GPUC_PROTOCOL_TCP, "localhost", gpuc_host_service_set_address(service, "127.0.0.1"))
+    SERVICE("host is NULL", GPUC_PROTOCOL_TCP, NULL, gpuc_host_service_set_idle_timeout(service, 1))
+    SERVICE("address \"here\"", GPUC_PROTOCOL_TCP, "127.0.0.1:80", gpuc_host_service_set_address(service, "here"))
+    SERVICE("idle timeout of 0", GPUC_PROTOCOL_UDP, "127.0.0.1:80", gpuc_host_service_set_idle_timeout(service, 0))
     CONFIG(INVALID_ARGUMENT, "stream 3", gpuc_config_set_stdio(config, 3, GPUC_STDIO_NULL))
     CONFIG(INVALID_ARGUMENT, "9 is no gpuc_stdio_t", gpuc_config_set_stdio(config, 0, 9))
     CONFIG(INVALID_ARGUMENT, "fd -1", gpuc_config_set_stdio_file(config, 0, -1))

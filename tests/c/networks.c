@@ -146,7 +146,8 @@ static void port_mappings(const gpuc_image_t *image) {
     gpuc_config_t *config = shell(image, "exec sleep 1000");
     gpuc_config_set_injectable_ports(config, true);
     gpuc_config_publish_mapping(config, mapping);
-    gpuc_config_expose_host(config, GPUC_PROTOCOL_TCP, 5432, "127.0.0.1:9");
+    gpuc_host_service_t *database = gpuc_host_service_new(GPUC_PROTOCOL_TCP, 5432, "127.0.0.1:9");
+    gpuc_config_expose_host(config, database);
     gpuc_sandbox_t *sandbox = spawn(config);
     uint16_t port = gpuc_sandbox_host_port(sandbox, 5000);
     CHECK(port > 0);
@@ -184,12 +185,24 @@ static void port_mappings(const gpuc_image_t *image) {
     CHECK(gpuc_activated_socket(NULL, &error) == -1);
     expect(error, GPUC_ERROR_NOT_FOUND, "started with no such socket");
 
-    uint16_t inside = gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_UDP, 0, "127.0.0.1:53", &error);
+    gpuc_host_service_t *names = gpuc_host_service_new(GPUC_PROTOCOL_UDP, 0, "127.0.0.1:53");
+    gpuc_host_service_set_address(names, "127.0.0.9");
+    gpuc_host_service_set_idle_timeout(names, 1000);
+    uint16_t inside = gpuc_sandbox_expose_host(sandbox, names, &error);
     CHECK_NO_ERROR(error);
     CHECK(inside > 0);
-    CHECK(gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_TCP, 5432, "127.0.0.1:9", &error) == 0);
+    json = gpuc_sandbox_json(sandbox, &error);
+    CHECK_NO_ERROR(error);
+    CHECK(strstr(json, "\"address\":null") != NULL && strstr(json, "\"address\":\"127.0.0.9\"") != NULL);
+    gpuc_string_free(json);
+    CHECK(gpuc_sandbox_expose_host(sandbox, database, &error) == 0);
     expect(error, GPUC_ERROR_PORT_IN_USE, "inside");
-    CHECK(gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_TCP, 80, "nowhere", NULL) == 0);
+    gpuc_host_service_set_address(names, "192.0.2.77");
+    CHECK(gpuc_sandbox_expose_host(sandbox, names, &error) == 0);
+    expect(error, GPUC_ERROR_INVALID_ARGUMENT, "no address of the container");
+    CHECK(gpuc_sandbox_expose_host(sandbox, NULL, NULL) == 0);
+    gpuc_host_service_free(names);
+    gpuc_host_service_free(database);
     CHECK(gpuc_sandbox_withdraw_host(sandbox, GPUC_PROTOCOL_UDP, inside, &error));
     CHECK_NO_ERROR(error);
     CHECK(!gpuc_sandbox_withdraw_host(sandbox, GPUC_PROTOCOL_UDP, inside, NULL));

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -136,12 +137,61 @@ def memory_is_limited() -> None:
     )
 
 
+class Keeper:
+    """An actor that has something, and asks another one for what that has."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def tell(self) -> str:
+        return self.text
+
+    def ask(self, other: Any) -> str:
+        return str(ray.get(other.tell.remote()))
+
+    def address(self) -> str:
+        return str(ray.util.get_node_ip_address())
+
+
+def workers_have_a_network_of_their_own() -> None:
+    private = configuration(network="private")
+
+    def reaches(address: tuple[str, int]) -> bool:
+        try:
+            socket.create_connection(address, timeout=5).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    def doubled(number: int) -> int:
+        # A worker asks for another one.
+        return int(ray.get(task(lambda: number, runtime_env=private).remote())) * 2
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        here = listener.getsockname()
+        assert get(task(reaches).remote(here))
+        assert not get(task(reaches, runtime_env=private).remote(here))
+    # Both ways, beside those that are on the node's network, with objects of some size.
+    inside = [task(Keeper, runtime_env=private).remote(text) for text in ("one", "two" * 1_000_000)]
+    outside = task(Keeper).remote("three")
+    plain = ray.remote(Keeper).remote("four")
+    asked = [(a, b) for a in (*inside, outside, plain) for b in (*inside, outside, plain) if a is not b]
+    # One after the other: an actor that asks does not answer meanwhile.
+    answers = [get(a.ask.remote(b)) for a, b in asked]
+    texts = dict(zip((*inside, outside, plain), ("one", "two" * 1_000_000, "three", "four"), strict=True))
+    assert answers == [texts[b] for _, b in asked]
+    addresses = get(*(actor.address.remote() for actor in (*inside, outside)))
+    assert len(set(addresses)) == 3 and addresses[2] == ray.util.get_node_ip_address(), addresses
+    assert get(task(doubled, runtime_env=private).remote(21)) == 42
+    assert len(get(task(look, num_gpus=1, runtime_env=private).remote())[0]) == 1
+
+
 def what_is_wrong_is_said() -> None:
     wrong = [
         ({"image": "/no/such/root"}, "/no/such/root"),
         ({"python": "/no/such/python"}, "/no/such/python"),
         ({"python": "/bin/cat"}, "cannot import ray"),
-        ({"network": "none"}, "can be 'host' alone"),
+        ({"network": "none"}, "is 'host' or 'private'"),
         ({"memory": "much"}, "'much' is no size"),
         ({"colour": "red"}, "'colour' is none of"),
     ]
@@ -229,6 +279,7 @@ SCENARIOS = [
     halves_share_a_gpu,
     numbers_of_processes_are_those_of_the_node,
     memory_is_limited,
+    workers_have_a_network_of_their_own,
     what_is_wrong_is_said,
     gpus_of_others_are_not_had,
     a_task_starts_a_sandbox_itself,

@@ -107,7 +107,7 @@ def _network(value: dict[str, Any]) -> PrivateNetwork:
 
 def _service(value: dict[str, Any]) -> HostService:
     host, _, port = value["host"].rpartition(":")
-    return HostService(value["port"], host, int(port))
+    return HostService(value["port"], host, int(port), address=value.get("address"))
 
 
 def _talk(stream: socket.socket, send: str | None) -> str:

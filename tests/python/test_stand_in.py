@@ -275,6 +275,13 @@ def test_limits_and_ports(run: Run, command: list[str]) -> None:
 
 
 @needs_root
+@needs_root
+def test_a_private_network(run: Run) -> None:
+    code = "import socket; print([name for _, name in socket.if_nameindex()], socket.gethostbyname(socket.gethostname()))"
+    interfaces, _, address = run(code, "--network", "private").stdout.strip().rpartition(" ")
+    assert interfaces == "['lo', 'eth0']" and address.startswith(("10.", "172.")), (interfaces, address)
+
+
 def test_gpus(run: Run, fake_machine: Path) -> None:
     code = (
         "import os; print(sorted(name for name in os.listdir('/dev') if name[6:].isdecimal() and name[:6] == 'nvidia'))"

@@ -45,13 +45,13 @@ __version__: str
 _Address: TypeAlias = IPv4Address | IPv6Address
 _MappingFields: TypeAlias = tuple[str, int, int, int, _Address | None, bool, str, str, float | None, str | None, bool]
 _Counts: TypeAlias = tuple[int, int, int, int, int]
-_ServiceFields: TypeAlias = tuple[str, int, _Address, int, float | None]
+_ServiceFields: TypeAlias = tuple[str, _Address | None, int, _Address, int, float | None]
 _Path: TypeAlias = str | PathLike[str]
 _XidAction: TypeAlias = Literal["ignore", "restart-application", "reset-gpu", "restart-machine", "inspect"]
 _OnProgress: TypeAlias = Callable[[Progress], object]
 
 _PortFields: TypeAlias = tuple[int, str, int, _Counts, tuple[str | None, str, int, list[str], str, str]]
-_ServiceStatusFields: TypeAlias = tuple[int, str, int, _Counts, tuple[str | None, str]]
+_ServiceStatusFields: TypeAlias = tuple[int, str, int, _Counts, tuple[str | None, str, str | None]]
 
 def activated() -> list[tuple[str, int]]: ...
 def cdi_devices(directories: Sequence[_Path] | None) -> tuple[list[str], list[str]]: ...

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from . import _native, errors, stand_in, surroundings
 from .limits import Mount
+from .network import PrivateNetwork
 from .ports import PortMapping
 
 #: Further options, as a shell has words: ``GPUCONTAINER_OPTIONS='--memory 2G --gpus 1'``.
@@ -148,8 +149,9 @@ def _options(parser: argparse.ArgumentParser, base: str) -> None:
     add("--shm-size", type=_size, metavar="BYTES", help="the size of a /dev/shm of its own; 64M by default")
     add(
         "--network",
-        choices=("host", "none", "outbound"),
-        help="host (the default), none, or for ordinary users a way out; none if ports are published",
+        choices=("host", "none", "outbound", "private"),
+        help="host (the default), none, for ordinary users a way out, or for root one with all others that say private; "
+        "none if ports are published",
     )
     add(
         "--publish",
@@ -299,7 +301,7 @@ def _described(said: argparse.Namespace, command: list[str] | None, given: Seque
         "user": user,
         "env": env,
         "mounts": [*surroundings.without_covered(shown, chosen), *chosen],
-        "network": network,
+        "network": PrivateNetwork("default") if network == "private" else network,
         "ports": said.publish,
         "shm_size": said.shm_size,
         "gpus": said.gpus,

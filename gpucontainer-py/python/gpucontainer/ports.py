@@ -68,11 +68,15 @@ class HostService:
     protocol: Literal["tcp", "udp"] = "tcp"
     #: Ends what nothing has passed through for so many seconds; no time for TCP by default, 90 for UDP.
     idle_timeout: float | None = None
+    #: The address inside, one of the container's, or "0.0.0.0" or "::" for all of its family; 127.0.0.1 and, where there is
+    #: IPv6, ::1 by default. On one that others can reach, such as that in a private network, they reach the service too.
+    address: str | None = None
 
     def _fields(self) -> _native._ServiceFields:
         import ipaddress
 
-        return self.protocol, self.port, ipaddress.ip_address(self.host), self.host_port, self.idle_timeout
+        inside = None if self.address is None else ipaddress.ip_address(self.address)
+        return self.protocol, inside, self.port, ipaddress.ip_address(self.host), self.host_port, self.idle_timeout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,8 @@ class ServiceStatus:
     #: Why the last connection that was reset was.
     last_error: str | None
     protocol: str
+    #: The address inside; None is the loopback addresses.
+    address: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +138,8 @@ def _published(all_fields: Iterable[_native._PortFields]) -> list[Port]:
 
 def _exposed(all_fields: Iterable[_native._ServiceStatusFields]) -> list[ServiceStatus]:
     return [
-        ServiceStatus(inside, address, outside, *counters, error, protocol)
-        for inside, address, outside, counters, (error, protocol) in all_fields
+        ServiceStatus(port, host, host_port, *counters, error, protocol, address)
+        for port, host, host_port, counters, (error, protocol, address) in all_fields
     ]
 
 

@@ -41,7 +41,9 @@ Keys of the configuration, all but the first optional:
 ``gpu_wait``
     Seconds to wait for GPUs that somebody other than Ray has leased, 60.
 ``network``
-    ``"host"`` alone: a worker listens on addresses of the node, for its node and for other workers.
+    ``"host"``, or ``"private"``: the network ``ray`` of this node, for workers of root's. A worker there does not reach
+    what listens on the node's loopback addresses, and listens on an address of its own, which the node and its workers
+    reach; other nodes of a cluster do not, so that they cannot call it.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ from ray._private.runtime_env.plugin import RuntimeEnvPlugin
 from . import command_line
 from .errors import Error
 from .image import pull_if_absent
-from .ray_worker.outside import CONFIGURATION, encoded
+from .ray_worker.outside import CONFIGURATION, encoded, network_of
 from .sandbox import DEVNULL, PIPE, Sandbox
 
 __all__ = ["PLUGINS", "GpuContainerPlugin"]
@@ -124,9 +126,9 @@ def _words(configuration: object) -> list[str]:
     image = configuration.get("image")
     if not isinstance(image, str) or not image or image.startswith("-"):
         raise ValueError(f"{wanted}['image'] is the reference of an image, not {image!r}")
-    if configuration.get("network", "host") != "host":
+    if configuration.get("network", "host") not in ("host", "private"):
         raise ValueError(
-            f"{wanted}['network'] can be 'host' alone: other workers and the node connect to a worker at the node's address"
+            f"{wanted}['network'] is 'host' or 'private': the node connects to its workers, and they to it"
         )
     words: list[str] = []
     for key, value in configuration.items():
@@ -165,6 +167,7 @@ def _prepare(words: Sequence[str], logger: logging.Logger) -> None:
         logger.info("preparing image %s", image)
         pull_if_absent(image, options["store"])
         options["command"] = [*options["command"], "-c", _PROBE]
+        options["network"] = network_of(options)
         del options["gpu_timeout"]
         with Sandbox(image, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, **options) as sandbox:
             output = sandbox.communicate(timeout=_PROBE_TIME)

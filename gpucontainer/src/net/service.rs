@@ -6,6 +6,7 @@ use super::namespace::NetworkNamespace;
 use super::port::PublishedPort;
 use super::relay::{Counters, Link, Offer, Partner, Relay};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::datagram;
 use crate::sys::netns::{Family, Transport};
 use crate::sys::socket::{self, number};
 use std::fmt;
@@ -19,7 +20,8 @@ const UDP_IDLE: Duration = Duration::from_secs(90);
 /// So often a port inside is looked for that is free on both loopback addresses.
 const ATTEMPTS: usize = 16;
 
-/// A wish: a service that the host can reach, on a port of the container's own loopback addresses.
+/// A wish: a service that the host can reach, on a port of the container's own loopback addresses, or of another one of
+/// its addresses.
 ///
 /// The container needs no network for that: it reaches this one service and nothing else.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -27,6 +29,7 @@ pub struct HostService {
     port: u16,
     host: SocketAddr,
     protocol: Protocol,
+    address: Option<IpAddr>,
     idle_timeout: Option<Duration>,
 }
 
@@ -35,12 +38,21 @@ impl HostService {
     ///
     /// `port` 0 takes any free one. `host` is an address and port as a program of the host would connect to it.
     pub fn tcp(port: u16, host: SocketAddr) -> Self {
-        Self { port, host, protocol: Protocol::Tcp, idle_timeout: None }
+        Self { port, host, protocol: Protocol::Tcp, address: None, idle_timeout: None }
     }
 
     /// The same for UDP.
     pub fn udp(port: u16, host: SocketAddr) -> Self {
-        Self { port, host, protocol: Protocol::Udp, idle_timeout: Some(UDP_IDLE) }
+        Self { port, host, protocol: Protocol::Udp, address: None, idle_timeout: Some(UDP_IDLE) }
+    }
+
+    /// Has it found inside on this address and no other: one of the container's, or `0.0.0.0` or `::` for all of its family.
+    ///
+    /// On an address that others can reach, such as that in a private network, they reach the service too.
+    #[must_use]
+    pub fn address(mut self, address: IpAddr) -> Self {
+        self.address = Some(address);
+        self
     }
 
     /// Ends what nothing has passed through for so long: a connection is reset, a program of UDP forgotten. Longer than
@@ -56,6 +68,11 @@ impl HostService {
     /// The port inside.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The address inside; `None` is the loopback addresses.
+    pub fn inside(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// The address and port of the service.
@@ -76,6 +93,9 @@ impl HostService {
         if self.host.ip().is_unspecified() || self.host.ip().is_multicast() {
             return wrong("that is not the address of one service");
         }
+        if self.address.is_some_and(|address| address.is_multicast()) {
+            return wrong("a multicast address is nobody's own");
+        }
         if self.idle_timeout.is_some_and(|timeout| timeout.is_zero()) {
             return wrong("an idle timeout of 0 ends everything at once");
         }
@@ -86,7 +106,11 @@ impl HostService {
 /// As people write it: `5432/tcp inside -> 127.0.0.1:5432`.
 impl fmt::Display for HostService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} inside -> {}", self.port, self.protocol, self.host)
+        match self.address {
+            Some(address) => write!(f, "{}", SocketAddr::new(address, self.port))?,
+            None => write!(f, "{}", self.port)?,
+        }
+        write!(f, "/{} inside -> {}", self.protocol, self.host)
     }
 }
 
@@ -107,7 +131,8 @@ impl ExposedServices {
     /// A client inside is the host's own process to the service: it comes from an address of the host.
     ///
     /// # Errors
-    /// * [`InvalidArgument`](ErrorKind::InvalidArgument): a service without a port or address of its own
+    /// * [`InvalidArgument`](ErrorKind::InvalidArgument): a service without a port or address of its own; an
+    ///   [address](HostService::address) inside that the container does not have
     /// * [`PortInUse`](ErrorKind::PortInUse): a program inside has the port
     /// * the namespace cannot be entered, or the thread cannot be started
     pub fn new(services: &[HostService], namespace: NetworkNamespace) -> Result<Self> {
@@ -194,7 +219,7 @@ pub struct ServiceStatus {
     pub last_error: Option<String>,
 }
 
-/// Binds inside, on 127.0.0.1 and where there is IPv6 on `::1`.
+/// Binds inside, by default on 127.0.0.1 and where there is IPv6 on `::1`.
 ///
 /// A socket belongs to the network namespace that it was made in, so it can be bound from here; and who is privileged over
 /// the namespace may bind ports below 1024 there.
@@ -202,24 +227,29 @@ fn listen_inside(service: &HostService, namespace: &NetworkNamespace) -> Result<
     let mut attempts = if service.port == 0 { ATTEMPTS } else { 1 };
     loop {
         attempts -= 1;
-        match listen_on_both(service, namespace) {
+        match listen_once(service, namespace) {
             Ok(sockets) => return Ok(sockets),
             Err(error) if error.errno() == Some(number::EADDRINUSE) && attempts > 0 => {}
             Err(error) if error.errno() == Some(number::EADDRINUSE) => {
                 let error = error.with_kind(ErrorKind::PortInUse);
                 return Err(error.context(format!("expose {service}: the port is taken inside")));
             }
+            Err(error) if error.errno() == Some(number::EADDRNOTAVAIL) => {
+                let error = error.with_kind(ErrorKind::InvalidArgument);
+                return Err(error.context(format!("expose {service}: that is no address of the container")));
+            }
             Err(error) => return Err(error.context(format!("expose {service}"))),
         }
     }
 }
 
-fn listen_on_both(service: &HostService, namespace: &NetworkNamespace) -> Result<Vec<(SocketAddr, OwnedFd)>> {
+fn listen_once(service: &HostService, namespace: &NetworkNamespace) -> Result<Vec<(SocketAddr, OwnedFd)>> {
     let (transport, stream) = match service.protocol {
         Protocol::Tcp => (Transport::Stream, true),
         Protocol::Udp => (Transport::Datagram, false),
     };
-    let open = |family, ip: IpAddr, port| {
+    let open = |ip: IpAddr, port| {
+        let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
         let socket = namespace.open_sockets(family, transport, 1)?.pop();
         let socket = socket.ok_or_else(|| socket::error("socket()", number::EMFILE))?;
         if stream {
@@ -229,11 +259,16 @@ fn listen_on_both(service: &HostService, namespace: &NetworkNamespace) -> Result
         let address = socket::local_address(&socket)?;
         if stream {
             socket::start_listening(&socket).map_err(|errno| socket::error(format!("listen({address})"), errno))?;
+        } else if ip.is_unspecified() {
+            datagram::tell_destination(&socket, ip.is_ipv6())?;
         }
         Ok::<_, Error>((address, socket))
     };
-    let v4 = open(Family::V4, Ipv4Addr::LOCALHOST.into(), service.port)?;
-    match open(Family::V6, Ipv6Addr::LOCALHOST.into(), v4.0.port()) {
+    if let Some(address) = service.address {
+        return Ok(vec![open(address, service.port)?]);
+    }
+    let v4 = open(Ipv4Addr::LOCALHOST.into(), service.port)?;
+    match open(Ipv6Addr::LOCALHOST.into(), v4.0.port()) {
         Ok(v6) => Ok(vec![v4, v6]),
         Err(error) if matches!(error.errno(), Some(number::EAFNOSUPPORT | number::EADDRNOTAVAIL)) => Ok(vec![v4]),
         Err(error) => Err(error),
@@ -253,6 +288,7 @@ mod tests {
             (HostService::tcp(80, "127.0.0.1:0".parse().unwrap()), "0 names none"),
             (HostService::udp(80, "0.0.0.0:53".parse().unwrap()), "not the address of one service"),
             (HostService::udp(80, "[ff02::1]:53".parse().unwrap()), "not the address of one service"),
+            (good.address("224.0.0.1".parse().unwrap()), "224.0.0.1:80/tcp inside -> 127.0.0.1:8080: a multicast"),
             (good.idle_timeout(Duration::ZERO), "idle timeout of 0"),
         ];
         for (service, message) in cases {

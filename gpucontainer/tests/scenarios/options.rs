@@ -100,7 +100,11 @@ pub(crate) fn network(value: &Value) -> PrivateNetwork {
 }
 
 pub(crate) fn service(value: &Value) -> HostService {
-    HostService::tcp(number(&value["port"]), text(&value["host"]).parse().unwrap())
+    let service = HostService::tcp(number(&value["port"]), text(&value["host"]).parse().unwrap());
+    match value.get("address") {
+        Some(address) => service.address(text(address).parse().unwrap()),
+        None => service,
+    }
 }
 
 fn resource(name: &str) -> ResourceLimit {

@@ -72,6 +72,18 @@ static gpuc_private_network_t *network(const cJSON *value) {
     return made;
 }
 
+static gpuc_host_service_t *service(const cJSON *value) {
+    gpuc_host_service_t *made =
+        gpuc_host_service_new(GPUC_PROTOCOL_TCP, (uint16_t)number(get(value, "port")), text(get(value, "host")));
+    const cJSON *one;
+    cJSON_ArrayForEach(one, value) {
+        const char *key = one->string;
+        if (strcmp(key, "address") == 0) gpuc_host_service_set_address(made, text(one));
+        else if (strcmp(key, "port") != 0 && strcmp(key, "host") != 0) unknown("option of a service", key);
+    }
+    return made;
+}
+
 static void set(scene_t *scene, gpuc_config_t *config, const char *key, const cJSON *value) {
     const cJSON *one;
     if (strcmp(key, "name") == 0) gpuc_config_set_name(config, text(value));
@@ -107,8 +119,11 @@ static void set(scene_t *scene, gpuc_config_t *config, const char *key, const cJ
         cJSON_ArrayForEach(one, value)
             gpuc_config_publish(config, (uint16_t)number(at(one, 0)), (uint16_t)number(at(one, 1)));
     } else if (strcmp(key, "host_services") == 0) {
-        cJSON_ArrayForEach(one, value) gpuc_config_expose_host(config, GPUC_PROTOCOL_TCP,
-                                                               (uint16_t)number(get(one, "port")), text(get(one, "host")));
+        cJSON_ArrayForEach(one, value) {
+            gpuc_host_service_t *made = service(one);
+            gpuc_config_expose_host(config, made);
+            gpuc_host_service_free(made);
+        }
     } else if (strcmp(key, "gpus") == 0) {
         gpuc_gpu_request_t *made = request(value);
         gpuc_config_set_gpu_request(config, made);

@@ -258,8 +258,9 @@ static void with_ports(scene_t *scene, const char *what, const cJSON *step, cons
     } else if (strcmp(what, "ports") == 0) {
         outcome->count = length(gpuc_sandbox_json(sandbox, error), "ports");
     } else if (strcmp(what, "expose") == 0) {
-        outcome->count = gpuc_sandbox_expose_host(sandbox, GPUC_PROTOCOL_TCP, (uint16_t)number(get(with, "port")),
-                                                  text(get(with, "host")), error) != 0;
+        gpuc_host_service_t *made = service(with);
+        outcome->count = gpuc_sandbox_expose_host(sandbox, made, error) != 0;
+        gpuc_host_service_free(made);
     } else if (strcmp(what, "services") == 0) {
         outcome->count = length(gpuc_sandbox_json(sandbox, error), "host_services");
     } else {

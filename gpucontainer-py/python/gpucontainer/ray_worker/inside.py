@@ -106,10 +106,24 @@ class Assignment:
         return info._replace(function=guarded)
 
 
+def own_address(node: str) -> str:
+    """The address from which the node is reached."""
+    family = socket.AF_INET6 if ":" in node else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # This chooses an address, and sends nothing.
+        probe.connect((node, 1))
+        return str(probe.getsockname()[0])
+
+
 def main() -> None:
     """Becomes the worker."""
     # The directory of this file has nothing to be imported.
     del sys.path[0]
+    node = os.environ.pop("GPUCONTAINER_RAY_NODE", None)
+    if node is not None:
+        # Where others find this worker, which is not where they find the node.
+        ours, theirs = f"--node-ip-address={own_address(node)}", f"--node-ip-address={node}"
+        sys.argv = [ours if word == theirs else word for word in sys.argv]
     Assignment(Outside(int(os.environ.pop("GPUCONTAINER_RAY_FD"))))
     runpy.run_module("ray._private.workers.default_worker", run_name="__main__", alter_sys=True)
 

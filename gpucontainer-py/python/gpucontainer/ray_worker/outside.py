@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 import json
 import os
 import selectors
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,6 +20,8 @@ from .. import command_line, stand_in
 from ..errors import BusyError, ClosedError, Error
 from ..gpu import GpuGrant, GpuRequest
 from ..limits import Mount
+from ..network import PrivateNetwork
+from ..ports import HostService
 from ..sandbox import Sandbox
 
 #: The variable with the words of an ``exec``.
@@ -26,6 +29,9 @@ CONFIGURATION = "GPUCONTAINER_RAY_WORKER"
 
 #: Where the other half is inside.
 _INSIDE = "/run/gpucontainer/ray_worker.py"
+
+#: Where workers with an address of their own are. The node's services, and drivers on it, are at the node's address.
+_PRIVATE = PrivateNetwork("ray", host_access=True)
 
 #: As many workers may share a GPU as Ray allows, which knows of parts down to a ten thousandth.
 _SHARED = 10_000
@@ -77,6 +83,11 @@ def encoded(words: Sequence[str]) -> str:
     return base64.b64encode(json.dumps(words).encode()).decode()
 
 
+def network_of(options: dict[str, Any]) -> Any:
+    """The network that a worker is in, or what is to be like one."""
+    return _PRIVATE if isinstance(options["network"], PrivateNetwork) else options["network"]
+
+
 def main() -> NoReturn:
     """Becomes the worker that the variable describes; the arguments are what Ray says to it."""
     words: list[str] = json.loads(base64.b64decode(os.environ.pop(CONFIGURATION)))
@@ -101,11 +112,15 @@ def _run(words: Sequence[str], given: Sequence[str]) -> int:
     options["command"] = [*options["command"], *given[:at], _INSIDE, *given[at + 1 :]]
     mounts: list[Mount] = options["mounts"]
     mounts.append(Mount.bind(Path(__file__).with_name("inside.py"), _INSIDE, read_only=True))
-    for word in given:
-        if word.startswith("--temp-dir="):
-            # Sockets of the node, logs, and what it has fetched for its workers.
-            _show(mounts, os.path.abspath(word.partition("=")[2]))
+    said = {name: value for name, _, value in (word.partition("=") for word in given)}
+    if "--temp-dir" in said:
+        # Sockets of the node, logs, and what it has fetched for its workers.
+        _show(mounts, os.path.abspath(said["--temp-dir"]))
     environ = options["env"]
+    options["network"] = network_of(options)
+    if options["network"] is _PRIVATE:
+        options["host_services"] = _services(said)
+        environ["GPUCONTAINER_RAY_NODE"] = said["--node-ip-address"]
     # What Ray tells its workers; it counts GPUs among those that the node was given.
     for name, value in os.environ.items():
         if name.startswith("RAY_") or name == "CUDA_VISIBLE_DEVICES":
@@ -118,6 +133,21 @@ def _run(words: Sequence[str], given: Sequence[str]) -> int:
     theirs.close()
     with ours, sandbox:
         return _serve(sandbox, ours, _Gpus(sandbox, 60 if wait is None else wait), raylet)
+
+
+def _services(said: Mapping[str, str]) -> list[HostService]:
+    """What of the node a worker looks for at its own address, or on loopback."""
+    node = said.get("--node-ip-address", "")
+    if ipaddress.ip_address(node).is_loopback:
+        raise ValueError(
+            f"the node has the address {node}, which leads nowhere in a private network; start Ray with another"
+        )
+    services = []
+    if (port := int(said.get("--node-manager-port", 0))) > 0:
+        services.append(HostService(port, node, port, address="0.0.0.0"))
+    if (port := int(said.get("--metrics-agent-port", 0))) > 0:
+        services.append(HostService(port, "127.0.0.1", port))
+    return services
 
 
 def _show(mounts: list[Mount], path: str) -> None:
