@@ -3,8 +3,10 @@
 //!
 //! Each is a busybox that sleeps and has two published ports. Memory is the resident memory of this process, and what all
 //! of ours need (the sum of `Pss` of this process, the supervisors and the processes between them and the applications;
-//! not the applications, which are busybox). At the end all are closed, and processes, descriptors, threads and mounts
-//! are compared with the beginning. Needs root and busybox.
+//! not the applications, which are busybox). What the kernel itself needs longer for a start when it has a thousand of
+//! everything is what the plain C program shows that makes the same system calls, before the first and beside all of them.
+//! At the end all are closed, and processes, descriptors, threads and mounts are compared with the beginning. Needs root
+//! and busybox.
 //!
 //! ```text
 //! many [COUNT]
@@ -13,8 +15,9 @@
 use gpucontainer::Sandbox;
 use gpucontainer::net::PortMapping;
 use gpucontainer::sandbox::Stdio;
-use gpucontainer_benches::machine::{self, make_root};
-use gpucontainer_benches::{Result, system};
+use gpucontainer_benches::machine::{self, Machine};
+use gpucontainer_benches::worker::Worker;
+use gpucontainer_benches::{Result, floor, system};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -43,17 +46,16 @@ fn main() -> ExitCode {
 
 fn run(count: usize) -> Result<()> {
     let limit = system::raise_open_files()?;
-    let machine = machine::describe();
-    println!("{} on {} × {}, load {}", machine.kernel, machine.processors, machine.processor, machine.load);
+    let described = machine::describe();
+    println!("{} on {} × {}, load {}", described.kernel, described.processors, described.processor, described.load);
     println!("{count} sandboxes with two ports each; {limit} open files at most");
-    let directory = std::env::temp_dir().join(format!("gpuc-many-{}", std::process::id()));
-    let root = directory.join("root");
-    let result = make_root(&root).and_then(|()| all(count, &root));
-    let removed = std::fs::remove_dir_all(&directory).map_err(|e| format!("{directory:?}: {e}"));
-    result.and(removed)
+    let machine = Machine::prepare()?;
+    all(count, &machine)
 }
 
-fn all(count: usize, root: &Path) -> Result<()> {
+fn all(count: usize, machine: &Machine) -> Result<()> {
+    let root = machine.root.as_path();
+    let mut kernel = floor::worker(machine, floor::Kind::Init)?;
     // One that is thrown away: what is made once for all, and pages that are touched for the first time.
     start(root)?.close().map_err(|e| e.to_string())?;
     let before = Left::now()?;
@@ -61,6 +63,7 @@ fn all(count: usize, root: &Path) -> Result<()> {
     // After so many there is a figure of memory.
     let points = [0, memory, count - memory, count];
     let (mut sandboxes, mut times, mut figures) = (Vec::with_capacity(count), Vec::with_capacity(count), Vec::new());
+    let mut kernels = vec![system_calls(&mut kernel, starts)?];
     let result = (|| {
         for number in 0..=count {
             if points.contains(&number) {
@@ -72,10 +75,12 @@ fn all(count: usize, root: &Path) -> Result<()> {
                 times.push(begin.elapsed());
             }
         }
+        kernels.push(system_calls(&mut kernel, starts)?);
         Ok::<(), String>(())
     })();
-    if let (Ok(()), [none, first, nearly, last]) = (&result, figures.as_slice()) {
+    if let (Ok(()), [none, first, nearly, last], [early, late]) = (&result, figures.as_slice(), kernels.as_slice()) {
         report(&times, starts, memory, [(none, first), (nearly, last)]);
+        line(&format!("system calls alone, ms, median of {starts}"), median(early), median(late));
         phases(&sandboxes, starts);
     }
     let begin = Instant::now();
@@ -87,6 +92,22 @@ fn all(count: usize, root: &Path) -> Result<()> {
         return Err(format!("{} were not closed; the first: {why}", closed.len()));
     }
     before.compare()
+}
+
+/// How long the system calls of a start, the end of its program and all that goes with it take, without this library.
+fn system_calls(worker: &mut Worker, samples: usize) -> Result<Vec<Duration>> {
+    (0..samples).map(|_| worker.ask("go").map(|sample| sample.wall)).collect()
+}
+
+/// In milliseconds.
+fn median(times: &[Duration]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted.get(sorted.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1e3
+}
+
+fn line(what: &str, first: f64, last: f64) {
+    println!("{what:42} {first:12.3} {last:12.3} {:8.2}", last / first);
 }
 
 fn start(root: &Path) -> Result<Sandbox> {
@@ -103,20 +124,12 @@ fn start(root: &Path) -> Result<Sandbox> {
 }
 
 fn report(times: &[Duration], starts: usize, memory: usize, [first, last]: [(&Memory, &Memory); 2]) {
-    println!("{:36} {:>12} {:>12} {:>8}", "", "first", "last", "ratio");
-    let line = |what: &str, first: f64, last: f64| {
-        println!("{what:36} {first:12.3} {last:12.3} {:8.2}", last / first);
-    };
-    let milliseconds = |times: &[Duration]| {
-        let mut sorted = times.to_vec();
-        sorted.sort();
-        sorted.get(sorted.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1e3
-    };
+    println!("{:42} {:>12} {:>12} {:>8}", "", "first", "last", "ratio");
     let (early, late) = (times.get(..starts), times.get(times.len() - starts..));
     line(
         &format!("start, ms, median of {starts}"),
-        milliseconds(early.unwrap_or_default()),
-        milliseconds(late.unwrap_or_default()),
+        median(early.unwrap_or_default()),
+        median(late.unwrap_or_default()),
     );
     let each = |pick: fn(&Memory) -> u64, (from, to): (&Memory, &Memory)| {
         (pick(to) as f64 - pick(from) as f64) / memory as f64
@@ -131,16 +144,14 @@ fn report(times: &[Duration], starts: usize, memory: usize, [first, last]: [(&Me
 
 /// Where the time of the first and the last starts went.
 fn phases(sandboxes: &[Sandbox], starts: usize) {
-    let median = |of: &[Sandbox], name: &str| {
+    let median_of = |of: &[Sandbox], name: &str| {
         let one = |sandbox: &Sandbox| sandbox.timeline().iter().find(|phase| phase.name == name).map(|it| it.duration);
-        let mut times: Vec<Duration> = of.iter().filter_map(one).collect();
-        times.sort();
-        times.get(times.len() / 2).map_or(0.0, Duration::as_secs_f64) * 1e3
+        median(&of.iter().filter_map(one).collect::<Vec<_>>())
     };
     let (early, late) = (sandboxes.get(..starts), sandboxes.get(sandboxes.len() - starts..));
     let (early, late) = (early.unwrap_or_default(), late.unwrap_or_default());
     for phase in late.first().map(Sandbox::timeline).unwrap_or_default() {
-        println!("  {:34} {:12.3} {:12.3}", phase.name, median(early, phase.name), median(late, phase.name));
+        println!("  {:40} {:12.3} {:12.3}", phase.name, median_of(early, phase.name), median_of(late, phase.name));
     }
 }
 
