@@ -18,12 +18,13 @@
  *   which changes nothing for the parent; the child can make objects of its own.
  * - What can be waited for has a descriptor to poll: sandboxes and processes become readable when they
  *   have ended (gpuc_sandbox_fd, gpuc_process_fd), places in the queue for GPUs when it is time to look
- *   (gpuc_gpu_ticket_fd), and piped streams are pipes. Watches for XIDs have none, since NVML's events
- *   have none, and are looked at; everything else does its work in the call.
+ *   (gpuc_gpu_ticket_fd), watches for XIDs when there is one (gpuc_xid_watch_fd), and piped streams are
+ *   pipes; everything else does its work in the call.
  * - The library installs no signal handler and changes no signal mask (gpuc_enter alone does, when it
- *   does not return). The one thread that it may leave running relays published ports and services of
- *   the host, as long as there are any; it has all signals blocked, and so has one that closes a socket
- *   of the packet filter when a network or a translated port has ended, which takes some milliseconds.
+ *   does not return). It leaves threads running for three things, with all signals blocked: one that
+ *   relays published ports and services of the host, as long as there are any; one for each watch for
+ *   XIDs whose descriptor was asked for; and one that closes a socket of the packet filter when a network
+ *   or a translated port has ended, which takes some milliseconds.
  */
 
 #ifndef GPUCONTAINER_H
@@ -501,7 +502,8 @@ typedef struct gpuc_transfer_t gpuc_transfer_t;
 typedef struct gpuc_xid_event_t gpuc_xid_event_t;
 
 /**
- * Watches GPUs for XIDs, the driver's error reports. It has no thread: nothing is seen but in gpuc_xid_watch_next.
+ * Watches GPUs for XIDs, the driver's error reports. It has no thread, and nothing is seen but in gpuc_xid_watch_next,
+ * unless gpuc_xid_watch_fd was called.
  *
  * The driver's management library stays loaded as long as this lives; it must not be used after a fork.
  */
@@ -2110,7 +2112,20 @@ gpuc_xid_watch_t *gpuc_xid_watch_open(const char *driver_root,
                                       gpuc_error_t **error);
 
 /**
- * Waits for the next XID. The driver gives nothing to poll: look from time to time with 0, or wait in a thread.
+ * A descriptor that can be read, in the words of poll(), as long as gpuc_xid_watch_next has something to say at once: an
+ * XID, or that the driver has failed. Nothing is to be read from it.
+ *
+ * The driver has none to give: when this is first called, a thread starts to wait there, with all signals blocked. It ends
+ * with the watch, which takes up to a quarter of a second to free then.
+ *
+ * @param error  may be NULL
+ * @return the same for the life of the watch, which it belongs to; -1 on failure
+ */
+int gpuc_xid_watch_fd(gpuc_xid_watch_t *watch,
+                      gpuc_error_t **error);
+
+/**
+ * Waits for the next XID.
  *
  * @param milliseconds  negative is for ever, 0 only looks
  * @param event         set to the caller's, freed with gpuc_xid_event_free, if 1 is returned

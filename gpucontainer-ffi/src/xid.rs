@@ -9,9 +9,11 @@ use crate::output::time;
 use gpucontainer::gpu::{GpuFault, XidAction};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-/// Watches GPUs for XIDs, the driver's error reports. It has no thread: nothing is seen but in gpuc_xid_watch_next.
+/// Watches GPUs for XIDs, the driver's error reports. It has no thread, and nothing is seen but in gpuc_xid_watch_next,
+/// unless gpuc_xid_watch_fd was called.
 ///
 /// The driver's management library stays loaded as long as this lives; it must not be used after a fork.
 #[derive(Debug)]
@@ -45,7 +47,23 @@ pub unsafe extern "C" fn gpuc_xid_watch_open(
     })
 }
 
-/// Waits for the next XID. The driver gives nothing to poll: look from time to time with 0, or wait in a thread.
+/// A descriptor that can be read, in the words of poll(), as long as gpuc_xid_watch_next has something to say at once: an
+/// XID, or that the driver has failed. Nothing is to be read from it.
+///
+/// The driver has none to give: when this is first called, a thread starts to wait there, with all signals blocked. It ends
+/// with the watch, which takes up to a quarter of a second to free then.
+///
+/// @param error  may be NULL
+/// @return the same for the life of the watch, which it belongs to; -1 on failure
+#[unsafe(no_mangle)]
+pub extern "C" fn gpuc_xid_watch_fd(
+    watch: Option<&mut XidWatch>,
+    error: Option<&mut MaybeUninit<Option<Box<Error>>>>,
+) -> c_int {
+    call(error, -1, || Ok(given(watch, "watch")?.0.poll_fd()?.as_raw_fd()))
+}
+
+/// Waits for the next XID.
 ///
 /// @param milliseconds  negative is for ever, 0 only looks
 /// @param event         set to the caller's, freed with gpuc_xid_event_free, if 1 is returned

@@ -7,6 +7,7 @@ use crate::slot::Slot;
 use crate::work::{SIGNALS, in_turns};
 use gpucontainer::gpu::{XidAction, XidEvent, XidWatch};
 use pyo3::prelude::*;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -45,6 +46,16 @@ impl XidWatchHandle {
             self.0.with(|watch| watch.lock().unwrap_or_else(PoisonError::into_inner).next(turn))
         })?;
         Ok(event.map(fields))
+    }
+
+    /// A descriptor that belongs to this.
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        ours(py.detach(|| {
+            let number = |watch: &Mutex<XidWatch>| {
+                watch.lock().unwrap_or_else(PoisonError::into_inner).poll_fd().map(|fd| fd.as_raw_fd())
+            };
+            self.0.with(number)
+        }))
     }
 
     fn close(&self, py: Python<'_>) {

@@ -11,8 +11,9 @@ use gpucontainer::ErrorKind;
 use gpucontainer::gpu::{
     DriverRoot, GpuAllocator, GpuFault, GpuRequest, Inventory, Quarantine, QuarantinedGpu, Wait, XidAction, XidWatch,
 };
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 const FIRST: &str = "GPU-a1000000-0000-4000-8000-000000000000";
 const SECOND: &str = "GPU-a1000000-0000-4000-8000-000000000001";
@@ -184,6 +185,44 @@ fn the_kernel_s_log_counts_once() {
     std::fs::remove_file(machine.path().join("dev/kmsg")).unwrap();
     let error = quarantine.read_kernel_log(&root, &inventory(&machine)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_descriptor_tells_of_xids() {
+    if !driver::available() {
+        return;
+    }
+    let leaks = Leaks::watch();
+    let machine = FakeDriver::with_profile(profile("dgx-a100"));
+    let root = DriverRoot::new(machine.path());
+    let mut watch = XidWatch::open(&root, [FIRST, SECOND]).unwrap();
+    let poll = |watch: &mut XidWatch, milliseconds: i64| {
+        let mut polled = [PollFd::from_borrowed_fd(watch.poll_fd().unwrap(), PollFlags::IN)];
+        let timeout = Timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 };
+        rustix::event::poll(&mut polled, Some(&timeout)).unwrap() == 1
+    };
+    assert!(!poll(&mut watch, 0));
+    assert_eq!(watch.next(Duration::ZERO).unwrap(), None);
+    let events: Vec<Value> = (0..300).map(|data| json!({ "gpu": 1, "kind": 8, "data": data })).collect();
+    machine.change(|state| state["events"] = json!(events));
+    // More than are kept here.
+    for number in 0..300 {
+        assert!(number > 0 || poll(&mut watch, 900));
+        assert_eq!(watch.next(Duration::from_secs(20)).unwrap().unwrap().xid, number);
+    }
+    assert!(!poll(&mut watch, 300));
+    machine.change(|state| state["errors"] = json!({ "nvmlEventSetWait_v2": 15 }));
+    // As often as it is asked, and not by itself.
+    for _ in 0..3 {
+        assert!(poll(&mut watch, 900));
+        assert_eq!(watch.next(Duration::from_secs(20)).unwrap_err().kind(), ErrorKind::GpuUnavailable);
+    }
+    machine.change(|state| state["errors"] = json!({}));
+    let ended = Instant::now();
+    drop(watch);
+    assert!(ended.elapsed() < Duration::from_secs(5), "{:?}", ended.elapsed());
+    drop(machine);
+    leaks.check();
 }
 
 #[test]

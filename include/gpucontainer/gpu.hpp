@@ -145,6 +145,10 @@ public:
               return gpuc_xid_watch_open(driver_root ? driver_root->c_str() : nullptr, gpus.empty() ? nullptr : pointers.get(), e);
           })) {}
 
+    /* Can be read as long as next() has something to say at once; belongs to the watch, which has a thread from then on. */
+    int fd() {
+        return detail::checked([&](gpuc_error_t **e) { return gpuc_xid_watch_fd(get(), e); });
+    }
     std::optional<XidEvent> next(const Timeout &timeout = std::nullopt) {
         gpuc_xid_event_t *event = nullptr;
         detail::checked(

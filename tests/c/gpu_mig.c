@@ -139,7 +139,13 @@ int main(void) {
     CHECK(strcmp(gpuc_xid_event_action(event), "restart-application") == 0 && !gpuc_xid_event_quarantines(event));
     CHECK(gpuc_gpu_allocator_report_xid(allocator, event, &error) == 0);
     gpuc_xid_event_free(event);
-    CHECK(gpuc_xid_watch_next(watch, 60000, &event, &error) == 1);
+    /* The next one by a descriptor, as a loop waits for it. */
+    struct pollfd polled = {.fd = gpuc_xid_watch_fd(watch, &error), .events = POLLIN};
+    CHECK_NO_ERROR(error);
+    CHECK(polled.fd >= 0 && poll(&polled, 1, 60000) == 1);
+    CHECK(gpuc_xid_watch_next(watch, 0, &event, &error) == 1);
+    CHECK(gpuc_xid_watch_fd(watch, NULL) == polled.fd && poll(&polled, 1, 0) == 0);
+    CHECK(gpuc_xid_watch_fd(NULL, NULL) == -1);
     uint32_t instance = 7;
     CHECK(!gpuc_xid_event_slice(event, &instance, NULL) && instance == 7);
     CHECK(strcmp(gpuc_xid_event_action(event), "reset-gpu") == 0 && gpuc_xid_event_quarantines(event));

@@ -29,8 +29,8 @@ class XidEvent:
 class XidWatch(Closing):
     """Watches GPUs for XIDs from the moment on when it is opened; iterating waits for each, without end.
 
-    It has no thread: nothing is seen but in :meth:`next`. The driver's management library stays loaded until
-    :meth:`close`, and must not be used after a fork.
+    It has no thread, and nothing is seen but in :meth:`next`, unless :meth:`fileno` was called. The driver's management
+    library stays loaded until :meth:`close`, and must not be used after a fork.
     """
 
     def __init__(self, gpus: Sequence[str], *, driver_root: str | os.PathLike[str] | None = None) -> None:
@@ -50,6 +50,15 @@ class XidWatch(Closing):
         """
         fields = self._handle.next(timeout)
         return None if fields is None else XidEvent(*fields)
+
+    def fileno(self) -> int:
+        """A descriptor for :mod:`select` and for the loop of :mod:`asyncio`: readable as long as ``next(0)`` has something to
+        say, an XID or that the driver has failed.
+
+        The driver has none to give: when this is first called, a thread starts to wait there. It ends with :meth:`close`,
+        which takes up to a quarter of a second then. Nothing is to be read from the descriptor.
+        """
+        return self._handle.fileno()
 
     def __iter__(self) -> Iterator[XidEvent]:
         while True:

@@ -44,7 +44,7 @@ pub(crate) struct Xid {
 }
 
 /// A call that failed, and how.
-type Failure = (&'static str, NvmlError);
+pub(crate) type Failure = (&'static str, NvmlError);
 
 impl Events {
     /// Registers for the XIDs of the GPUs, by UUID. One without such events is left out.
