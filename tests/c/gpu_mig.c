@@ -140,7 +140,7 @@ int main(void) {
     CHECK(gpuc_gpu_allocator_report_xid(allocator, event, &error) == 0);
     gpuc_xid_event_free(event);
     /* The next one by a descriptor, as a loop waits for it. */
-    struct pollfd polled = {.fd = gpuc_xid_watch_fd(watch, &error), .events = POLLIN};
+    struct pollfd polled = {gpuc_xid_watch_fd(watch, &error), POLLIN, 0};
     CHECK_NO_ERROR(error);
     CHECK(polled.fd >= 0 && poll(&polled, 1, 60000) == 1);
     CHECK(gpuc_xid_watch_next(watch, 0, &event, &error) == 1);
