@@ -277,7 +277,8 @@ def test_limits_and_ports(run: Run, command: list[str]) -> None:
 @needs_root
 @needs_root
 def test_a_private_network(run: Run) -> None:
-    code = "import socket; print([name for _, name in socket.if_nameindex()], socket.gethostbyname(socket.gethostname()))"
+    names = "[name for _, name in socket.if_nameindex()]"
+    code = f"import socket; print({names}, socket.gethostbyname(socket.gethostname()))"
     interfaces, _, address = run(code, "--network", "private").stdout.strip().rpartition(" ")
     assert interfaces == "['lo', 'eth0']" and address.startswith(("10.", "172.")), (interfaces, address)
 
