@@ -331,6 +331,18 @@ def test_what_cannot_be_executed(command: list[str], program: str, code: int) ->
     assert done.returncode == code and program in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_the_fork_server_of_multiprocessing_is_refused(write: Write) -> None:
+    program = (
+        "import multiprocessing, sys\n"
+        "context = multiprocessing.get_context('forkserver')\n"
+        "context.set_executable(sys.argv[1])\n"
+        "context.Process(target=print, args=('must not run',)).start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, write()], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "gpucontainer: multiprocessing: its forkserver" in done.stderr and "use the method spawn" in done.stderr
+
+
 def test_the_environment_is_blamed_for_its_options(command: list[str]) -> None:
     for wrong in ("--memory", "word", "'"):
         environ = {**os.environ, command_line.OPTIONS_VARIABLE: wrong}

@@ -7,6 +7,8 @@ Software that starts workers often takes the path of a Python for them. A stand-
     stand_in.write("worker-python", "python:3.13", ["python3"], "--memory", "2G")
     multiprocessing.get_context("spawn").set_executable("worker-python")
 
+Each process of multiprocessing is in a sandbox of its own then, which the start method ``forkserver`` cannot be had for.
+
 What it may use and what it sees of its caller is said with the options of ``python -m gpucontainer stand-in``.
 """
 
@@ -29,6 +31,9 @@ from .image import pull_if_absent
 
 #: The second line of every stand-in, by which one is known that may be replaced.
 _MARK = "# A program of an image, written by gpucontainer."
+
+#: How multiprocessing begins the server of its start method `forkserver`.
+_FORK_SERVER = "from multiprocessing.forkserver import main"
 
 #: Neither the caller's variables nor its working directory are where this half looks for modules.
 _BEGIN = (
@@ -115,6 +120,10 @@ def become(image: str | Path, options: dict[str, Any]) -> NoReturn:
 
     The command has this process' streams, the descriptors that it inherited and, where the kernel allows that, its number.
     """
+    if any(word.startswith(_FORK_SERVER) for word in options["command"] or ()):
+        # `Process.kill()` would reach whatever process has that number outside.
+        why = "its forkserver would report numbers of processes that are other processes' outside; use the method spawn"
+        raise errors.InvalidArgumentError(f"multiprocessing: {why}")
     # Here Ctrl-C ends it; later that is the command's.
     pull_if_absent(image, options["store"])
     passed = inherited()
