@@ -279,6 +279,40 @@ fn credentials_do_not_follow_a_redirect_to_another_server() {
     assert!(seen.iter().all(|request| request.header("authorization").is_none()), "{seen:?}");
 }
 
+#[test]
+fn credentials_do_not_go_where_another_server_wants_them() {
+    if !ready() {
+        return;
+    }
+    let place = Place::new();
+    let inner = Registry::start(&place.path("registry"), "", "");
+    let layout = umoci_layout(&place.path(""), 1, 0);
+    inner.push(&format!("oci:{}:v1", layout.display()), "x:1", &[]);
+    let port = inner.port;
+    let thief = Front::start(|_, stream| answer(stream, "200 OK", &[], b"{\"token\":\"abc\"}"));
+    let realm = thief.port;
+    for challenge in [format!("Bearer realm=\"http://localhost:{realm}/token\""), "Basic realm=\"x\"".to_owned()] {
+        let storage = Front::start(move |_, stream| {
+            answer(stream, "401 Unauthorized", &[("WWW-Authenticate", &challenge)], b"");
+        });
+        let target = storage.port;
+        let front = Front::start(move |request, stream| {
+            if request.path.contains("/blobs/") {
+                let location = format!("http://localhost:{target}{}", request.path);
+                return answer(stream, "307 Temporary Redirect", &[("Location", &location)], b"");
+            }
+            forward(port, request, stream, u64::MAX);
+        });
+        let login = PullOptions::new().credentials(Credentials::password("user", "secret"));
+        let error = place.store.pull(&front.name("x:1"), login).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Authentication, "{error}");
+        let seen = [front.seen(), storage.seen(), thief.seen()].concat();
+        assert!(seen.iter().all(|request| request.header("authorization").is_none()), "{seen:?}");
+    }
+    assert!(thief.seen().is_empty());
+    place.assert_good();
+}
+
 /// This test binary, told to pull.
 fn puller(store: &Path, name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());

@@ -188,14 +188,16 @@ impl<'a> Client<'a> {
         content: &Content<'_>,
     ) -> Result<Answer, Failure> {
         let used = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let answer = self.follow(method, url, headers, content, used.as_deref())?;
-        if answer.status != 401 {
+        let (answer, by) = self.follow(method, url, headers, content, used.as_deref())?;
+        // Who else we were sent to could name a token server of its own, which would get the credentials.
+        if answer.status != 401 || !by.same_origin(&self.base) {
             return Ok(answer);
         }
         let authorization = self.authorize(&answer, used)?;
-        self.follow(method, url, headers, content, authorization.as_deref())
+        Ok(self.follow(method, url, headers, content, authorization.as_deref())?.0)
     }
 
+    /// The answer in the end, and who gave it.
     fn follow(
         &self,
         method: &Method,
@@ -203,7 +205,7 @@ impl<'a> Client<'a> {
         headers: &[(&str, &str)],
         content: &Content<'_>,
         authorization: Option<&str>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<(Answer, Url), Failure> {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
@@ -216,7 +218,7 @@ impl<'a> Client<'a> {
             // The other three would have the request become a GET.
             let leads_on = matches!(answer.status, 307 | 308) || reads && matches!(answer.status, 301..=303);
             if !leads_on {
-                return Ok(answer);
+                return Ok((answer, at));
             }
             at = answer.location(&at)?;
         }
