@@ -10,6 +10,7 @@
 )]
 
 mod boundary;
+mod counters;
 
 // The groups keep the order of the header.
 

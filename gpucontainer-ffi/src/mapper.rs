@@ -2,14 +2,15 @@
 #![allow(unsafe_code, reason = "exported names could clash with those of another library; descriptors are numbers")]
 
 use crate::boundary::{c_string, call, given, release, slice};
+use crate::counters::{port, port_status, service_status};
 use crate::error::Error;
 use crate::output::time;
 use crate::port::Mapping;
 use crate::sandbox::Sandbox;
 use crate::service::HostService;
 use crate::stdio::duplicate;
-use gpucontainer::net::{PortMapper, PortMapping, PortStatus, PublishedPort, ServiceStatus};
-use serde_json::{Value, json};
+use gpucontainer::net::{PortMapper, PortMapping};
+use serde_json::Value;
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -30,38 +31,6 @@ pub struct Published(gpucontainer::net::Published);
 /// Services of the host that can be reached in a network namespace. Any number of threads may use it at once.
 #[derive(Debug)]
 pub struct ExposedServices(gpucontainer::net::ExposedServices);
-
-/// A published port with its counters, as all JSON of this library has it.
-pub(crate) fn port_status(status: &PortStatus) -> Value {
-    let mut all = port(&status.port);
-    all["mode"] = status.mode.to_string().into();
-    all["why"] = status.why.clone().into();
-    all["accepted"] = status.accepted.into();
-    all["open"] = status.open.into();
-    all["refused"] = status.refused.into();
-    all["bytes_in"] = status.bytes_in.into();
-    all["bytes_out"] = status.bytes_out.into();
-    all["last_error"] = status.last_error.clone().into();
-    all
-}
-
-/// The same for a service of the host.
-pub(crate) fn service_status(status: &ServiceStatus) -> Value {
-    json!({
-        "port": status.service.port(), "host": status.service.host().to_string(),
-        "protocol": status.service.protocol().to_string(), "address": status.service.inside().map(|ip| ip.to_string()),
-        "accepted": status.accepted, "open": status.open, "refused": status.refused,
-        "bytes_in": status.bytes_in, "bytes_out": status.bytes_out, "last_error": status.last_error,
-    })
-}
-
-fn port(port: &PublishedPort) -> Value {
-    json!({
-        "container_port": port.container_port(), "host": port.host().to_string(),
-        "hosts": port.hosts().iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "count": port.count(), "protocol": port.protocol().to_string(),
-    })
-}
 
 /// The network namespace in which a process lives. It can be entered as long as the process lives.
 ///

@@ -3,10 +3,10 @@
 
 use crate::boundary::{bytes, c_string, call, given, release};
 use crate::config::{Config, on_address};
+use crate::counters::{port_status, service_status};
 use crate::error::Error;
 use crate::image::ImageStore;
 use crate::limits::Limits;
-use crate::mapper::{port_status, service_status};
 use crate::output::{Collected, gpuc_exit_status_t, hand_over, time, wait};
 use gpucontainer::ErrorKind;
 use std::ffi::{CString, c_char, c_int, c_void};
