@@ -5,11 +5,11 @@
 mod common;
 mod image_support;
 
-use gpucontainer::image::{Credentials, Image, ImageStore, PullOptions, PushOptions};
+use gpucontainer::image::{Credentials, Image, ImageStore, PushOptions};
 use gpucontainer::{Cancel, Digest, ErrorKind, Phase};
-use image_support::front::{Front, Request, answer, ask, forward};
+use image_support::front::{Front, answer, ask, forward};
+use image_support::pushing::{behind, built, pull, pulled, push, raw_manifest, requests};
 use image_support::{Place, Registry, noise, run, umoci_layout};
-use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,22 +19,6 @@ use std::time::{Duration, Instant};
 
 fn ready() -> bool {
     common::tier("registry") && common::tools("registry", &["umoci"])
-}
-
-fn pull() -> PullOptions<'static> {
-    // The user's own credentials have no place in a test.
-    PullOptions::new().credentials(Credentials::anonymous())
-}
-
-fn push() -> PushOptions<'static> {
-    PushOptions::new().credentials(Credentials::anonymous())
-}
-
-/// An image with `bytes` that do not compress well, and more than files in it.
-fn built(place: &Place, bytes: usize) -> Image {
-    let builder = place.store.build().file("/data/noise", noise(bytes, 1), 0o640);
-    let builder = builder.symlink("data/noise", "/link").directory("/empty", 0o1777).env("A", "1");
-    builder.command(["/bin/sh"]).label("maker", "test").commit("built:1").unwrap()
 }
 
 /// Names, kinds, modes and contents below a directory.
@@ -58,36 +42,6 @@ fn tree(directory: &Path) -> Vec<(String, u32, Vec<u8>)> {
 
 fn trees(image: &Image) -> Vec<Vec<(String, u32, Vec<u8>)>> {
     image.layers().unwrap().iter().map(|layer| tree(layer.path())).collect()
-}
-
-/// Pulls into a store that has nothing.
-fn pulled(place: &Place, name: &str) -> Image {
-    let fresh = tempfile::tempdir_in(place.path("")).unwrap().keep();
-    ImageStore::open(fresh).unwrap().pull(name, pull()).unwrap()
-}
-
-/// The manifest as another tool gets it.
-fn raw_manifest(name: &str) -> String {
-    run(Command::new("skopeo").args(["inspect", "--raw", "--tls-verify=false"]).arg(format!("docker://{name}")))
-}
-
-/// A registry behind a front that passes on all but what `instead` answers itself.
-fn behind(
-    place: &Place,
-    instead: impl Fn(u16, &Request, &mut TcpStream) -> bool + Send + Sync + 'static,
-) -> (Registry, Front) {
-    let registry = Registry::start(&place.path("registry"), "", "");
-    let port = registry.port;
-    let front = Front::start(move |request, stream| {
-        if !instead(port, request, stream) {
-            forward(port, request, stream, u64::MAX);
-        }
-    });
-    (registry, front)
-}
-
-fn requests(front: &Front, method: &str) -> Vec<Request> {
-    front.seen().into_iter().filter(|request| request.method == method).collect()
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Ingest<'_> {
     /// Brings the configuration and the layers of `manifest` into the store.
     pub(super) fn image(&self, manifest: &Manifest) -> Result<Parsed> {
         let bytes = match self.store.blob(&manifest.config.digest) {
-            Ok(Some(bytes)) => bytes,
+            Ok(Some(bytes)) if bytes.len() as u64 == manifest.config.size => bytes,
             // A damaged blob is fetched again and replaced.
             _ => self.small_blob(&manifest.config, CONFIG_MAX).context("image configuration")?,
         };
@@ -93,6 +93,10 @@ impl Ingest<'_> {
             .read_to_end(&mut bytes)
             .map_err(|e| self.cancel.check().err().unwrap_or_else(|| Error::from_io(call, e)))?;
         blob.digest.check(&blob.digest.to_string(), &bytes)?;
+        if bytes.len() as u64 != blob.size {
+            let why = format!("{} has {} bytes, {} were promised", blob.digest, bytes.len(), blob.size);
+            return Err(Error::new(ErrorKind::InvalidImage, why));
+        }
         Ok(bytes)
     }
 

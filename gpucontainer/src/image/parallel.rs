@@ -31,7 +31,10 @@ pub(super) fn each<T: Sync>(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.min(items.len()) {
-            scope.spawn(run);
+            // Fewer do the same work, where the kernel allows no more.
+            if std::thread::Builder::new().spawn_scoped(scope, run).is_err() {
+                break;
+            }
         }
         run();
     });

@@ -9,7 +9,7 @@
 use super::manifest::{self, Blob, DOCKER_MANIFEST, Document, Manifest, OCI_LAYER, OCI_MANIFEST};
 use super::options::{Metered, Report, Reporter, Transfer, access_setters, work_setters};
 use super::parallel;
-use super::registry::{Access, Client, Credentials, Session};
+use super::registry::{Access, Client, Credentials, Mounted, Session};
 use super::{Image, ImageStore, Reference};
 use crate::digest::{Digest, HashingReader};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -142,10 +142,12 @@ impl Push<'_> {
         }
         let mut session = None;
         if let Some(from) = self.from {
-            session = self.client.mount(&blob.digest, from)?;
-            if session.is_none() {
-                say(Phase::Present, blob);
-                return Ok(blob.clone());
+            match self.client.mount(&blob.digest, from)? {
+                Mounted::There => {
+                    say(Phase::Present, blob);
+                    return Ok(blob.clone());
+                }
+                Mounted::Not(begun) => session = begun,
             }
         }
         let (packed, file) = self.pack(diff_id, blob, &item, abandoned)?;
@@ -218,6 +220,10 @@ impl Push<'_> {
             return Ok(());
         }
         let bytes = self.image.raw_config()?;
+        if bytes.len() as u64 != blob.size {
+            let why = format!("the manifest says that {} has {} bytes, it has {}", blob.digest, blob.size, bytes.len());
+            return Err(Error::new(ErrorKind::Corrupt, why).context("image configuration"));
+        }
         let open = |offset: u64| {
             let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
             Ok(Box::new(rest) as Box<dyn Read + '_>)
@@ -240,6 +246,10 @@ fn with_layers(bytes: &[u8], manifest: &Manifest, sent: &BTreeMap<Digest, Blob>)
         layer["mediaType"] = there.media_type.as_str().into();
         layer["digest"] = there.digest.to_string().into();
         layer["size"] = there.size.into();
+        // These are about the bytes that were compressed before: such as where a file begins in them.
+        for about in ["annotations", "data", "urls"] {
+            layer.as_object_mut().map(|layer| layer.remove(about));
+        }
         changed = true;
     }
     let bytes = if changed { serde_json::to_vec(&value).map_err(corrupt)? } else { bytes.to_owned() };

@@ -17,7 +17,7 @@ const BLOCK: usize = 512;
 const EXTENSION_LIMIT: u64 = 1 << 20;
 
 /// Pieces of one sparse file.
-const SEGMENT_LIMIT: usize = 1 << 20;
+pub(super) const SEGMENT_LIMIT: usize = 1 << 20;
 
 /// One member of an archive.
 #[derive(Clone, Debug)]

@@ -1,9 +1,11 @@
 //! An archive written again, from a layer's tree and the record of how the archive was written.
 
+use super::archive::SEGMENT_LIMIT;
 use super::record::{ARCHIVE, BYTES, END, FILE, FIRST_LINE, PATH_LIMIT, REPLACED};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
+use crate::sys::errno;
 use crate::sys::fs::{self, Slice};
 use crate::sys::root::Root;
 use std::collections::{BTreeMap, VecDeque};
@@ -148,17 +150,28 @@ impl LayerArchive {
         self.exact(&mut path)?;
         let path = PathBuf::from(OsStr::from_bytes(&path));
         let mut pieces = VecDeque::new();
-        for _ in 0..self.number()? {
+        let count = self.number()?;
+        if count > SEGMENT_LIMIT as u64 {
+            return Err(self.damaged("a file in it has too many pieces"));
+        }
+        for _ in 0..count {
             pieces.push_back((self.number()?, self.number()?));
         }
         let (offset, length) = pieces.pop_front().ok_or_else(|| self.damaged("a file in it has no pieces"))?;
         let (path, file) = match self.replaced.get(&self.number) {
-            Some(replaced) => (replaced.clone(), fs::open(replaced)),
+            Some(replaced) => {
+                let open = || {
+                    let name = replaced.file_name().unwrap_or_default();
+                    Root::open(&self.layer.join(REPLACED))?.open_file(Path::new(name))
+                };
+                (replaced.clone(), open())
+            }
             None => (self.layer.join("tree").join(&path), self.tree.open_file(&path)),
         };
         self.number += 1;
-        let file = file.map_err(|e| match e.kind() {
-            ErrorKind::NotFound => e.with_kind(ErrorKind::Corrupt),
+        let file = file.map_err(|e| match e.errno() {
+            // What was a file when it was stored is another thing, or gone.
+            Some(errno::ENOENT | errno::ENOTDIR | errno::EINVAL | errno::ELOOP) => e.with_kind(ErrorKind::Corrupt),
             _ => e,
         })?;
         let file = Arc::new(file);

@@ -5,6 +5,7 @@
 
 pub(crate) mod front;
 pub(crate) mod layout;
+pub(crate) mod pushing;
 
 use gpucontainer::image::{Image, ImageStore};
 use std::io::{Read, Write};

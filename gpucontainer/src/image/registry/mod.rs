@@ -9,7 +9,7 @@ mod upload;
 mod url;
 
 pub use credentials::Credentials;
-pub(super) use upload::Session;
+pub(super) use upload::{Mounted, Session};
 
 use super::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, OCI_INDEX, OCI_MANIFEST};
 use super::reference::Reference;
@@ -19,6 +19,7 @@ use crate::progress::Cancel;
 use challenge::Challenge;
 use credentials::{Login, Secret};
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use transport::{Answer, Content, Transport};
@@ -61,6 +62,10 @@ pub(super) struct Client<'a> {
     repository: String,
     /// What a token must be for besides what the registry asks for, which at first is reading alone.
     scopes: Vec<String>,
+    /// What a token shall be for besides, if the user has the right to it.
+    wish: Option<String>,
+    /// Whether the token server refuses the wish.
+    refused: AtomicBool,
     login: Login,
     /// The `Authorization` header that worked last.
     authorization: Mutex<Option<String>>,
@@ -70,7 +75,7 @@ pub(super) struct Client<'a> {
 impl<'a> Client<'a> {
     /// Prepares for reading the repository of `reference`; nothing is sent yet.
     pub(super) fn new(reference: &Reference, access: &Access, cancel: &'a Cancel) -> Result<Self> {
-        Self::with_scopes(reference, access, cancel, Vec::new())
+        Self::with_scopes(reference, access, cancel, Vec::new(), None)
     }
 
     /// Prepares for writing to the repository of `reference`, also what another repository of the registry has.
@@ -80,12 +85,17 @@ impl<'a> Client<'a> {
         access: &Access,
         cancel: &'a Cancel,
     ) -> Result<Self> {
-        let mut scopes = vec![format!("repository:{}:pull,push", reference.repository())];
-        scopes.extend(from.map(|from| format!("repository:{from}:pull")));
-        Self::with_scopes(reference, access, cancel, scopes)
+        let scopes = vec![format!("repository:{}:pull,push", reference.repository())];
+        Self::with_scopes(reference, access, cancel, scopes, from.map(|from| format!("repository:{from}:pull")))
     }
 
-    fn with_scopes(reference: &Reference, access: &Access, cancel: &'a Cancel, scopes: Vec<String>) -> Result<Self> {
+    fn with_scopes(
+        reference: &Reference,
+        access: &Access,
+        cancel: &'a Cancel,
+        scopes: Vec<String>,
+        wish: Option<String>,
+    ) -> Result<Self> {
         let host = match reference.registry() {
             // The name and the address of Docker's own registry differ.
             "docker.io" => "registry-1.docker.io",
@@ -102,6 +112,8 @@ impl<'a> Client<'a> {
             base,
             repository: reference.repository().to_owned(),
             scopes,
+            wish,
+            refused: AtomicBool::new(false),
             login,
             authorization: Mutex::new(None),
             cancel,
@@ -188,16 +200,15 @@ impl<'a> Client<'a> {
         content: &Content<'_>,
     ) -> Result<Answer, Failure> {
         let used = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (answer, by) = self.follow(method, url, headers, content, used.as_deref())?;
+        let answer = self.follow(method, url, headers, content, used.as_deref())?;
         // Who else we were sent to could name a token server of its own, which would get the credentials.
-        if answer.status != 401 || !by.same_origin(&self.base) {
+        if answer.status != 401 || !answer.by.same_origin(&self.base) {
             return Ok(answer);
         }
         let authorization = self.authorize(&answer, used)?;
-        Ok(self.follow(method, url, headers, content, authorization.as_deref())?.0)
+        self.follow(method, url, headers, content, authorization.as_deref())
     }
 
-    /// The answer in the end, and who gave it.
     fn follow(
         &self,
         method: &Method,
@@ -205,7 +216,7 @@ impl<'a> Client<'a> {
         headers: &[(&str, &str)],
         content: &Content<'_>,
         authorization: Option<&str>,
-    ) -> Result<(Answer, Url), Failure> {
+    ) -> Result<Answer, Failure> {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let mut at = url.clone();
         for _ in 0..=REDIRECTS {
@@ -218,9 +229,9 @@ impl<'a> Client<'a> {
             // The other three would have the request become a GET.
             let leads_on = matches!(answer.status, 307 | 308) || reads && matches!(answer.status, 301..=303);
             if !leads_on {
-                return Ok((answer, at));
+                return Ok(answer);
             }
-            at = answer.location(&at)?;
+            at = answer.location()?;
         }
         Err(Error::new(ErrorKind::Registry, format!("{url}: more than {REDIRECTS} redirects")).into())
     }
@@ -252,27 +263,11 @@ impl<'a> Client<'a> {
         if self.base.is_secure() && !realm.is_secure() {
             return Err(registry(format!("the token server {realm} would get the credentials unencrypted")).into());
         }
-        let reading = format!("repository:{}:pull", self.repository);
-        let asked = challenge.get("scope").or_else(|| self.scopes.is_empty().then_some(&reading));
-        let besides = self.scopes.iter().map(String::as_str).filter(|scope| asked != Some(scope));
-        let mut query: Vec<_> = asked.into_iter().chain(besides).map(|scope| ("scope", scope)).collect();
-        query.extend(challenge.get("service").map(|service| ("service", service)));
-        let mut answer = match self.login.secret() {
-            Some(Secret::IdentityToken(token)) => {
-                query.extend([
-                    ("grant_type", "refresh_token"),
-                    ("client_id", "gpucontainer"),
-                    ("refresh_token", token),
-                ]);
-                self.transport.post_form(&realm, &url::form(&query))?
-            }
-            Some(Secret::Password { user, .. }) => {
-                query.push(("account", user));
-                let basic = self.login.basic().unwrap_or_default();
-                self.transport.get(&realm.with_query(&query), &[("Authorization", &basic)])?
-            }
-            None => self.transport.get(&realm.with_query(&query), &[])?,
-        };
+        let mut answer = self.ask_for_token(&realm, challenge)?;
+        if matches!(answer.status, 400..=404) && self.wish.is_some() && !self.refused.swap(true, Ordering::Relaxed) {
+            // Perhaps for what was only wished for.
+            answer = self.ask_for_token(&realm, challenge)?;
+        }
         if answer.status != 200 {
             let kind = if matches!(answer.status, 400..=404) { ErrorKind::Authentication } else { ErrorKind::Registry };
             return Err(answer.failure(kind, &self.login).context(format!("token server {realm}")));
@@ -289,6 +284,31 @@ impl<'a> Client<'a> {
         // Control characters would end the header and start another.
         let token = token.filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
         Ok(token.ok_or_else(|| registry(format!("token server {realm}: its answer has no token")))?)
+    }
+
+    fn ask_for_token(&self, realm: &Url, challenge: &Challenge) -> Result<Answer, Failure> {
+        let reading = format!("repository:{}:pull", self.repository);
+        let asked = challenge.get("scope").or_else(|| self.scopes.is_empty().then_some(&reading));
+        let wish = self.wish.iter().filter(|_| !self.refused.load(Ordering::Relaxed));
+        let besides = self.scopes.iter().chain(wish).map(String::as_str).filter(|scope| asked != Some(scope));
+        let mut query: Vec<_> = asked.into_iter().chain(besides).map(|scope| ("scope", scope)).collect();
+        query.extend(challenge.get("service").map(|service| ("service", service)));
+        match self.login.secret() {
+            Some(Secret::IdentityToken(token)) => {
+                query.extend([
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "gpucontainer"),
+                    ("refresh_token", token),
+                ]);
+                self.transport.post_form(realm, &url::form(&query))
+            }
+            Some(Secret::Password { user, .. }) => {
+                query.push(("account", user));
+                let basic = self.login.basic().unwrap_or_default();
+                self.transport.get(&realm.with_query(&query), &[("Authorization", &basic)])
+            }
+            None => self.transport.get(&realm.with_query(&query), &[]),
+        }
     }
 }
 
@@ -313,8 +333,9 @@ impl From<Error> for Failure {
 }
 
 impl Answer {
-    /// Where the answer of a request to `from` leads.
-    fn location(&self, from: &Url) -> Result<Url> {
+    /// Where it leads.
+    fn location(&self) -> Result<Url> {
+        let from = &self.by;
         let lost = || Error::new(ErrorKind::Registry, format!("{from}: a redirect to nowhere"));
         let next = from.join(self.header("location").ok_or_else(lost)?)?;
         if from.is_secure() && !next.is_secure() {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use ureq::http::{HeaderMap, Method, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, SendBody};
+use ureq::{Agent, AsSendBody, SendBody};
 
 /// A peer that says nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -27,6 +27,9 @@ const HOST_AUTHORITIES: &[&str] = &[
 /// How long to wait before the first repetition.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
+/// So many bytes a second a registry looks through, or moves to where they stay, when it has all of a blob.
+const COMMITTED: u64 = 10 << 20;
+
 /// How often a cancel is looked for while requests wait for their peer.
 const WATCH: Duration = Duration::from_millis(50);
 
@@ -34,6 +37,7 @@ const WATCH: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Transport {
     agent: Agent,
+    silence: Duration,
     cancel: Cancel,
 }
 
@@ -41,6 +45,8 @@ pub(super) struct Transport {
 pub(super) enum Content<'a> {
     Nothing,
     Bytes(&'a [u8]),
+    /// Nothing, after which the registry has so many bytes to look through before it answers.
+    End(u64),
     /// Opened anew for each attempt.
     Stream {
         open: &'a (dyn Fn() -> Result<Box<dyn Read + 'a>> + 'a),
@@ -50,6 +56,8 @@ pub(super) enum Content<'a> {
 
 /// What came back.
 pub(super) struct Answer {
+    /// Who gave it.
+    pub(super) by: Url,
     pub(super) status: u16,
     headers: HeaderMap,
     pub(super) reader: Box<dyn Read + Send>,
@@ -73,7 +81,7 @@ impl Transport {
             .input_buffer_size(256 << 10)
             .tls_config(TlsConfig::builder().root_certs(roots(authorities)?).build())
             .build();
-        Ok(Self { agent: Agent::new_with_config(config), cancel: cancel.clone() })
+        Ok(Self { agent: Agent::new_with_config(config), silence, cancel: cancel.clone() })
     }
 
     pub(super) fn get(&self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
@@ -100,19 +108,23 @@ impl Transport {
         }
         let bad = |e: ureq::http::Error| Error::new(ErrorKind::Registry, format!("{method} {url}: {e}"));
         let result = match content {
-            Content::Nothing => self.agent.run(request.body(()).map_err(bad)?),
-            Content::Bytes(bytes) => self.agent.run(request.body(*bytes).map_err(bad)?),
+            Content::Nothing => self.run(request.body(()).map_err(bad)?, url, None),
+            Content::Bytes(bytes) => self.run(request.body(*bytes).map_err(bad)?, url, None),
+            Content::End(size) => {
+                let patience = self.silence + Duration::from_secs(size / COMMITTED);
+                self.run(request.body(&[][..]).map_err(bad)?, url, Some(patience))
+            }
             Content::Stream { open, length } => {
-                let mut reader = open()?;
+                let mut reader = Exactly { inner: open()?, left: *length };
                 let body = SendBody::from_reader(&mut reader);
-                self.agent.run(request.header("Content-Length", *length).body(body).map_err(bad)?)
+                self.run(request.header("Content-Length", *length).body(body).map_err(bad)?, url, None)
             }
         };
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
                 let reader = Box::new(body.into_reader());
-                Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, reader })
+                Ok(Answer { by: url.clone(), status: parts.status.as_u16(), headers: parts.headers, reader })
             }
             Err(e) => {
                 // A cancel closes the connection; what that looks like from here does not matter.
@@ -132,9 +144,27 @@ impl Transport {
         }
     }
 
+    fn run(
+        &self,
+        request: Request<impl AsSendBody>,
+        url: &Url,
+        patience: Option<Duration>,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let mut request = self.agent.configure_request(request);
+        if url.is_loopback() {
+            // To another machine it would be another one's, and unencrypted on the way there.
+            request = request.proxy(None);
+        }
+        if patience.is_some() {
+            request = request.timeout_recv_response(patience);
+        }
+        self.agent.run(request.build())
+    }
+
     /// Does `work`, and closes all connections when `cancel` is switched: a blocked read ends at once.
     ///
-    /// There is one more thread for as long as it takes.
+    /// There is one more thread for as long as it takes; where the kernel allows none, a cancel is heard when something
+    /// moves.
     pub(super) fn watched<T>(&self, work: impl FnOnce() -> T) -> T {
         struct Done<'a>(&'a AtomicBool, std::thread::Thread);
         impl Drop for Done<'_> {
@@ -145,18 +175,38 @@ impl Transport {
         }
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let watcher = scope.spawn(|| {
+            let watch = || {
                 while !done.load(Ordering::Acquire) {
                     if self.cancel.is_cancelled() {
                         return self.agent.clone().shutdown();
                     }
                     std::thread::park_timeout(WATCH);
                 }
-            });
+            };
+            let watcher = std::thread::Builder::new().spawn_scoped(scope, watch);
             // Also when the work panics, or the scope would wait for the watcher for ever.
-            let _done = Done(&done, watcher.thread().clone());
+            let _done = watcher.ok().map(|watcher| Done(&done, watcher.thread().clone()));
             work()
         })
+    }
+}
+
+/// Gives just so many bytes. Whoever sends them would ask for more for ever, if there were fewer.
+struct Exactly<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let count = self.inner.read(&mut buffer[..wanted])?;
+        if count == 0 && wanted > 0 {
+            let why = format!("what is sent ends {} bytes too early", self.left);
+            return Err(Error::new(ErrorKind::Corrupt, why).into());
+        }
+        self.left -= count as u64;
+        Ok(count)
     }
 }
 

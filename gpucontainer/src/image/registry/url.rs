@@ -39,6 +39,11 @@ impl Url {
         self.secure
     }
 
+    /// Whether it is a server of this machine.
+    pub(super) fn is_loopback(&self) -> bool {
+        is_loopback(&self.authority)
+    }
+
     /// Whether both are the same server for the purpose of credentials.
     pub(super) fn same_origin(&self, other: &Self) -> bool {
         (self.secure, &self.authority) == (other.secure, &other.authority)
