@@ -92,7 +92,8 @@ impl LayerArchive {
                 replaced.insert(number.ok_or_else(|| damaged(&path, "it is no number"))?, path);
             }
         }
-        let tree = Root::open(&layer.join("tree"))?;
+        // An image may say that its owner does not read it.
+        let tree = Root::enter(&layer.join("tree"))?;
         Ok(Self { layer: layer.to_owned(), tree, replaced, record, number: 0, now: Now::Between })
     }
 

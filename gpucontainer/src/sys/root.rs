@@ -26,6 +26,14 @@ impl Root {
         Ok(Self { fd: super::fs::open_dir(path)?, path: path.to_owned() })
     }
 
+    /// The same for a directory in which things are only looked up, so that it need not be readable itself.
+    pub(crate) fn enter(path: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|e| failed(format!("open({path:?}, O_PATH)"), e).with_path(path))?;
+        Ok(Self { fd, path: path.to_owned() })
+    }
+
     /// The directory's path on the host, for messages.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -40,6 +40,15 @@ fn an_archive_is_written_again_whatever_became_of_its_files() {
 }
 
 #[test]
+fn an_archive_is_written_again_whatever_its_root_allows() {
+    for mode in [0o111, 0o311, 0o444, 0] {
+        let archive = Tar::default().raw(b'5', b"./", b"", b"", |h| h.set_mode(mode)).file("a", b"contents").end();
+        let (_layer, written) = again(&archive);
+        assert!(written == archive, "{mode:o}");
+    }
+}
+
+#[test]
 fn what_was_changed_or_never_kept_is_said_to_be() {
     let archive = Tar::default().file("a", b"contents").file("b", b"").end();
     let (layer, _) = again(&archive);
