@@ -9,6 +9,7 @@ your Enter key instead.
 import json
 import secrets
 import tempfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -42,8 +43,15 @@ with tempfile.TemporaryDirectory() as directory:
         port = sandbox.ports[0]
         url = f"http://{port.host}:{port.host_port}"
         request = urllib.request.Request(f"{url}/api/contents", headers={"Authorization": f"token {token}"})
-        # Raises at once if the server ends instead, with how it did.
-        sandbox.wait_ready(8888, timeout=120)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            names = [entry["name"] for entry in json.load(answer)["content"]]
+        while True:
+            # Raises at once if the server ends instead, with how it did.
+            sandbox.wait_ready(8888, timeout=120)
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    names = [entry["name"] for entry in json.load(answer)["content"]]
+                break
+            except urllib.error.URLError as error:
+                # Jupyter listens for a moment to see whether it may, and then once more to serve.
+                if not isinstance(error.reason, ConnectionError):
+                    raise
         print("Jupyter serves", names, "on", url)

@@ -130,8 +130,8 @@ def _served(host: str, port: int, send: str | None) -> str:
     end = time.monotonic() + LIMIT
     while True:
         answer = ""
-        # Between two servers nobody takes it.
-        with contextlib.suppress(ConnectionRefusedError):
+        # Between two servers nobody takes it, and whom one had not taken yet loses the connection with it.
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
             answer = _talk(socket.create_connection((host, port)), send)
         if answer or time.monotonic() > end:
             return answer
