@@ -8,7 +8,7 @@ use crate::store::Store;
 use crate::sys::errno;
 use crate::sys::fs::{self, Slice};
 use crate::sys::root::Root;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -35,8 +35,10 @@ impl Store {
 pub(crate) struct LayerArchive {
     layer: PathBuf,
     tree: Root,
-    /// The files that are no longer where they were, by their number.
-    replaced: BTreeMap<u64, PathBuf>,
+    /// The layer's directory, where what is beside its tree is looked up.
+    kept: Root,
+    /// The numbers of the files that are no longer where they were.
+    replaced: BTreeSet<u64>,
     record: zstd::Decoder<'static, BufReader<fs::File>>,
     /// The number of the next file.
     number: u64,
@@ -85,16 +87,16 @@ impl LayerArchive {
             Err(e) => return Err(Error::from_io(format!("read({path:?})"), e).with_path(path)),
         }
         let record = zstd::Decoder::new(file).map_err(|e| Error::from_io(format!("read({path:?})"), e))?;
-        let mut replaced = BTreeMap::new();
+        let mut replaced = BTreeSet::new();
         if layer.join(REPLACED).is_dir() {
             for path in fs::read_dir(&layer.join(REPLACED))? {
                 let number = path.file_name().and_then(OsStr::to_str).and_then(|name| name.parse().ok());
-                replaced.insert(number.ok_or_else(|| damaged(&path, "it is no number"))?, path);
+                replaced.insert(number.ok_or_else(|| damaged(&path, "it is no number"))?);
             }
         }
         // An image may say that its owner does not read it.
-        let tree = Root::enter(&layer.join("tree"))?;
-        Ok(Self { layer: layer.to_owned(), tree, replaced, record, number: 0, now: Now::Between })
+        let (tree, kept) = (Root::enter(&layer.join("tree"))?, Root::enter(layer)?);
+        Ok(Self { layer: layer.to_owned(), tree, kept, replaced, record, number: 0, now: Now::Between })
     }
 
     /// Compares the digest of all bytes read with what it must be.
@@ -159,15 +161,11 @@ impl LayerArchive {
             pieces.push_back((self.number()?, self.number()?));
         }
         let (offset, length) = pieces.pop_front().ok_or_else(|| self.damaged("a file in it has no pieces"))?;
-        let (path, file) = match self.replaced.get(&self.number) {
-            Some(replaced) => {
-                let open = || {
-                    let name = replaced.file_name().unwrap_or_default();
-                    Root::open(&self.layer.join(REPLACED))?.open_file(Path::new(name))
-                };
-                (replaced.clone(), open())
-            }
-            None => (self.layer.join("tree").join(&path), self.tree.open_file(&path)),
+        let (path, file) = if self.replaced.contains(&self.number) {
+            let path = Path::new(REPLACED).join(self.number.to_string());
+            (self.layer.join(&path), self.kept.open_file(&path))
+        } else {
+            (self.layer.join("tree").join(&path), self.tree.open_file(&path))
         };
         self.number += 1;
         let file = file.map_err(|e| match e.errno() {

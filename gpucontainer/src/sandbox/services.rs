@@ -32,18 +32,21 @@ impl Services {
         Ok(services)
     }
 
-    /// Closes a service and its connections.
+    /// Closes the services on a port, of which there may be some on several addresses, and their connections.
     pub(crate) fn remove(&self, port: u16, protocol: Protocol) -> Result<()> {
         let mut all = self.lock();
         let is_it = |service: &HostService| service.port() == port && service.protocol() == protocol;
-        let Some(at) = all.iter().position(|one| one.services().iter().any(is_it)) else {
+        let (closing, staying) =
+            std::mem::take(&mut *all).into_iter().partition(|one| one.services().iter().any(is_it));
+        let closing: Vec<ExposedServices> = closing;
+        *all = staying;
+        drop(all);
+        if closing.is_empty() {
             let message = format!("no service of the host is on port {port}/{protocol} inside");
             return Err(Error::new(ErrorKind::NotFound, message)).context("close a service of the host");
-        };
-        let closing = all.remove(at);
-        drop(all);
+        }
         // Waits for the relay; nobody needs to wait for that with us.
-        closing.close();
+        drop(closing);
         Ok(())
     }
 
